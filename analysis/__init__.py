@@ -1,0 +1,53 @@
+"""Fit things: laws, fits with intervals, compute-optimal frontiers, back-tests, figures and the report of a sweep.
+
+Takes pandas DataFrames only (columns of a run's record, see the README) and never imports models or training code;
+of `scaling` it may import `scaling.sweep.store` and `scaling.counting`. Who may import it: `scaling.cli`,
+`experiments`, people's scripts. Modules are named so that none has the name of a public function: `analysis.fit` is
+the function, `analysis.fitting` its module. Nothing here is imported before it is used, so that `import analysis` is
+quick and starts no JAX backend.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from analysis import plots as plots
+    from analysis import report as report
+    from analysis.backtests import backtest as backtest
+    from analysis.errors import Refused as Refused
+    from analysis.fitting import Fit as Fit
+    from analysis.fitting import fit as fit
+    from analysis.fitting import load as load
+    from analysis.frontiers import frontier as frontier
+    from analysis.laws import LAWS as LAWS
+    from analysis.laws import Law as Law
+    from analysis.laws import Parameter as Parameter
+    from analysis.laws import law as law
+    from analysis.noise import seed_noise as seed_noise
+    from analysis.tables import read_csv as read_csv
+
+_HOMES = {
+    "backtest": "backtests",
+    "Refused": "errors",
+    "Fit": "fitting",
+    "fit": "fitting",
+    "load": "fitting",
+    "frontier": "frontiers",
+    "LAWS": "laws",
+    "Law": "laws",
+    "Parameter": "laws",
+    "law": "laws",
+    "seed_noise": "noise",
+    "read_csv": "tables",
+}
+_MODULES = ("plots", "report")
+
+__all__ = [*_HOMES, *_MODULES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"analysis.{_HOMES[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"analysis.{name}")
+    raise AttributeError(f"module 'analysis' has no attribute {name!r}; it has {', '.join(__all__)}")

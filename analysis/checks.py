@@ -1,0 +1,203 @@
+"""Which rows may enter a fit, which fits must not be made, and what to warn about: PRACTICES as code.
+
+Everything that is excluded is excluded by a rule stated here and is counted; everything that is refused raises
+`Refused` with the value, the rule and the remedy.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from analysis import errors, laws
+
+ONE_EACH = ("tokenizer_id", "vocabulary_size", "context", "precision", "validation_id")
+EPOCHS_WARN, EPOCHS_REFUSE = 1.0, 4.0  # Muennighoff et al. 2023, arXiv 2305.16264: little lost up to about 4 epochs
+RATIO_SPREAD = 0.05  # least standard deviation of log D given log N; 5% apart is one ratio
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Rows that may enter a fit, and what was decided about the others."""
+
+    frame: pd.DataFrame
+    total: int
+    dropped: tuple[tuple[str, int], ...]
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def runs(frame: pd.DataFrame) -> Selection:
+    """Finished runs that are not trunks: status "finished" where there is a status, role other than "trunk"."""
+    if not isinstance(frame, pd.DataFrame):
+        raise errors.Refused(f"got a {type(frame).__name__}: the analysis takes a pandas DataFrame; build one of it")
+    keep = pd.Series(True, index=frame.index)
+    dropped: dict[str, int] = {}
+    notes = []
+    if "status" in frame:
+        for status, count in frame.loc[frame["status"] != "finished", "status"].value_counts(dropna=False).items():
+            dropped[f"status is {status}"] = int(count)
+        keep &= frame["status"] == "finished"
+    else:
+        notes.append("status: not checked (no column)")
+    if "role" in frame:
+        trunks = keep & (frame["role"] == "trunk")
+        if trunks.any():
+            dropped["role is trunk"] = int(trunks.sum())
+        keep &= frame["role"] != "trunk"
+    chosen = frame[keep]
+    if "run_id" in chosen and chosen["run_id"].duplicated().any():
+        repeated = chosen.loc[chosen["run_id"].duplicated(), "run_id"].iloc[0]
+        raise errors.Refused(f"run_id {repeated!r} is in two rows: a run counts once; drop the repeats")
+    return Selection(chosen, len(frame), tuple(dropped.items()), (), tuple(notes))
+
+
+def column(frame: pd.DataFrame, name: str, purpose: str) -> np.ndarray:
+    """One column as positive finite float64, or `Refused` that names the first bad value."""
+    if name not in frame.columns:
+        near = difflib.get_close_matches(name, [str(c) for c in frame.columns], n=3, cutoff=0.5)
+        hint = f"; nearest are {', '.join(near)}" if near else ""
+        raise errors.Refused(
+            f"no column {name!r} for {purpose}: the frame has {', '.join(map(str, frame.columns))}{hint}. "
+            "Rename one, or say which column to use"
+        )
+    raw = frame[name]
+    values = pd.to_numeric(raw, errors="coerce")
+    if (text := values.isna() & raw.notna()).any():
+        raise errors.Refused(f"column {name!r} holds {raw[text].iloc[0]!r}, not a number; mend or drop that row")
+    array = values.to_numpy(dtype=np.float64)
+    for bad, what in ((np.isnan(array), "NaN"), (np.isinf(array), "infinite"), (array <= 0, "zero or negative")):
+        if bad.any():
+            row = frame.index[bad][0]
+            raise errors.Refused(
+                f"column {name!r} is {what} in {int(bad.sum())} rows (first at index {row!r}, value {raw.loc[row]!r}): "
+                "a law in logarithms needs positive finite numbers; drop these rows and say why"
+            )
+    return array
+
+
+def one_of_each(frame: pd.DataFrame) -> tuple[str, ...]:
+    """One fit, one tokenizer, vocabulary, context, precision and validation set; a note for what is not recorded."""
+    notes = []
+    for name in ONE_EACH:
+        if name not in frame.columns or frame[name].isna().all():
+            notes.append(f"one {name}: not checked (no column)")
+            continue
+        values = frame[name].drop_duplicates()
+        if len(values) > 1:
+            listed = ", ".join(map(repr, values.iloc[:4]))
+            raise errors.Refused(
+                f"{name} takes {len(values)} values ({listed}): losses under different ones are not comparable; "
+                f"fit each on its own, e.g. frame[frame[{name!r}] == {values.iloc[0]!r}]"
+            )
+        notes.append(f"one {name}: {values.iloc[0]}")
+    return tuple(notes)
+
+
+def epochs(frame: pd.DataFrame) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Warnings and notes on repeated data; refuses laws of fresh tokens beyond EPOCHS_REFUSE epochs."""
+    if "epochs" not in frame.columns or frame["epochs"].isna().all():
+        return (), ("epochs: not checked (no column)",)
+    most = float(frame["epochs"].max())
+    if most > EPOCHS_REFUSE:
+        count = int((frame["epochs"] > EPOCHS_REFUSE).sum())
+        raise errors.Refused(
+            f"{count} runs saw their data up to {most:.3g} times: a law of fresh tokens holds to about "
+            f"{EPOCHS_REFUSE:g} epochs (arXiv 2305.16264); drop runs with epochs > {EPOCHS_REFUSE:g} or use a "
+            "data-constrained law"
+        )
+    if most > EPOCHS_WARN:
+        count = int((frame["epochs"] > EPOCHS_WARN).sum())
+        return (f"{count} runs repeat data (up to {most:.2g} epochs); the law counts repeated tokens as fresh",), ()
+    return (), (f"epochs: at most {most:.2g}",)
+
+
+def separable(params: np.ndarray, tokens: np.ndarray) -> None:
+    """Refuse runs in which tokens follow from parameters: the two exponents cannot be told apart (PRACTICES 1)."""
+    x, y = np.log(params), np.log(tokens)
+    ratio = y - x
+    if np.ptp(x) < RATIO_SPREAD or np.ptp(y) < RATIO_SPREAD:
+        which = "parameters" if np.ptp(x) < RATIO_SPREAD else "tokens"
+        raise errors.Refused(f"all runs have the same number of {which}: L(N, D) needs both to vary; add runs")
+    slope, intercept = np.polyfit(x, y, 1)
+    if np.std(ratio) < RATIO_SPREAD:
+        raise errors.Refused(
+            f"all {len(x)} runs have one ratio of tokens to parameters (D/N = {np.exp(ratio.mean()):.4g}, spread "
+            f"{np.std(ratio):.1%}): the exponents of N and D cannot be told apart; add runs with other D/N, or fit "
+            '"kaplan_n", "kaplan_d" or "power" instead'
+        )
+    if np.std(y - slope * x - intercept) < RATIO_SPREAD:
+        raise errors.Refused(
+            f"tokens follow parameters in all {len(x)} runs (D ∝ N^{slope:.3g}): the exponents of N and D cannot be "
+            "told apart; add runs that leave this line"
+        )
+
+
+def learning_rates(frame: pd.DataFrame) -> tuple[str, ...]:
+    """Warn where one size and length was trained at several learning rates: a law wants each at its best."""
+    keys = [k for k in ("params", "tokens", "family", "batch_tokens") if k in frame.columns]
+    if "learning_rate" not in frame.columns or not {"params", "tokens"} <= set(keys):
+        return ()
+    rates = frame.groupby(keys, dropna=False)["learning_rate"].nunique()
+    if not (several := int((rates > 1).sum())):
+        return ()
+    return (f"{several} (N, D) pairs were trained at several learning rates; keep the best of each before fitting",)
+
+
+def measurements(
+    law: laws.Law, frame: pd.DataFrame, loss: str, columns: Mapping[str, str]
+) -> tuple[Selection, dict[str, np.ndarray], np.ndarray]:
+    """What a fit of `law` may use: the selection, its inputs by name, and the losses."""
+    if unknown := set(columns) - set(law.inputs):
+        raise errors.Refused(f"{sorted(unknown)} are no inputs of {law.name!r}; it takes {', '.join(law.inputs)}")
+    chosen = runs(frame)
+    names = {name: columns.get(name, name) for name in law.inputs}
+    if not len(chosen.frame):
+        raise errors.Refused(f"0 of {chosen.total} rows are finished runs; there is nothing to fit: {chosen.dropped}")
+    inputs = {name: column(chosen.frame, names[name], f"input {name!r} of {law.name}") for name in law.inputs}
+    measured = column(chosen.frame, loss, "the loss")
+    if chosen.frame.duplicated().any():
+        row = chosen.frame.index[chosen.frame.duplicated()][0]
+        raise errors.Refused(
+            f"{int(chosen.frame.duplicated().sum())} rows repeat another in every column (first at index {row!r}): a "
+            "run counts once; use frame.drop_duplicates(), or add a seed column if they are runs of their own"
+        )
+    needed, got = len(law.names), len(measured)
+    if got <= needed:
+        raise errors.Refused(f"{got} runs for {needed} parameters of {law.name!r}: need more than {needed}; add runs")
+    if (first := law.inputs[0]) and len(law.inputs) == 1 and np.ptp(np.log(inputs[first])) < RATIO_SPREAD:
+        raise errors.Refused(f"{names[first]!r} is the same in all {got} runs: {law.name!r} needs it to vary; add runs")
+    warnings, notes = list(learning_rates(chosen.frame)), list(chosen.notes)
+    notes += one_of_each(chosen.frame)
+    if "tokens" in law.inputs:
+        more, told = epochs(chosen.frame)
+        warnings += more
+        notes += told
+    if {"params", "tokens"} <= set(law.inputs):
+        separable(inputs["params"], inputs["tokens"])
+    return dataclasses.replace(chosen, warnings=tuple(warnings), notes=tuple(notes)), inputs, measured
+
+
+def conventions(frame: pd.DataFrame, names: Sequence[str]) -> tuple[str, ...]:
+    """One line for each input: the column it is, and the convention that the frame states for it."""
+    meaning = {
+        "params": "total trainable parameters",
+        "params_non_embedding": "parameters without token and position embeddings",
+        "params_with_head": "non-embedding parameters and the output head",
+        "tokens": "training tokens seen",
+        "flops": "training FLOPs: exact matmuls, causal attention, head included, no recomputation",
+        "flops_6nd": "6 · params_non_embedding · tokens",
+    }
+    lines = []
+    for name in names:
+        stated = f"{name.split('_')[0]}_convention"
+        if stated in frame.columns and frame[stated].notna().any():
+            told = ", ".join(sorted(map(str, frame[stated].dropna().unique())))
+        elif "run_id" in frame.columns and name in meaning:
+            told = meaning[name]
+        else:
+            told = "convention not stated by the table"
+        lines.append(f"{name}: {told}")
+    return tuple(lines)
