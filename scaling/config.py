@@ -1,0 +1,146 @@
+"""What a run and a sweep are: frozen, typed, JSON both ways. No JAX here.
+
+A `Run` holds all that determines a result, and nothing else; `Execution` holds how it is computed, which does not
+change a result beyond rounding. A `Sweep` is a base run, a grid over it, a rule for learning rates and an execution.
+"""
+
+from typing import Literal, Self
+
+import pydantic
+
+from scaling import families, optim, parametrization, schema
+from scaling.data import corpus
+from scaling.sweep import grid, rates
+
+DType = Literal["float32", "bfloat16"]
+
+
+class Precision(schema.Config):
+    """The dtype of the forward and backward pass, and the dtype in which parameters are kept."""
+
+    compute: DType
+    parameters: DType = "float32"
+
+
+class Run(schema.Config):
+    """One training of one model: everything that determines its result.
+
+    `tokens` are training tokens seen, a multiple of `batch_size` sequences of `context` tokens. `clip` bounds the
+    global norm of the gradient. `z_loss` weighs log²Z of the softmax (Chowdhery et al. 2204.02311, section 5).
+    """
+
+    model: families.Family
+    parametrization: parametrization.Parametrization
+    data: corpus.Data
+    context: pydantic.PositiveInt
+    batch_size: pydantic.PositiveInt
+    tokens: pydantic.PositiveInt
+    optimizer: optim.Optimizer
+    schedule: optim.Schedule
+    precision: Precision
+    clip: pydantic.PositiveFloat | None = None
+    z_loss: pydantic.NonNegativeFloat = 0.0
+    seed: pydantic.NonNegativeInt = 0
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.tokens < self.batch_tokens:
+            raise ValueError(
+                f"{self.tokens} tokens are fewer than one batch of {self.batch_tokens} "
+                f"({self.batch_size} × {self.context}); train on more tokens or make the batch smaller"
+            )
+        if self.tokens % self.batch_tokens:
+            near = round(self.tokens / self.batch_tokens) * self.batch_tokens
+            raise ValueError(
+                f"{self.tokens} tokens are no whole number of batches of {self.batch_tokens}; the nearest is {near}"
+            )
+        if self.data.validation_tokens % self.context:
+            near = max(1, round(self.data.validation_tokens / self.context)) * self.context
+            raise ValueError(
+                f"data.validation_tokens {self.data.validation_tokens} is no multiple of context {self.context}; "
+                f"the nearest is {near}"
+            )
+        optim.check_parametrization(self.optimizer, self.parametrization.kind)
+        return self
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens in one optimizer step."""
+        return self.batch_size * self.context
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return self.tokens // self.batch_tokens
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Entries of the tokenizer's vocabulary."""
+        return self.data.tokenizer.vocabulary_size
+
+    @property
+    def weights(self) -> tuple[families.Weight, ...]:
+        """The model's table of weights."""
+        return self.model.weights(self.vocabulary_size, self.context)
+
+    def run_id(self, data_sha256: str) -> str:
+        """The name of this run: 16 hex digits that follow from all that determines its result.
+
+        The corpus counts by its content, not by where it lies.
+        """
+        settings = self.model_dump(mode="json")
+        settings["data"].pop("source")
+        return schema.digest({"run": settings, "data_sha256": data_sha256})[:16]
+
+
+class Mesh(schema.Config):
+    """Devices along each axis; their product is the number of devices used. `data` None takes all that are left."""
+
+    data: pydantic.PositiveInt | None = None
+    fsdp: pydantic.PositiveInt = 1
+    tensor: pydantic.PositiveInt = 1
+
+
+class Execution(schema.Config):
+    """How runs are computed. Nothing here changes a result, but for the rounding of another order of sums."""
+
+    mesh: Mesh = Mesh()
+    microbatch: pydantic.PositiveInt | None = None  # sequences of one forward pass; None: the whole batch
+    layers: Literal["auto", "scan", "unroll"] = "auto"
+    remat: Literal["none", "full", "dots"] = "none"
+    steps_per_dispatch: pydantic.PositiveInt = 32
+    evaluations: pydantic.PositiveInt = 1  # validations a run, equally spaced; the last is the result
+    checkpoint_seconds: pydantic.NonNegativeFloat = 60.0
+    keep_last_checkpoint: bool = True
+
+
+class Tracking(schema.Config):
+    """Where metrics go besides the store. wandb "online" needs WANDB_API_KEY or a login; "offline" needs neither."""
+
+    wandb: Literal["disabled", "offline", "online"] = "disabled"
+    project: str = "scaling"
+    entity: str | None = None
+
+
+class Sweep(schema.Config):
+    """A named set of runs: a base run, a grid over it, a rule for the learning rates, and how to compute them."""
+
+    name: str = pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    base: Run
+    grid: grid.Grid = grid.Single()
+    learning_rate: rates.Rule = rates.AsGiven()
+    execution: Execution = Execution()
+    tracking: Tracking = Tracking()
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        self.learning_rate.check(self.base)
+        return self
+
+    def points(self) -> list[grid.Point]:
+        """Every run of the grid once, in the grid's order, learning rates as in the base run (see `rates`)."""
+        start = grid.Point(self.base, {"family": self.base.model.kind, "role": "single"})
+        unique: dict[Run, grid.Point] = {}
+        for point in self.grid.expand(start):
+            unique.setdefault(point.run, point)
+        return list(unique.values())

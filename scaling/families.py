@@ -1,0 +1,258 @@
+"""Model families as data: fields, the table of their weights, and the work of a token. No JAX here.
+
+The table of weights is the one declaration of shapes and roles: `scaling.models` builds its parameters from it,
+`scaling.counting` counts it, `scaling.parametrization` scales it and `scaling.mesh` shards it. A new family is one
+file anywhere: a subclass of `Family` that gives its table and builds its Flax module.
+"""
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Literal, Self
+
+import pydantic
+
+from scaling import schema
+
+if TYPE_CHECKING:
+    from scaling.models import layers
+
+Role = Literal["embedding", "position", "hidden", "output", "vector"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """One parameter array of a model: `shape` of one layer, `stack` layers of it (0: not part of a stack).
+
+    `axes` names each dimension for sharding. `fan_in` is the number of inputs summed into one output. `residual`
+    marks projections that write into the residual stream. A `hidden` or `output` weight is one matmul a token.
+    """
+
+    name: str
+    role: Role
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    fan_in: int = 1
+    stack: int = 0
+    residual: bool = False
+    fill: float = 0.0  # initial value of a vector: 1 for gains, 0 for biases
+
+    @property
+    def size(self) -> int:
+        """Parameters in it, all layers together."""
+        return math.prod(self.shape) * max(self.stack, 1)
+
+    @property
+    def full_shape(self) -> tuple[int, ...]:
+        """The shape of the array in the parameter tree: layers lead."""
+        return (self.stack, *self.shape) if self.stack else self.shape
+
+
+class Family(schema.Variant):
+    """A kind of language model at one size. `width` is the residual (or state) size, `depth` the number of layers."""
+
+    width: pydantic.PositiveInt
+    depth: pydantic.PositiveInt
+    tied: bool = False
+
+    def weights(self, vocabulary_size: int, context: int) -> tuple[Weight, ...]:
+        """Every parameter array of the model."""
+        raise NotImplementedError
+
+    def mixing_flops(self, context: int) -> float:
+        """Forward FLOPs a token spends on matmuls without weights (attention), averaged over a causal context."""
+        raise NotImplementedError
+
+    def mixing_flops_square(self, context: int) -> float:
+        """The same where the hardware computes the whole attention square, masked half included."""
+        raise NotImplementedError
+
+    def activation_floats(self, context: int) -> int:
+        """Numbers that the backward pass keeps for one token in one layer, without rematerialisation (estimate)."""
+        raise NotImplementedError
+
+    def resize(self, width: int, depth: int, heads: int | None) -> Self:
+        """The same model at another size; `heads` where the family has heads."""
+        raise NotImplementedError
+
+    def build(self, builder: "layers.Builder") -> "layers.LanguageModel":
+        """The Flax NNX module, its parameters made by `builder` from the table of weights."""
+        raise NotImplementedError
+
+    def head(self, vocabulary_size: int) -> tuple[Weight, ...]:
+        """The output matrix, absent where it is tied to the embedding."""
+        if self.tied:
+            return ()
+        return (Weight("output", "output", (self.width, vocabulary_size), ("embed", "vocabulary"), fan_in=self.width),)
+
+
+class Transformer(Family):
+    """A decoder-only transformer with pre-normalisation; `gpt2` and `modern` give the two usual forms.
+
+    `head_size` None means width / heads, `kv_heads` None means heads, `mlp_width` None means 4 width.
+    """
+
+    kind: Literal["transformer"] = "transformer"
+    heads: pydantic.PositiveInt
+    norm: Literal["layernorm", "rmsnorm"]
+    position: Literal["learned", "rotary", "alibi", "none"]
+    mlp: Literal["gelu", "swiglu"]
+    biases: bool
+    qk_norm: bool
+    head_size: pydantic.PositiveInt | None = None
+    kv_heads: pydantic.PositiveInt | None = None
+    mlp_width: pydantic.PositiveInt | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.head_size is None and self.width % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide width {self.width}; choose a divisor or set head_size")
+        if self.kv_heads is not None and self.heads % self.kv_heads:
+            raise ValueError(f"{self.kv_heads} kv_heads do not divide {self.heads} heads; choose a divisor of heads")
+        if self.position == "rotary" and self.size_of_head % 2:
+            raise ValueError(f"rotary positions need an even head size, not {self.size_of_head}; change heads or head_size")
+        return self
+
+    @classmethod
+    def gpt2(cls, width: int, depth: int, heads: int, tied: bool = True) -> Self:
+        """GPT-2 and GPT-3 (Radford et al. 2019; Brown et al. 2005.14165): LayerNorm, learned positions, GELU, biases."""
+        return cls(width=width, depth=depth, heads=heads, norm="layernorm", position="learned", mlp="gelu",
+                   biases=True, qk_norm=False, tied=tied)  # fmt: skip
+
+    @classmethod
+    def modern(cls, width: int, depth: int, heads: int, tied: bool = False) -> Self:
+        """The present-day form: RMSNorm, rotary positions, SwiGLU of width 8/3 (rounded up to 8s), qk-norm, no biases."""
+        return cls(width=width, depth=depth, heads=heads, norm="rmsnorm", position="rotary", mlp="swiglu",
+                   biases=False, qk_norm=True, tied=tied, mlp_width=_swiglu_width(width))  # fmt: skip
+
+    @property
+    def size_of_head(self) -> int:
+        """Dimensions of one attention head."""
+        return self.head_size or self.width // self.heads
+
+    @property
+    def groups(self) -> int:
+        """Heads of keys and values."""
+        return self.kv_heads or self.heads
+
+    @property
+    def hidden(self) -> int:
+        """Width of the MLP."""
+        return self.mlp_width or 4 * self.width
+
+    @property
+    def attention_width(self) -> int:
+        """Total width of all query heads."""
+        return self.heads * self.size_of_head
+
+    def weights(self, vocabulary_size: int, context: int) -> tuple[Weight, ...]:
+        width, hidden, size = self.width, self.hidden, self.size_of_head
+        table = [Weight("embedding", "embedding", (vocabulary_size, width), ("vocabulary", "embed"))]
+        if self.position == "learned":
+            table.append(Weight("position", "position", (context, width), ("context", "embed")))
+
+        def matrix(name: str, shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int, residual: bool = False) -> None:
+            table.append(Weight(f"layers.{name}", "hidden", shape, axes, fan_in, self.depth, residual))
+
+        def vector(name: str, shape: tuple[int, ...], axes: tuple[str, ...], fill: float = 0.0) -> None:
+            table.append(Weight(f"layers.{name}", "vector", shape, axes, stack=self.depth, fill=fill))
+
+        def norm(name: str) -> None:
+            vector(f"{name}.scale", (width,), ("embed",), fill=1.0)
+            if self.norm == "layernorm":
+                vector(f"{name}.bias", (width,), ("embed",))
+
+        norm("attention_norm")
+        for name, heads in (("query", self.heads), ("key", self.groups), ("value", self.groups)):
+            matrix(f"attention.{name}", (width, heads, size), ("embed", "heads", "head"), width)
+            if self.biases:
+                vector(f"attention.{name}_bias", (heads, size), ("heads", "head"))
+        if self.qk_norm:
+            vector("attention.query_norm.scale", (size,), ("head",), fill=1.0)
+            vector("attention.key_norm.scale", (size,), ("head",), fill=1.0)
+        matrix("attention.output", (self.heads, size, width), ("heads", "head", "embed"), self.attention_width, True)
+        if self.biases:
+            vector("attention.output_bias", (width,), ("embed",))
+        norm("mlp_norm")
+        for name in ("gate", "up") if self.mlp == "swiglu" else ("up",):
+            matrix(f"mlp.{name}", (width, hidden), ("embed", "mlp"), width)
+            if self.biases:
+                vector(f"mlp.{name}_bias", (hidden,), ("mlp",))
+        matrix("mlp.down", (hidden, width), ("mlp", "embed"), hidden, True)
+        if self.biases:
+            vector("mlp.down_bias", (width,), ("embed",))
+
+        table.append(Weight("norm.scale", "vector", (width,), ("embed",), fill=1.0))
+        if self.norm == "layernorm":
+            table.append(Weight("norm.bias", "vector", (width,), ("embed",)))
+        return (*table, *self.head(vocabulary_size))
+
+    def build(self, builder: "layers.Builder") -> "layers.LanguageModel":
+        from scaling.models import transformer
+
+        return transformer.Transformer(builder, self)
+
+    def mixing_flops(self, context: int) -> float:
+        """Scores and mixture: 2 matmuls of 2 FLOPs over (context + 1) / 2 keys on average, in every layer."""
+        return 4.0 * self.depth * self.attention_width * (context + 1) / 2
+
+    def mixing_flops_square(self, context: int) -> float:
+        return 4.0 * self.depth * self.attention_width * context
+
+    def activation_floats(self, context: int) -> int:
+        projections = 1 if self.mlp == "gelu" else 2
+        attention = 3 * self.attention_width + 2 * self.groups * self.size_of_head + 2 * self.heads * context
+        return 4 * self.width + attention + (projections + 1) * self.hidden
+
+    def resize(self, width: int, depth: int, heads: int | None) -> Self:
+        """Another size: the MLP and the key heads keep their ratio to width and heads, head size follows heads."""
+        heads = heads or self.heads
+        changes: dict[str, object] = {"width": width, "depth": depth, "heads": heads}
+        if self.mlp_width is not None:
+            same = self.mlp == "swiglu" and self.mlp_width == _swiglu_width(self.width)
+            changes["mlp_width"] = _swiglu_width(width) if same else round(self.mlp_width * width / self.width)
+        if self.kv_heads is not None:
+            changes["kv_heads"] = max(1, round(self.kv_heads * heads / self.heads))
+        return self.edit(changes)
+
+
+class Lstm(Family):
+    """An LSTM language model (Hochreiter and Schmidhuber 1997), Kaplan's comparison (2001.08361, section 3.2.1).
+
+    Every layer has a state of `width`: gates = x·input + h·recurrent + bias.
+    """
+
+    kind: Literal["lstm"] = "lstm"
+
+    def weights(self, vocabulary_size: int, context: int) -> tuple[Weight, ...]:
+        width = self.width
+        gates = ("embed", "gates")
+        return (
+            Weight("embedding", "embedding", (vocabulary_size, width), ("vocabulary", "embed")),
+            Weight("layers.input", "hidden", (width, 4 * width), gates, fan_in=width, stack=self.depth),
+            Weight("layers.recurrent", "hidden", (width, 4 * width), gates, fan_in=width, stack=self.depth),
+            Weight("layers.bias", "vector", (4 * width,), ("gates",), stack=self.depth),
+            *self.head(vocabulary_size),
+        )
+
+    def build(self, builder: "layers.Builder") -> "layers.LanguageModel":
+        from scaling.models import lstm
+
+        return lstm.Lstm(builder, self)
+
+    def mixing_flops(self, context: int) -> float:
+        """None: a recurrent layer multiplies by weights only."""
+        return 0.0
+
+    def mixing_flops_square(self, context: int) -> float:
+        return 0.0
+
+    def activation_floats(self, context: int) -> int:
+        return 8 * self.width
+
+    def resize(self, width: int, depth: int, heads: int | None) -> Self:
+        return self.edit({"width": width, "depth": depth})
+
+
+def _swiglu_width(width: int) -> int:
+    """8/3 width, so that three matrices hold what two of width 4 do (Shazeer 2002.05202), rounded up to a multiple of 8."""
+    return 8 * math.ceil(8 * width / 3 / 8)

@@ -1,0 +1,313 @@
+"""Optimizers and schedules: each a config class that builds its optax object. optax is imported only when one is built.
+
+An optimizer builds the *direction* of a step; `scaling.step` applies learning rate, multipliers and weight decay:
+
+    w ← w − lr(t) · multiplier · direction − decay(t) · w        (decay for matrices, not for gains and biases)
+
+so that one compiled program serves every learning rate, schedule and decay.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import pydantic
+
+from scaling import families, schema
+
+if TYPE_CHECKING:
+    import numpy as np
+    import optax
+
+Fraction = Annotated[float, pydantic.Field(ge=0.0, le=1.0)]
+Beta = Annotated[float, pydantic.Field(ge=0.0, lt=1.0)]
+
+
+class Optimizer(schema.Variant):
+    """What all optimizers share: the peak learning rate and the weight decay λ.
+
+    Independent decay takes λ·s(t)·w off each step, s the schedule's shape; otherwise it is coupled: lr(t)·λ·w.
+    """
+
+    learning_rate: pydantic.PositiveFloat
+    weight_decay: pydantic.NonNegativeFloat = 0.0
+    independent: bool = True
+
+    def direction(self, weights: Mapping[str, families.Weight]) -> "optax.GradientTransformation":
+        """The transformation of gradients into a step of unit learning rate, over a tree keyed by weight name."""
+        raise NotImplementedError
+
+    @property
+    def state_floats_per_param(self) -> float:
+        """Optimizer state per parameter, in numbers (for memory estimates)."""
+        raise NotImplementedError
+
+    @property
+    def adam_like(self) -> bool:
+        """Whether the step's size does not depend on the gradient's scale, as µP's table for Adam assumes."""
+        return False
+
+    def decay(self, learning_rates: "np.ndarray") -> "np.ndarray":
+        """The share of a weight taken off at each step, given the learning rate of each step."""
+        return learning_rates * (self.weight_decay / self.learning_rate if self.independent else self.weight_decay)
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 1711.05101)."""
+
+    kind: Literal["adamw"] = "adamw"
+    beta1: Beta = 0.9
+    beta2: Beta = 0.95
+    epsilon: pydantic.PositiveFloat = 1e-8
+
+    def direction(self, weights: Mapping[str, families.Weight]) -> "optax.GradientTransformation":
+        import optax
+
+        return optax.scale_by_adam(b1=self.beta1, b2=self.beta2, eps=self.epsilon)
+
+    @property
+    def state_floats_per_param(self) -> float:
+        return 2.0
+
+    @property
+    def adam_like(self) -> bool:
+        return True
+
+
+class Lion(Optimizer):
+    """The sign of an interpolated momentum (Chen et al. 2302.06675)."""
+
+    kind: Literal["lion"] = "lion"
+    beta1: Beta = 0.9
+    beta2: Beta = 0.99
+
+    def direction(self, weights: Mapping[str, families.Weight]) -> "optax.GradientTransformation":
+        import optax
+
+        return optax.scale_by_lion(b1=self.beta1, b2=self.beta2)
+
+    @property
+    def state_floats_per_param(self) -> float:
+        return 1.0
+
+    @property
+    def adam_like(self) -> bool:
+        return True
+
+
+class Adafactor(Optimizer):
+    """Second moments factored over rows and columns, updates clipped to unit RMS (Shazeer and Stern 1804.04235)."""
+
+    kind: Literal["adafactor"] = "adafactor"
+    decay_exponent: Fraction = 0.8
+    smallest_factored: pydantic.PositiveInt = 128
+
+    def direction(self, weights: Mapping[str, families.Weight]) -> "optax.GradientTransformation":
+        import optax
+
+        second_moment = optax.scale_by_factored_rms(
+            decay_rate=self.decay_exponent, min_dim_size_to_factor=self.smallest_factored
+        )
+        return optax.chain(second_moment, optax.clip_by_block_rms(1.0))
+
+    @property
+    def state_floats_per_param(self) -> float:
+        return 1.0  # an upper bound: small matrices and vectors are not factored
+
+
+class Sgd(Optimizer):
+    """Stochastic gradient descent with heavy-ball momentum."""
+
+    kind: Literal["sgd"] = "sgd"
+    momentum: Beta = 0.9
+
+    def direction(self, weights: Mapping[str, families.Weight]) -> "optax.GradientTransformation":
+        import optax
+
+        return optax.trace(decay=self.momentum)
+
+    @property
+    def state_floats_per_param(self) -> float:
+        return 1.0
+
+
+class Muon(Optimizer):
+    """Orthogonalised momentum for hidden matrices, Adam for all else (Jordan et al. 2024; Liu et al. 2502.16982).
+
+    The orthogonal step is scaled to the RMS of Adam's, 0.2 √max(rows, columns) (Liu et al. 2502.16982, eq. 4), so
+    that one learning rate serves both.
+    """
+
+    kind: Literal["muon"] = "muon"
+    momentum: Beta = 0.95
+    beta1: Beta = 0.9
+    beta2: Beta = 0.95
+    epsilon: pydantic.PositiveFloat = 1e-8
+
+    def direction(self, weights: Mapping[str, families.Weight]) -> "optax.GradientTransformation":
+        import optax
+        from optax import contrib
+
+        dimensions = {
+            name: contrib.MuonDimensionNumbers(*matrix_axes(weight)) if weight.role == "hidden" else None
+            for name, weight in weights.items()
+        }
+        descent = contrib.muon(
+            1.0,
+            beta=self.momentum,
+            adam_b1=self.beta1,
+            adam_b2=self.beta2,
+            eps=self.epsilon,
+            muon_weight_dimension_numbers=dimensions,
+            consistent_rms=0.2,
+        )
+        return optax.chain(descent, optax.scale(-1.0))
+
+    @property
+    def state_floats_per_param(self) -> float:
+        return 2.0  # an upper bound: hidden matrices keep one
+
+
+def matrix_axes(weight: families.Weight) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(input axes, output axes) of a hidden weight's full array: the leading axes whose sizes multiply to fan_in go in."""
+    offset = 1 if weight.stack else 0
+    inputs, product = 0, 1
+    while product < weight.fan_in:
+        product *= weight.shape[inputs]
+        inputs += 1
+    axes = range(offset, offset + len(weight.shape))
+    return tuple(axes[:inputs]), tuple(axes[inputs:])
+
+
+class Warmup(schema.Variant):
+    """How long the learning rate rises linearly from zero: a share of the run, or a number of tokens."""
+
+    def steps(self, steps: int, batch_tokens: int) -> int:
+        """Warm-up in optimizer steps, for a run of `steps` of `batch_tokens` tokens."""
+        raise NotImplementedError
+
+
+class WarmupFraction(Warmup):
+    """A share of the run's steps."""
+
+    kind: Literal["fraction"] = "fraction"
+    fraction: Fraction
+
+    def steps(self, steps: int, batch_tokens: int) -> int:
+        return round(self.fraction * steps)
+
+
+class WarmupTokens(Warmup):
+    """A number of tokens, whatever the length of the run (Kaplan et al. 2001.08361 held it fixed)."""
+
+    kind: Literal["tokens"] = "tokens"
+    tokens: pydantic.NonNegativeInt
+
+    def steps(self, steps: int, batch_tokens: int) -> int:
+        return round(self.tokens / batch_tokens)
+
+
+class Schedule(schema.Variant):
+    """The learning rate over a run: a linear warm-up to the peak, then the shape of the subclass."""
+
+    warmup: Warmup
+
+    def shape(self, steps: int) -> "Callable[[Any], Any]":
+        """The multiplier after warm-up: a function of the step, from 0 at the peak to `steps` at the end."""
+        raise NotImplementedError
+
+    def values(self, peak: float, steps: int, batch_tokens: int) -> "np.ndarray":
+        """The learning rate of every step, shape (steps,), float32.
+
+        Raises ValueError where the warm-up leaves no step at the peak.
+        """
+        import jax
+        import numpy as np
+        import optax
+
+        warmup = self.warmup.steps(steps, batch_tokens)
+        if warmup >= steps:
+            raise ValueError(
+                f"a warm-up of {warmup} steps does not end within a run of {steps} steps; shorten schedule.warmup or "
+                "train on more tokens"
+            )
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            rise = optax.linear_schedule(1 / (warmup + 1), 1.0, warmup)
+            joined = optax.join_schedules([rise, self.shape(steps - warmup)], [warmup])
+            return np.asarray(peak * jax.vmap(joined)(np.arange(steps)), np.float32)
+
+
+class Constant(Schedule):
+    """The peak until the end."""
+
+    kind: Literal["constant"] = "constant"
+
+    def shape(self, steps: int) -> Callable[[Any], Any]:
+        import optax
+
+        return optax.constant_schedule(1.0)
+
+
+class Cosine(Schedule):
+    """Half a cosine down to `floor` times the peak, its horizon the run's own length (Hoffmann et al. 2203.15556)."""
+
+    kind: Literal["cosine"] = "cosine"
+    floor: Fraction = 0.1
+
+    def shape(self, steps: int) -> Callable[[Any], Any]:
+        import optax
+
+        return optax.cosine_decay_schedule(1.0, steps, alpha=self.floor)
+
+
+class Linear(Schedule):
+    """A straight line down to `floor` times the peak."""
+
+    kind: Literal["linear"] = "linear"
+    floor: Fraction = 0.0
+
+    def shape(self, steps: int) -> Callable[[Any], Any]:
+        import optax
+
+        return optax.linear_schedule(1.0, self.floor, steps)
+
+
+class Wsd(Schedule):
+    """Warm-up, stable, decay: the peak, then a cooldown to zero over the last share of the steps (Hägele et al. 2405.18392)."""
+
+    kind: Literal["wsd"] = "wsd"
+    cooldown: Fraction = 0.2
+    decay: Literal["linear", "sqrt"] = "sqrt"
+
+    def shape(self, steps: int) -> Callable[[Any], Any]:
+        import jax.numpy as jnp
+
+        length = max(1, round(self.cooldown * steps))
+        start = steps - length
+
+        def multiplier(step: Any) -> Any:
+            progress = jnp.clip((step - start) / length, 0.0, 1.0)
+            return 1.0 - (jnp.sqrt(progress) if self.decay == "sqrt" else progress)
+
+        return multiplier
+
+
+class InverseSqrt(Schedule):
+    """√(t₀ / (t + t₀)) t steps after warm-up, `timescale` = t₀ in steps (Vaswani et al. 1706.03762)."""
+
+    kind: Literal["inverse_sqrt"] = "inverse_sqrt"
+    timescale: pydantic.PositiveInt
+
+    def shape(self, steps: int) -> Callable[[Any], Any]:
+        import jax.numpy as jnp
+
+        return lambda step: jnp.sqrt(self.timescale / (step + self.timescale))
+
+
+def check_parametrization(optimizer: Optimizer, kind: str) -> None:
+    """Refuse µP with an optimizer whose rules differ from Adam's (Yang et al. 2203.03466, table 8 is for Adam)."""
+    if kind == "mup" and not optimizer.adam_like:
+        allowed = ", ".join(sorted(k for k, v in Optimizer.group.items() if v.__dict__.get("adam_like")))
+        raise ValueError(
+            f"parametrization 'mup' has learning rates for Adam-like optimizers ({allowed}), not for "
+            f"{optimizer.kind!r}; use one of them or parametrization 'standard'"
+        )

@@ -1,0 +1,151 @@
+"""What every config has in common: frozen, typed, JSON both ways, a stable hash, edits by dotted field name."""
+
+import difflib
+import hashlib
+import json
+import typing
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import pydantic
+
+
+class Config(pydantic.BaseModel):
+    """A frozen record of settings that refuses fields it does not know and names the nearest one it does."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants", allow_inf_nan=False)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_fields(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            for name in values:
+                if name not in cls.model_fields:
+                    raise ValueError(unknown_field(cls, str(name)))
+        return values
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """This config as JSON; `from_json` of it is equal to this config."""
+        return json.dumps(self.model_dump(mode="json"), indent=indent)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The config written by `to_json`; raises ValueError where a field is unknown or of another type."""
+        return cls.model_validate_json(text)
+
+    def edit(self, changes: Mapping[str, Any]) -> Self:
+        """A copy with dotted fields replaced, validated again: `run.edit({"model.width": 64, "seed": 1})`.
+
+        Raises ValueError naming the field, its nearest neighbour, or the rule that the value breaks.
+        """
+        tree = {name: getattr(self, name) for name in type(self).model_fields}
+        for field, value in changes.items():
+            head, _, rest = field.partition(".")
+            if head not in tree:
+                raise ValueError(unknown_field(type(self), head))
+            tree[head] = _edited(tree[head], rest, value, field) if rest else value
+        return type(self).model_validate(tree)
+
+
+def _edited(part: Any, field: str, value: Any, whole: str) -> Any:
+    """`part` with its dotted `field` replaced, where part is a config or a sequence indexed by number."""
+    if isinstance(part, Config):
+        return part.edit({field: value})
+    if isinstance(part, tuple | list):
+        head, _, rest = field.partition(".")
+        if not head.isdecimal() or int(head) >= len(part):
+            raise ValueError(f"{whole}: {head!r} is no index of a sequence of {len(part)}; use 0 to {len(part) - 1}")
+        items = list(part)
+        items[int(head)] = _edited(items[int(head)], rest, value, whole) if rest else value
+        return tuple(items)
+    raise ValueError(f"{whole}: the field before {field!r} holds {part!r}, which has no fields; set it as a whole")
+
+
+def unknown_field(config: type[pydantic.BaseModel], name: str) -> str:
+    """The message for a field that `config` lacks: the nearest name if one is near, and all names."""
+    known = list(config.model_fields)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{config.__name__} has no field {name!r}{hint} (its fields: {', '.join(known) or 'none'})"
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON of a value (sorted keys, shortest floats): equal values, equal digests."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Variant(Config):
+    """One of several configs that may stand in a field; its class is named by `kind` in JSON.
+
+    A direct subclass opens a group (`class Source(Variant)`); each class below it that sets `kind` joins the group's
+    registry, from any module, so a new variant needs no other file edited. Annotate fields with the group itself.
+    """
+
+    group: ClassVar[dict[str, type["Variant"]]]
+    kind: str = ""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if Variant in cls.__bases__:
+            cls.group = {}
+        kind = cls.model_fields["kind"].default
+        if kind:
+            other = cls.group.get(kind)
+            if other is not None and other.__qualname__ != cls.__qualname__:
+                raise TypeError(f"two variants call themselves {kind!r}: {other.__qualname__} and {cls.__qualname__}")
+            cls.group[kind] = cls
+
+    @pydantic.model_validator(mode="wrap")
+    @classmethod
+    def _choose_variant(cls, value: Any, handler: pydantic.ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(value, Mapping) or cls.model_fields["kind"].default:
+            return handler(value)
+        kind = value.get("kind")
+        if kind not in cls.group:
+            near = difflib.get_close_matches(str(kind), cls.group, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"no {cls.__name__} of kind {kind!r}{hint} (kinds: {', '.join(sorted(cls.group))})")
+        return typing.cast(Self, cls.group[kind].model_validate(dict(value)))
+
+    @pydantic.model_serializer(mode="wrap")
+    def _serialize_whole(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """All fields of the actual class, also where the field is annotated with its group."""
+        return {name: _plain(getattr(self, name)) for name in type(self).model_fields}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, pydantic.BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def parse_override(config: Config, text: str) -> tuple[str, Any]:
+    """`field.name=value` as (field, value): the value read as JSON where it is JSON, else as a string.
+
+    Types are checked by `Config.edit`. Raises ValueError where there is no `=`.
+    """
+    field, equals, value = text.partition("=")
+    if not equals or not field:
+        raise ValueError(f"{text!r} is no override; write FIELD=VALUE, for example {next(iter(type(config).model_fields))}=…")
+    try:
+        return field, json.loads(value)
+    except json.JSONDecodeError:
+        return field, value
+
+
+def error_lines(error: pydantic.ValidationError) -> str:
+    """A validation error as one line a problem: `field: what is wrong (got value)`."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        where = ".".join(str(part) for part in problem["loc"]) or error.title
+        message = problem["msg"].removeprefix("Value error, ")
+        given = problem["input"]
+        shown = "" if isinstance(given, Mapping | pydantic.BaseModel) else f" (got {given!r})"
+        lines.append(f"{where}: {message}{shown}")
+    return "\n".join(lines)
