@@ -109,18 +109,18 @@ class Transformer(Family):
         if self.kv_heads is not None and self.heads % self.kv_heads:
             raise ValueError(f"{self.kv_heads} kv_heads do not divide {self.heads} heads; choose a divisor of heads")
         if self.position == "rotary" and self.size_of_head % 2:
-            raise ValueError(f"rotary positions need an even head size, not {self.size_of_head}; change heads or head_size")
+            raise ValueError(f"rotary positions need an even head size, not {self.size_of_head}; change heads or width")
         return self
 
     @classmethod
     def gpt2(cls, width: int, depth: int, heads: int, tied: bool = True) -> Self:
-        """GPT-2 and GPT-3 (Radford et al. 2019; Brown et al. 2005.14165): LayerNorm, learned positions, GELU, biases."""
+        """GPT-2, GPT-3 (Radford et al. 2019; Brown et al. 2005.14165): LayerNorm, learned positions, GELU, biases."""
         return cls(width=width, depth=depth, heads=heads, norm="layernorm", position="learned", mlp="gelu",
                    biases=True, qk_norm=False, tied=tied)  # fmt: skip
 
     @classmethod
     def modern(cls, width: int, depth: int, heads: int, tied: bool = False) -> Self:
-        """The present-day form: RMSNorm, rotary positions, SwiGLU of width 8/3 (rounded up to 8s), qk-norm, no biases."""
+        """The present-day form: RMSNorm, rotary positions, SwiGLU of 8/3 width (in steps of 8), qk-norm, no biases."""
         return cls(width=width, depth=depth, heads=heads, norm="rmsnorm", position="rotary", mlp="swiglu",
                    biases=False, qk_norm=True, tied=tied, mlp_width=_swiglu_width(width))  # fmt: skip
 
@@ -150,8 +150,8 @@ class Transformer(Family):
         if self.position == "learned":
             table.append(Weight("position", "position", (context, width), ("context", "embed")))
 
-        def matrix(name: str, shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int, residual: bool = False) -> None:
-            table.append(Weight(f"layers.{name}", "hidden", shape, axes, fan_in, self.depth, residual))
+        def matrix(name: str, shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int, out: bool = False) -> None:
+            table.append(Weight(f"layers.{name}", "hidden", shape, axes, fan_in, self.depth, residual=out))
 
         def vector(name: str, shape: tuple[int, ...], axes: tuple[str, ...], fill: float = 0.0) -> None:
             table.append(Weight(f"layers.{name}", "vector", shape, axes, stack=self.depth, fill=fill))
@@ -254,5 +254,5 @@ class Lstm(Family):
 
 
 def _swiglu_width(width: int) -> int:
-    """8/3 width, so that three matrices hold what two of width 4 do (Shazeer 2002.05202), rounded up to a multiple of 8."""
+    """8/3 width, so that three matrices hold what two of 4 width do (Shazeer 2002.05202), up to a multiple of 8."""
     return 8 * math.ceil(8 * width / 3 / 8)

@@ -1,0 +1,120 @@
+"""Parameters, FLOPs and memory of a run under named conventions, from the config alone: no arrays, no JAX.
+
+Every number comes from the family's table of weights and its `mixing_flops`. A law states which convention it used;
+the names below are the columns of a result. Counts are exact integers where they count things, floats where they are
+FLOPs.
+"""
+
+import math
+from typing import Literal
+
+from scaling import families
+
+Remat = Literal["none", "full", "dots"]
+
+# A training step is a forward pass and a backward pass, which multiplies twice for every multiplication forward:
+# once for the gradient of the weights, once for the gradient of the activations.
+PASSES = 3
+
+
+def params(model: families.Family, vocabulary_size: int, context: int) -> int:
+    """All trainable parameters: the size of the real parameter tree."""
+    return sum(weight.size for weight in model.weights(vocabulary_size, context))
+
+
+def params_non_embedding(model: families.Family, vocabulary_size: int, context: int) -> int:
+    """Parameters without token embedding, positions and output matrix (N of Kaplan et al. 2001.08361, section 2.1)."""
+    return sum(weight.size for weight in model.weights(vocabulary_size, context) if weight.role in ("hidden", "vector"))
+
+
+def params_with_head(model: families.Family, vocabulary_size: int, context: int) -> int:
+    """params_non_embedding + vocabulary_size · width, whether or not the head is tied to the embedding.
+
+    The head is a matmul a token and so takes part in the compute (Porian et al. 2406.19146, section 3.1).
+    """
+    return params_non_embedding(model, vocabulary_size, context) + vocabulary_size * model.width
+
+
+def matmul_weights(model: families.Family, vocabulary_size: int, context: int) -> int:
+    """Weights that multiply every token once in the forward pass: hidden matrices and the head, tied or not."""
+    hidden = sum(weight.size for weight in model.weights(vocabulary_size, context) if weight.role == "hidden")
+    return hidden + vocabulary_size * model.width
+
+
+def flops_per_token(model: families.Family, vocabulary_size: int, context: int) -> float:
+    """Exact training FLOPs a token: 3 · (2 · matmul_weights + mixing_flops), with the head, without recomputation.
+
+    Attention meets (context + 1) / 2 keys a query: 4 · depth · attention_width · (context + 1) / 2 forward (the causal
+    half of the count in Hoffmann et al. 2203.15556, appendix F, and Chowdhery et al. 2204.02311, appendix B).
+    Norms, softmax and the optimizer are not counted.
+    """
+    return PASSES * (2.0 * matmul_weights(model, vocabulary_size, context) + model.mixing_flops(context))
+
+
+def flops(model: families.Family, vocabulary_size: int, context: int, tokens: float) -> float:
+    """Exact training FLOPs of a run: flops_per_token · tokens."""
+    return flops_per_token(model, vocabulary_size, context) * tokens
+
+
+def flops_6nd(model: families.Family, vocabulary_size: int, context: int, tokens: float) -> float:
+    """6 · params_non_embedding · tokens (Kaplan et al. 2001.08361, section 2.1)."""
+    return 6.0 * params_non_embedding(model, vocabulary_size, context) * tokens
+
+
+def flops_hardware(
+    model: families.Family, vocabulary_size: int, context: int, tokens: float, remat: Remat = "none"
+) -> float:
+    """What the device multiplies: the whole attention square, and the layers' forward again under remat.
+
+    "full" repeats every matmul of the layers but the residual projections that end a branch of known cotangent;
+    "dots" repeats attention alone. The ledger of a law is `flops`; this is for the use of a device's peak.
+    """
+    square = model.mixing_flops_square(context)
+    forward = 2.0 * matmul_weights(model, vocabulary_size, context) + square
+    again = {"none": 0.0, "dots": square, "full": forward - 2.0 * vocabulary_size * model.width}[remat]
+    return (PASSES * forward + again) * tokens
+
+
+def memory_bytes(
+    model: families.Family,
+    vocabulary_size: int,
+    context: int,
+    *,
+    microbatch: int,
+    state_floats_per_param: float,
+    parameter_bytes: int = 4,
+    compute_bytes: int = 4,
+    remat: Remat = "none",
+) -> float:
+    """Estimated bytes of a training step on one device, before any sharding: within a factor of two, for planning.
+
+    Parameters and gradients, `state_floats_per_param` float32 of optimizer state (AdamW 2), the activations kept for
+    the backward pass of `microbatch` sequences, and logits with their gradient in float32. Under "full" remat a layer
+    keeps its input and one layer at a time its activations; "dots" is taken as none, an upper bound.
+    """
+    total = params(model, vocabulary_size, context)
+    tokens = microbatch * context
+    one_layer = model.activation_floats(context)
+    kept = model.depth * model.width + one_layer if remat == "full" else model.depth * one_layer
+    return (
+        2.0 * parameter_bytes * total
+        + 4.0 * state_floats_per_param * total
+        + compute_bytes * tokens * (kept + 2 * model.width)
+        + 2.0 * 4.0 * tokens * vocabulary_size
+    )
+
+
+def tokens_for_flops(
+    model: families.Family, vocabulary_size: int, context: int, flops: float, batch_tokens: int
+) -> int:
+    """Tokens, in whole batches, whose exact training FLOPs come closest to a budget.
+
+    Raises ValueError where the budget does not buy one batch.
+    """
+    one_batch = flops_per_token(model, vocabulary_size, context) * batch_tokens
+    if not math.isfinite(flops) or flops < one_batch:
+        raise ValueError(
+            f"{flops:.3g} FLOPs buy less than one batch of {batch_tokens} tokens, which costs {one_batch:.3g}; "
+            "raise the budget, or take a smaller model or batch"
+        )
+    return round(flops / one_batch) * batch_tokens

@@ -1,0 +1,47 @@
+"""Language models in Flax NNX: one file a family, shared layers in `layers`, attention in `attention`.
+
+`create` builds any family from its config. Imports `families` and `parametrization` alone; knows nothing of data,
+losses or optimizers. The heavy imports happen inside `create`.
+"""
+
+from typing import TYPE_CHECKING
+
+from scaling import families, parametrization
+
+if TYPE_CHECKING:
+    import jax.typing
+
+    from scaling.models import layers as model_layers
+
+
+def create(
+    model: families.Family,
+    *,
+    vocabulary_size: int,
+    context: int,
+    parametrization: parametrization.Parametrization,
+    compute_dtype: "jax.typing.DTypeLike",
+    parameter_dtype: "jax.typing.DTypeLike",
+    layers: "model_layers.Layers",
+    remat: "model_layers.Remat",
+    seed: "int | jax.Array",
+) -> "model_layers.LanguageModel":
+    """The Flax module of a family, initialised from `seed` (an integer or a PRNG key).
+
+    Pure, so `jax.jit` and `nnx.eval_shape` may wrap it. Equal seeds give equal parameters whatever `layers`, `remat`
+    and `compute_dtype` are.
+    """
+    from scaling.models import layers as model_layers
+
+    builder = model_layers.Builder.of(
+        model,
+        vocabulary_size=vocabulary_size,
+        context=context,
+        parametrization=parametrization,
+        compute_dtype=compute_dtype,
+        parameter_dtype=parameter_dtype,
+        layers=layers,
+        remat=remat,
+        seed=seed,
+    )
+    return model.build(builder)
