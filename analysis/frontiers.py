@@ -1,0 +1,285 @@
+"""The compute-optimal frontier by the three approaches of Hoffmann et al. 2022, arXiv 2203.15556, section 3.
+
+1. The lower envelope of loss against compute. Only the final points of runs enter it: a point from the middle of a
+   cosine is no data for a law (their section 3.1 uses curves whose schedule ends near the point).
+2. A parabola in log N through the runs of each budget, and a power law through the minima.
+3. The closed form of the fitted law L = E + A/N^α + B/D^β under a stated rule for the FLOPs.
+"""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from analysis import budgets, checks, errors, fitting, uncertainty
+
+FEWEST_BUDGETS = 3
+BIN = np.log(10.0) / 4  # envelope of unlabelled runs: the best run of each quarter of a decade of FLOPs
+QUANTITIES = ("params", "tokens", "loss")
+
+
+@dataclasses.dataclass(frozen=True)
+class FlopRule:
+    """C = k · N^κ · D: what N parameters and D tokens cost."""
+
+    k: float
+    kappa: float
+    source: str
+
+    def __str__(self) -> str:
+        exponent = "" if self.kappa == 1 else f"^{self.kappa:.4f}"
+        return f"C = {self.k:.4g} · N{exponent} · D ({self.source})"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lines:
+    """Power laws log y = intercept + slope · log C, estimate first and resamples after it."""
+
+    intercept: Float[np.ndarray, "samples 3"]
+    slope: Float[np.ndarray, "samples 3"]
+
+    def at(self, flops: float) -> Float[np.ndarray, "samples 3"]:
+        return np.exp(self.intercept + self.slope * np.log(flops))
+
+    @property
+    def exponents(self) -> Float[np.ndarray, "samples 2"]:
+        return self.slope[:, :2]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Surface:
+    """Minima of E + A/N^α + B/D^β under C = k N^κ D, estimate first and resamples after it."""
+
+    params: dict[str, Float[np.ndarray, " samples"]]
+    rule: FlopRule
+
+    def at(self, flops: float) -> Float[np.ndarray, "samples 3"]:
+        """N* = (αA/(κβB))^(1/(α+κβ)) · (C/k)^(β/(α+κβ)), D* = (C/k) / N*^κ, and the law's loss there."""
+        E, A, B, alpha, beta = (self.params[name] for name in ("E", "A", "B", "alpha", "beta"))
+        kappa, cost = self.rule.kappa, np.log(flops / self.rule.k)
+        log_n = (np.log(alpha * A / (kappa * beta * B)) + beta * cost) / (alpha + kappa * beta)
+        log_d = cost - kappa * log_n
+        loss = E + A * np.exp(-alpha * log_n) + B * np.exp(-beta * log_d)
+        return np.stack([np.exp(log_n), np.exp(log_d), loss], axis=-1)
+
+    @property
+    def exponents(self) -> Float[np.ndarray, "samples 2"]:
+        alpha, beta = self.params["alpha"], self.params["beta"]
+        return np.stack([beta, alpha], axis=-1) / (alpha + self.rule.kappa * beta)[:, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Allocation:
+    """The model and the data that a budget should buy, and the loss that they should reach."""
+
+    flops: float
+    params: uncertainty.Estimate
+    tokens: uncertainty.Estimate
+    loss: uncertainty.Estimate
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Frontier:
+    """Compute-optimal N*(C) ∝ C^exponent_params and D*(C) ∝ C^exponent_tokens by one approach.
+
+    `minima` has a row an optimum that the power laws go through (empty for approach 3), `statements` say how it was
+    made and under which conventions, `excluded` what was left out and why.
+    """
+
+    approach: int
+    level: float
+    curve: Lines | Surface
+    minima: pd.DataFrame
+    statements: tuple[str, ...]
+    excluded: tuple[str, ...]
+    warnings: tuple[str, ...]
+    parabolas: tuple[budgets.Parabola, ...] = ()
+    fit: fitting.Fit | None = None
+    bootstrap: uncertainty.Bootstrap | None = None
+
+    def _estimate(self, samples: Float[np.ndarray, " samples"]) -> uncertainty.Estimate:
+        return uncertainty.estimate(samples[0], samples[1:], self.level)
+
+    @property
+    def exponent_params(self) -> uncertainty.Estimate:
+        return self._estimate(self.curve.exponents[:, 0])
+
+    @property
+    def exponent_tokens(self) -> uncertainty.Estimate:
+        return self._estimate(self.curve.exponents[:, 1])
+
+    def allocate(self, flops: float) -> Allocation:
+        """N*, D* and L* at a budget, each with its interval; ValueError unless the budget is positive and finite."""
+        if not 0 < flops < np.inf:
+            raise ValueError(f"flops = {flops}: must be positive and finite; pass a budget in FLOPs such as 1e21")
+        samples = self.curve.at(flops)
+        return Allocation(float(flops), *(self._estimate(samples[:, i]) for i in range(3)))
+
+
+def frontier(
+    frame: pd.DataFrame,
+    approach: int,
+    *,
+    loss: str = "loss",
+    params: str = "params",
+    tokens: str = "tokens",
+    flops: str = "flops",
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Frontier:
+    """The frontier by approach 1, 2 or 3, with intervals from resampled runs.
+
+    Raises `Refused` (a ValueError) where the runs do not carry it: inverted parabolas, minima at the edge of their
+    grid, fewer than three budgets or optima, or runs that no law can be fitted to.
+    """
+    chosen = checks.runs(frame)
+    names = {"params": params, "tokens": tokens, "flops": flops}
+    if approach in (1, 2) and flops in chosen.frame.columns:
+        checks.one_of_each(chosen.frame)
+    if approach == 1:
+        return _envelope(chosen, names, loss, level, resamples, seed)
+    if approach == 2:
+        return _isoflop(chosen, names, loss, level, resamples, seed)
+    if approach == 3:
+        return _parametric(chosen.frame, names, loss, level, resamples, seed)
+    raise ValueError(f"approach = {approach!r}: there are 1 (envelope), 2 (iso-FLOP), 3 (fitted law); pass one of them")
+
+
+def flop_rule(frame: pd.DataFrame, params: str, tokens: str, flops: str) -> FlopRule:
+    """k and κ of C = k N^κ D by least squares in logarithms; C = 6ND where the frame has no FLOPs."""
+    if flops not in frame.columns:
+        return FlopRule(6.0, 1.0, f"6ND, Kaplan et al. 2020, arXiv 2001.08361: no column {flops!r}")
+    n, d, c = (np.log(checks.column(frame, name, "the FLOP rule")) for name in (params, tokens, flops))
+    kappa, intercept = np.polyfit(n, c - d, 1)
+    rms = np.std(c - d - kappa * n - intercept)
+    if abs(kappa - 1) < 1e-6:
+        return FlopRule(float(np.exp(np.mean(c - d - n))), 1.0, f"ratio of column {flops!r} to N·D")
+    return FlopRule(float(np.exp(intercept)), float(kappa), f"fitted to column {flops!r}, rms {rms:.1%}")
+
+
+def _lines(
+    x: Float[np.ndarray, "samples optima"], y: Float[np.ndarray, "samples optima 3"], fewest: int
+) -> tuple[Float[np.ndarray, "samples 3"], Float[np.ndarray, "samples 3"]]:
+    """Least-squares intercepts and slopes of every sample's optima, NaN left out; NaN where fewer than `fewest`."""
+    there = ~np.isnan(x) & ~np.isnan(y).any(axis=-1)
+    weight = there / np.maximum(there.sum(axis=1), 1)[:, None]
+    x, y = np.where(there, x, 0.0), np.where(there[..., None], y, 0.0)
+    mean_x, mean_y = np.sum(weight * x, axis=1), np.einsum("so,soq->sq", weight, y)
+    dx = x - mean_x[:, None]
+    spread = np.sum(weight * dx**2, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slope = np.einsum("so,so,soq->sq", weight, dx, y - mean_y[:, None, :]) / spread[:, None]
+    slope[(there.sum(axis=1) < fewest) | (spread <= 0)] = np.nan
+    return mean_y - slope * mean_x[:, None], slope
+
+
+def _table(optima: Float[np.ndarray, "optima 4"]) -> pd.DataFrame:
+    return pd.DataFrame(np.exp(optima[~np.isnan(optima).any(axis=1)]), columns=["flops", *QUANTITIES])
+
+
+def _statements(frame: pd.DataFrame, names: dict[str, str], how: str) -> tuple[str, ...]:
+    return how, *checks.conventions(frame, list(names.values()))
+
+
+_STRAIGHT = "its loss is a straight line in logarithms: beyond the measured budgets it assumes no irreducible loss"
+
+
+def _envelope(
+    chosen: checks.Selection, names: dict[str, str], loss: str, level: float, resamples: int, seed: int
+) -> Frontier:
+    frame = chosen.frame
+    table = pd.DataFrame({key: checks.column(frame, name, "the envelope") for key, name in names.items()})
+    table["loss"] = checks.column(frame, loss, "the envelope")
+    labelled = "flops_budget" in frame.columns and frame["flops_budget"].notna().any()
+    low = np.log(table["flops"]).min()
+    table["bin"] = frame["flops_budget"].to_numpy() if labelled else ((np.log(table["flops"]) - low) // BIN)
+    table = table.groupby(["bin", "params", "tokens"], as_index=False).mean()  # seeds of one configuration are one
+    logs = np.log(table[["flops", *QUANTITIES]].to_numpy())
+    drawn = np.concatenate([np.ones((1, len(table))), uncertainty.counts(len(table), resamples, seed)])
+    best = []
+    for value in np.unique(table["bin"]):
+        mine = np.flatnonzero(table["bin"] == value)
+        losses = np.where(drawn[:, mine] > 0, logs[mine, 3], np.inf)
+        first = losses.argmin(axis=1)
+        best.append(np.where(np.isinf(losses.min(axis=1))[:, None], np.nan, logs[mine][first]))
+    optima = np.stack(best, axis=1)
+    before = np.fmin.accumulate(optima[:, :, 3], axis=1)
+    behind = np.concatenate([np.zeros((len(optima), 1), bool), optima[:, 1:, 3] >= before[:, :-1]], axis=1)
+    optima[behind] = np.nan
+    found = _table(optima[0])
+    if len(found) < FEWEST_BUDGETS or found["params"].nunique() < 2:
+        raise errors.Refused(
+            f"approach 1: the envelope has {len(found)} points of {found['params'].nunique()} sizes; it needs "
+            f"{FEWEST_BUDGETS} points of 2 sizes; run more budgets"
+        )
+    intercept, slope = _lines(optima[:, :, 0], optima[:, :, 1:], FEWEST_BUDGETS)
+    groups = "budget" if labelled else "quarter of a decade of FLOPs"
+    how = f"approach 1: the best final loss of each {groups}, where no cheaper run is better; {_STRAIGHT}"
+    worse = int(behind[0].sum())
+    excluded = (f"{worse} budgets whose best run is no better than a cheaper one",) if worse else ()
+    return Frontier(
+        1, level, Lines(intercept, slope), found, _statements(frame, names, how), excluded, chosen.warnings
+    )
+
+
+def _isoflop(
+    chosen: checks.Selection, names: dict[str, str], loss: str, level: float, resamples: int, seed: int
+) -> Frontier:
+    cuts = budgets.slices(chosen.frame, names["params"], names["tokens"], names["flops"], loss)
+    parabolas = tuple(budgets.parabola(cut) for cut in cuts)
+    excluded = tuple(f"budget {p.budget:.3g}: {p.refused}" for p in parabolas if p.refused)
+    warnings = tuple(f"budget {p.budget:.3g}: {p.warning}" for p in parabolas if p.warning and not p.refused)
+    good = [(cut, p) for cut, p in zip(cuts, parabolas, strict=True) if not p.refused]
+    if len(good) < FEWEST_BUDGETS:
+        raise errors.Refused(
+            f"approach 2: {len(good)} of {len(parabolas)} budgets have a minimum that counts; it needs "
+            f"{FEWEST_BUDGETS}. {'; '.join(excluded) or 'No two runs share a budget'}. Run sizes on both sides of the "
+            "best one at each budget, or label the grid by a column flops_budget"
+        )
+    optima = np.stack([_minima(cut, p, resamples, seed + i) for i, (cut, p) in enumerate(good)], axis=1)
+    intercept, slope = _lines(optima[:, :, 0], optima[:, :, 1:], FEWEST_BUDGETS)
+    lost = float(np.isnan(slope[1:, 0]).mean())
+    if lost > 0.1:
+        warnings += (f"{lost:.0%} of resamples kept fewer than {FEWEST_BUDGETS} budgets with a minimum and were left out",)
+    how = (
+        f"approach 2: least-squares parabolas in log N through {len(good)} of {len(parabolas)} budgets, a straight "
+        f"line in logarithms through their minima; {_STRAIGHT}"
+    )
+    return Frontier(
+        2, level, Lines(intercept, slope), _table(optima[0]), _statements(chosen.frame, names, how), excluded,
+        chosen.warnings + warnings, parabolas,
+    )  # fmt: skip
+
+
+def _minima(
+    cut: budgets.Slice, parabola: budgets.Parabola, resamples: int, seed: int
+) -> Float[np.ndarray, "samples 4"]:
+    """log C, log N, log D and log L of one budget's minimum: of all its runs, then of resampled ones."""
+    u = cut.u
+    weights = np.concatenate([np.ones((1, len(u))), uncertainty.counts(len(u), resamples, seed)])
+    c = budgets.fit_weighted(u, cut.loss, weights)
+    at = budgets.minimum(c, float(u.min()), float(u.max()))
+    value = c[:, 0] + c[:, 1] * at + c[:, 2] * at**2
+    with np.errstate(invalid="ignore"):
+        logs = [cut.at(cut.log_flops, at), cut.center + at, cut.at(cut.log_tokens, at), np.log(value)]
+    return np.stack(logs, axis=-1)
+
+
+def _parametric(
+    frame: pd.DataFrame, names: dict[str, str], loss: str, level: float, resamples: int, seed: int
+) -> Frontier:
+    fit = fitting.fit("hoffmann", frame, loss=loss, params=names["params"], tokens=names["tokens"])
+    fitting.refuse_unconverged(fit)
+    boot = fit.bootstrap(resamples, seed)
+    rule = flop_rule(frame, **names)
+    samples = {name: np.concatenate([[fit.params[name]], boot.samples[name]]) for name in fit.law.names}
+    for name in ("A", "B", "alpha", "beta"):
+        if fit.params[name] <= 0:
+            raise errors.Refused(f"approach 3: the fitted {name} is 0, so the law has no optimum in N; add runs")
+    how = f"approach 3: closed form of {fit.law.equation} under {rule}"
+    empty = pd.DataFrame(columns=["flops", *QUANTITIES], dtype=np.float64)
+    return Frontier(
+        3, level, Surface(samples, rule), empty, _statements(frame, names, how), (), fit.warnings, (), fit, boot
+    )

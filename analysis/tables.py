@@ -1,0 +1,36 @@
+"""Tables of runs that other people made: a CSV with a row a run."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+import pandas as pd
+
+from analysis import checks, errors
+
+REQUIRED = ("params", "tokens", "loss")
+
+
+def read_csv(path: str | os.PathLike[str], required: Sequence[str] = REQUIRED) -> pd.DataFrame:
+    """The table in `path`, with the columns `required` present, numeric, positive and finite in finished rows.
+
+    Raises `Refused` (a ValueError) that says what is wrong with the file and what to do.
+    """
+    source = pathlib.Path(path)
+    if not source.is_file():
+        what = "a folder" if source.is_dir() else "not there"
+        raise errors.Refused(f"{source} is {what}: pass a CSV file with columns {', '.join(required)}")
+    try:
+        frame = pd.read_csv(source, encoding="utf-8")
+    except pd.errors.EmptyDataError as error:
+        raise errors.Refused(f"{source} is empty; it needs a header with {', '.join(required)}") from error
+    except pd.errors.ParserError as error:
+        raise errors.Refused(f"{source} cannot be read as CSV ({str(error).strip()}); mend that line") from error
+    except UnicodeDecodeError as error:
+        raise errors.Refused(f"{source} is not UTF-8 text ({error.reason} at byte {error.start}); export it as CSV") from error
+    frame.columns = frame.columns.str.strip()
+    if not len(frame):
+        raise errors.Refused(f"{source} has a header and no rows; it needs a row a run")
+    for name in required:
+        checks.column(checks.runs(frame).frame, name, str(source))
+    return frame
