@@ -42,7 +42,7 @@ _HOMES = {
 }
 _MODULES = ("plots", "report")
 
-__all__ = [*_HOMES, *_MODULES]  # noqa: PLE0604
+__all__ = [*_HOMES, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

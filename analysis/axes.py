@@ -87,7 +87,7 @@ def log_loss(panel: axes.Axes, values: np.ndarray) -> None:
     margin = (high / low) ** 0.06
     panel.set_yscale("log")
     panel.set_ylim(low / margin, high * margin)
-    ticks = ticker.MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]).tick_values(low / margin, high * margin)
+    ticks = ticker.MaxNLocator(nbins=8, steps=[1, 2, 2.5, 5, 10]).tick_values(low / margin, high * margin)
     panel.yaxis.set_major_locator(ticker.FixedLocator(ticks))
     panel.yaxis.set_major_formatter(ticker.FormatStrFormatter("%.4g"))
     panel.yaxis.set_minor_locator(ticker.NullLocator())

@@ -64,9 +64,7 @@ def fit_weighted(
     return solved
 
 
-def minimum(
-    coefficients: Float[np.ndarray, "resamples 3"], low: float, high: float
-) -> Float[np.ndarray, " resamples"]:
+def minimum(coefficients: Float[np.ndarray, "resamples 3"], low: float, high: float) -> Float[np.ndarray, " resamples"]:
     """Where each parabola is least; NaN where it opens downward or is least outside (low, high)."""
     c1, c2 = coefficients[:, 1], coefficients[:, 2]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -137,7 +135,9 @@ def parabola(cut: Slice) -> Parabola:
     elif len(sizes) < 5:
         warning = f"{len(sizes)} sizes; at least five are wanted"
     elif high - low > WIDE:
-        warning = f"sizes span a factor {np.exp(high - low):.0f}: a parabola over a wide grid is biased (arXiv 2603.22339)"
+        warning = (
+            f"sizes span a factor {np.exp(high - low):.0f}: a parabola over a wide grid is biased (arXiv 2603.22339)"
+        )
     elif abs(at - (low + high) / 2) > 0.25 * (high - low):
         warning = "the minimum is far from the grid's middle: a parabola is biased there (arXiv 2603.22339)"
     if refused:

@@ -193,7 +193,9 @@ def _doubts(
         if law.parameter(name).log and np.max(1 - without / law(values, params)) < 1e-4:
             warnings.append(f"the term of {name} is below 1e-4 of the loss everywhere: the data do not determine it")
     if starts.share < 0.25:
-        warnings.append(f"only {starts.reached} of {starts.count} starts reached the best minimum: it may not be global")
+        warnings.append(
+            f"only {starts.reached} of {starts.count} starts reached the best minimum: it may not be global"
+        )
     if len(measured) < 3 * len(law.names):
         warnings.append(f"{len(measured)} runs for {len(law.names)} parameters: expect wide intervals")
     return tuple(warnings)

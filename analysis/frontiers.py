@@ -219,9 +219,7 @@ def _envelope(
     how = f"approach 1: the best final loss of each {groups}, where no cheaper run is better; {_STRAIGHT}"
     worse = int(behind[0].sum())
     excluded = (f"{worse} budgets whose best run is no better than a cheaper one",) if worse else ()
-    return Frontier(
-        1, level, Lines(intercept, slope), found, _statements(frame, names, how), excluded, chosen.warnings
-    )
+    return Frontier(1, level, Lines(intercept, slope), found, _statements(frame, names, how), excluded, chosen.warnings)
 
 
 def _isoflop(
@@ -242,7 +240,9 @@ def _isoflop(
     intercept, slope = _lines(optima[:, :, 0], optima[:, :, 1:], FEWEST_BUDGETS)
     lost = float(np.isnan(slope[1:, 0]).mean())
     if lost > 0.1:
-        warnings += (f"{lost:.0%} of resamples kept fewer than {FEWEST_BUDGETS} budgets with a minimum and were left out",)
+        warnings += (
+            f"{lost:.0%} of resamples kept fewer than {FEWEST_BUDGETS} budgets with a minimum and were left out",
+        )
     how = (
         f"approach 2: least-squares parabolas in log N through {len(good)} of {len(parabolas)} budgets, a straight "
         f"line in logarithms through their minima; {_STRAIGHT}"

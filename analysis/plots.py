@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib import axes as mpl_axes
-from matplotlib import figure
+from matplotlib import figure, ticker
 
 from analysis import axes, budgets, checks, frontiers
 
@@ -141,8 +141,9 @@ def isoflop(
     axes.logarithmic(left, "x", table["params"].to_numpy())
     axes.log_loss(left, table["loss"].to_numpy())
     left.set(xlabel="parameters", ylabel=LOSS)
-    left.legend(title="FLOPs", loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, columnspacing=1.0,
-                handlelength=1.2, title_fontsize=8.5)  # fmt: skip
+    left.legend(title="FLOPs", loc="upper right", ncols=1 if len(_budgets(frontier)) < 7 else 2, columnspacing=0.8,
+                handlelength=1.0, title_fontsize=8, fontsize=7.5, labelspacing=0.25, borderaxespad=0.1,
+                frameon=True, framealpha=0.85, edgecolor="none")  # fmt: skip
     c = frontier.minima["flops"].to_numpy()
     reach = np.geomspace(c.min() / 1.6, c.max() * 10, 80)
     allocated = [frontier.allocate(float(value)) for value in reach]
@@ -210,10 +211,12 @@ def _contours(
     across, up = np.geomspace(c.min() / 2, c.max() * 2, 120), np.geomspace(n.min() / 2, n.max() * 2, 120)
     C, N = np.meshgrid(across, up)
     surface = frontier.fit.predict({"params": N, "tokens": C / rule.k / N**rule.kappa})
-    excess = np.geomspace(0.02, 1.0, 14) * (y.max() - y.min())
-    levels = np.sort(np.concatenate([[y.min()], y.min() + excess]))
-    lines = panel.contour(C, N, surface, levels=levels, cmap="viridis_r", linewidths=0.9)
-    panel.clabel(lines, lines.levels[2::3], fmt="%.2f", fontsize=7.5)
+    low = float(surface.min())
+    levels = ticker.MaxNLocator(nbins=14, steps=[1, 2, 2.5, 5, 10]).tick_values(low, float(np.quantile(y, 0.98)))
+    levels = levels[(levels > low) & (levels <= y.max())]
+    lines = panel.contour(C, N, surface, levels=levels, colors=axes.shades(levels[::-1]).cmap(
+        np.linspace(1, 0, len(levels))), linewidths=0.9)  # fmt: skip
+    panel.clabel(lines, lines.levels[:: max(1, len(levels) // 5)], fmt="%.4g", fontsize=7.5, inline_spacing=3)
     panel.scatter(c, n, s=9, color=axes.INK, lw=0, alpha=0.75, zorder=3, label="runs")
     best = [frontier.allocate(float(value)).params for value in across]
     panel.plot(across, [e.value for e in best], "--", color=axes.ACCENT, zorder=4, label="efficient frontier")
@@ -221,7 +224,7 @@ def _contours(
     axes.logarithmic(panel, "x", across, flops=True, pad=0.0)
     axes.logarithmic(panel, "y", up, pad=0.0)
     panel.set(xlabel="training compute (FLOPs)", ylabel="parameters")
-    panel.legend(loc="upper left", handlelength=1.6)
+    panel.legend(loc="upper left", handlelength=1.6, frameon=True, framealpha=0.85, edgecolor="none")
     panel.grid(False)
 
 
@@ -249,8 +252,13 @@ def backtest(table: pd.DataFrame) -> figure.Figure:
     x = "params" if "params" in table.columns else "flops"
     rows = table.sort_values(x)
     made, (panel,) = axes.new(1, 5.6, 4.0)
-    panel.plot(rows[x], rows["predicted"], "--", color=axes.ACCENT, label="predicted from the smaller budgets")
-    _band(panel, rows[x].to_numpy(), rows[["low", "high"]].to_numpy())
+    told = "predicted from the smaller budgets"
+    if rows[x].nunique() > 2:
+        panel.plot(rows[x], rows["predicted"], "--", color=axes.ACCENT, label=told)
+        _band(panel, rows[x].to_numpy(), rows[["low", "high"]].to_numpy())
+    else:
+        bars = np.abs(rows[["low", "high"]].to_numpy().T - rows["predicted"].to_numpy())
+        panel.errorbar(rows[x], rows["predicted"], yerr=bars, fmt="s", mfc="white", color=axes.ACCENT, label=told)
     noise = float(rows["seed_noise"].iloc[0])
     panel.errorbar(rows[x], rows["measured"], yerr=None if np.isnan(noise) else noise, fmt="o", ms=5, color=axes.INK,
                    capsize=2.5, lw=1, label="measured" + ("" if np.isnan(noise) else " ± seed noise"))  # fmt: skip

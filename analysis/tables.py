@@ -27,7 +27,9 @@ def read_csv(path: str | os.PathLike[str], required: Sequence[str] = REQUIRED) -
     except pd.errors.ParserError as error:
         raise errors.Refused(f"{source} cannot be read as CSV ({str(error).strip()}); mend that line") from error
     except UnicodeDecodeError as error:
-        raise errors.Refused(f"{source} is not UTF-8 text ({error.reason} at byte {error.start}); export it as CSV") from error
+        raise errors.Refused(
+            f"{source} is not UTF-8 text ({error.reason} at byte {error.start}); export it as CSV"
+        ) from error
     frame.columns = frame.columns.str.strip()
     if not len(frame):
         raise errors.Refused(f"{source} has a header and no rows; it needs a row a run")
