@@ -1,0 +1,1 @@
+"""Launchers: each only starts workers on machines; the store alone coordinates them. Nothing here imports JAX."""
