@@ -8,9 +8,11 @@ from typing import Literal, Self
 
 import pydantic
 
-from scaling import families, optim, parametrization, schema
+from scaling import families, optim, schema
+from scaling import parametrization as parametrizations
 from scaling.data import corpus
-from scaling.sweep import grid, rates
+from scaling.sweep import grid as grids
+from scaling.sweep import rates
 
 DType = Literal["float32", "bfloat16"]
 
@@ -30,7 +32,7 @@ class Run(schema.Config):
     """
 
     model: families.Family
-    parametrization: parametrization.Parametrization
+    parametrization: parametrizations.Parametrization
     data: corpus.Data
     context: pydantic.PositiveInt
     batch_size: pydantic.PositiveInt
@@ -127,7 +129,7 @@ class Sweep(schema.Config):
 
     name: str = pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     base: Run
-    grid: grid.Grid = grid.Single()
+    grid: grids.Grid = grids.Single()
     learning_rate: rates.Rule = rates.AsGiven()
     execution: Execution = Execution()
     tracking: Tracking = Tracking()
@@ -137,10 +139,10 @@ class Sweep(schema.Config):
         self.learning_rate.check(self.base)
         return self
 
-    def points(self) -> list[grid.Point]:
+    def points(self) -> list[grids.Point]:
         """Every run of the grid once, in the grid's order, learning rates as in the base run (see `rates`)."""
-        start = grid.Point(self.base, {"family": self.base.model.kind, "role": "single"})
-        unique: dict[Run, grid.Point] = {}
+        start = grids.Point(self.base, {"family": self.base.model.kind, "role": "single"})
+        unique: dict[Run, grids.Point] = {}
         for point in self.grid.expand(start):
             unique.setdefault(point.run, point)
         return list(unique.values())

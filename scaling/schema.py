@@ -149,3 +149,8 @@ def error_lines(error: pydantic.ValidationError) -> str:
         shown = "" if isinstance(given, Mapping | pydantic.BaseModel) else f" (got {given!r})"
         lines.append(f"{where}: {message}{shown}")
     return "\n".join(lines)
+
+
+def describe(error: Exception) -> str:
+    """An error as a person reads it: the problems of a validation a line each."""
+    return error_lines(error) if isinstance(error, pydantic.ValidationError) else str(error)

@@ -1,0 +1,104 @@
+"""The only file that knows Orbax: save a run's state at a step, find the newest one, restore it.
+
+Every attempt at a run writes to a folder of its own; a later attempt restores the newest step of all of them.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+Tree = TypeVar("Tree")
+KEPT = 2  # the newest checkpoint, and the one before it should the newest be unreadable
+
+
+class Checkpoints:
+    """The checkpoints of one run: `folders` of its attempts, oldest first; only the last is written to.
+
+    `fingerprint` names the configuration: a checkpoint of another one is refused.
+    """
+
+    def __init__(self, folders: Sequence[Path], fingerprint: str):
+        self.folders = [Path(folder).absolute() for folder in folders]
+        self.fingerprint = fingerprint
+        self._writer: ocp.CheckpointManager | None = None
+
+    def restore(self, shapes: Tree) -> tuple[Tree, dict[str, Any]] | None:
+        """The state of the newest step and the notes saved with it, or None where there is no checkpoint.
+
+        `shapes` gives structure, shapes, dtypes and shardings. Raises ValueError for a checkpoint of another config.
+        """
+        found = [(step, folder) for folder in self.folders if folder.is_dir() for step in _steps(folder)]
+        if not found:
+            return None
+        step, folder = max(found, key=lambda pair: (pair[0], str(pair[1])))
+        with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+            notes = manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore())).notes
+            if notes["fingerprint"] != self.fingerprint:
+                raise ValueError(
+                    f"{folder / str(step)} is a checkpoint of another config ({notes['fingerprint']}, not "
+                    f"{self.fingerprint}); remove the folder or run the config that it belongs to"
+                )
+            saved = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes)))
+        return saved.state, notes
+
+    def save(self, step: int, state: Any, notes: dict[str, Any]) -> None:
+        """Save in the background; returns once the state is copied off the devices. Raises OSError where the disk is full."""
+        if self._writer is None:
+            folder = self.folders[-1]
+            folder.mkdir(parents=True, exist_ok=True)
+            check_space(folder, state)
+            options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, step_prefix=None)
+            self._writer = ocp.CheckpointManager(folder, options=options)
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            notes=ocp.args.JsonSave({**notes, "step": step, "fingerprint": self.fingerprint}),
+        )
+        self._writer.save(step, args=arguments)
+
+    def close(self) -> None:
+        """Wait until everything is written."""
+        if self._writer is not None:
+            self._writer.wait_until_finished()
+            self._writer.close()
+            self._writer = None
+
+    def remove(self) -> None:
+        """Remove the checkpoints of all attempts: the run is over and nothing needs them."""
+        self.close()
+        for folder in self.folders:
+            if folder.is_dir():
+                shutil.rmtree(folder)
+
+    def remove_older_attempts(self) -> None:
+        """Remove what earlier attempts left, once this attempt has written a checkpoint of its own."""
+        self.close()
+        if _steps(self.folders[-1]):
+            for folder in self.folders[:-1]:
+                if folder.is_dir():
+                    shutil.rmtree(folder)
+
+
+def _steps(folder: Path) -> list[int]:
+    """Steps of the finished checkpoints in a folder; an unfinished one has another name until it is renamed."""
+    return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
+
+
+def size_bytes(state: Any) -> int:
+    """Bytes of the arrays of a state, or of their shapes."""
+    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+
+def check_space(folder: Path, state: Any) -> None:
+    """Refuse, before anything is written, a disk that cannot hold the checkpoints kept and the one being written."""
+    needed = (KEPT + 1) * size_bytes(state)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"checkpoints of this run need {needed / 1e9:.3g} GB ({KEPT + 1} × {needed / (KEPT + 1) / 1e9:.3g} GB) and "
+            f"{folder} has {free / 1e9:.3g} GB free; free some space or put the store on a larger disk"
+        )

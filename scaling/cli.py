@@ -1,0 +1,179 @@
+"""The `scaling` command: each subcommand imports what it needs only when it runs."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+Positional = tyro.conf.Positional
+Overrides = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="set", metavar="FIELD=VALUE")]
+
+RESULTS = Path("results")
+
+
+def plan(
+    config: Positional[Path],
+    overrides: Overrides = (),
+    store: Path = RESULTS,
+    device: str = "cpu",
+) -> None:
+    """Print what a sweep would train: every run with its parameters, tokens, FLOPs, memory and time. Writes nothing.
+
+    Args:
+        config: A Python file with a function sweep(), or a stored sweep.json or config.json.
+        overrides: Set a field of the sweep, for example --set base.seed=1; repeat for more.
+        store: Where results are; runs that it has already are marked.
+        device: Device to predict times for: cpu, or a name such as H100, A100 or "TPU v5p".
+    """
+    from scaling.commands import planning
+
+    planning.show(config, overrides, store, device)
+
+
+def prepare(config: Positional[Path], overrides: Overrides = ()) -> None:
+    """Read, tokenise and cache the text of a sweep.
+
+    Args:
+        config: A Python file with a function sweep(), or a stored JSON config.
+        overrides: Set a field of the sweep; repeat for more.
+    """
+    from scaling.data import corpus
+    from scaling.sweep import files
+
+    prepared = corpus.prepare(files.load(config, overrides).base.data)
+    print(f"{prepared.unique_tokens:,} training tokens, content {prepared.data_sha256[:16]}")
+
+
+def sweep(
+    config: Positional[Path],
+    overrides: Overrides = (),
+    store: Path = RESULTS,
+    workers: int | None = None,
+    retry_failed: bool = False,
+) -> None:
+    """Train every run of a sweep that the store lacks, then say what the law is. Starting it again goes on.
+
+    Args:
+        config: A Python file with a function sweep(), or a stored JSON config.
+        overrides: Set a field of the sweep; repeat for more.
+        store: Folder for results; made if it is not there.
+        workers: Worker processes; by default one an accelerator, or one a CPU core (at most one a run).
+        retry_failed: Train again what failed before.
+    """
+    from scaling.commands import sweeping
+
+    sys.exit(sweeping.run(config, overrides, store, workers, retry_failed))
+
+
+def worker(store: Positional[Path], sweep: Positional[str], config: Path | None = None, retry_failed: bool = False) -> None:
+    """Train the runs of a sweep that nobody has claimed, until none is left. Any number may work on one store.
+
+    Args:
+        store: Folder of the results.
+        sweep: Name of a sweep in the store.
+        config: The Python file of the sweep, where it defines a model family of its own.
+        retry_failed: Train again what failed before.
+    """
+    from scaling.commands import sweeping
+
+    sys.exit(sweeping.work(store, sweep, config, retry_failed))
+
+
+def status(sweep: Annotated[str | None, tyro.conf.Positional] = None, store: Path = RESULTS, follow: bool = False) -> None:
+    """Show the runs of a sweep, or the sweeps of a store.
+
+    Args:
+        sweep: Name of a sweep; without it all sweeps are listed.
+        store: Folder of the results.
+        follow: Keep showing until all runs are over.
+    """
+    from scaling.commands import sweeping
+
+    sweeping.status(store, sweep, follow)
+
+
+def fit(
+    data: Positional[Path], law: str = "hoffmann", sweep: str | None = None, loss: str = "loss", save: Path | None = None
+) -> None:
+    """Fit a law to a CSV (params, tokens, loss) or to a store, with intervals and a checklist.
+
+    Args:
+        data: A CSV file, or the folder of a store.
+        law: Name of the law, for example hoffmann, kaplan, power_offset.
+        sweep: Which sweep of the store; not needed where there is one.
+        loss: Column that holds the loss, in nats a token.
+        save: Write the fit here as JSON, for `scaling predict`.
+    """
+    from scaling.commands import analysing
+
+    analysing.fit(data, law, sweep, loss, save)
+
+
+def predict(
+    fit: Positional[Path], params: float | None = None, tokens: float | None = None, flops: float | None = None
+) -> None:
+    """Predict the loss of a saved fit at given parameters and tokens; or, at given FLOPs, the best way to spend them.
+
+    Args:
+        fit: A fit saved by `scaling fit --save`.
+        params: Parameters of the model.
+        tokens: Training tokens.
+        flops: Training FLOPs to allocate.
+    """
+    from scaling.commands import analysing
+
+    analysing.predict(fit, params, tokens, flops)
+
+
+def report(data: Positional[Path], sweep: str | None = None, out: Path | None = None, title: str | None = None) -> None:
+    """Draw the figures and write the report of a sweep, or of a CSV.
+
+    Args:
+        data: The folder of a store, or a CSV file.
+        sweep: Which sweep of the store; not needed where there is one.
+        out: Folder to write to; by default beside the sweep in the store, or beside the CSV.
+        title: Title of the report.
+    """
+    from scaling.commands import analysing
+
+    analysing.report(data, sweep, out, title)
+
+
+def reproduce(
+    name: Positional[str], scale: Literal["cpu"] = "cpu", store: Path = RESULTS, workers: int | None = None
+) -> None:
+    """Reproduce a paper at a given scale: its grid, its laws, its figure, its numbers beside ours.
+
+    Args:
+        name: An experiment, for example kaplan2020 or hoffmann2022.
+        scale: How large: cpu is what two cores do in under 20 minutes.
+        store: Folder for results.
+        workers: Worker processes; by default one a CPU core.
+    """
+    import experiments
+
+    sys.exit(experiments.reproduce(name, scale, store, workers))
+
+
+def main() -> None:
+    """Entry point: errors of the user are one message without a traceback (SCALING_DEBUG=1 shows it)."""
+    commands = (plan, prepare, sweep, worker, status, fit, predict, report, reproduce)
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            {command.__name__.replace("_", "-"): command for command in commands},
+            prog="scaling",
+            description="Scaling-law experiments: plan a sweep, train it, store it, fit the law, predict the next model.",
+        )
+    except (ValueError, OSError) as error:
+        if os.environ.get("SCALING_DEBUG") == "1":
+            raise
+        from scaling import schema
+
+        print(f"error: {schema.describe(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""`scaling plan`: the runs of a sweep and their cost, as a table."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import rich.console
+import rich.table
+
+from scaling.data import corpus as corpora
+from scaling.sweep import files, plan, store
+
+COLUMNS = (
+    "run", "model", "params", "non-emb.", "tokens", "epochs", "FLOPs", "6ND", "steps", "lr", "seed", "memory", "time",
+    "status",
+)  # fmt: skip
+
+
+def show(config: Path, overrides: Sequence[str], store_path: Path, device: str) -> None:
+    """Print the plan of a sweep. Writes nothing and starts no backend."""
+    sweep = files.load(config, overrides)
+    results = store.Store(store_path)
+    corpus = corpora.find(sweep.base.data)
+    resolved = plan.resolve(sweep, corpus, results)
+    rate, source = plan.rate(device, results.training_rate(device))
+    console = rich.console.Console(width=None if rich.get_console().is_terminal else 200)
+
+    total = {"flops": 0.0, "tokens": 0, "seconds": 0.0, "todo": 0.0}
+    ladder = []
+    for stage, runs in (("tune stage", resolved.tune), ("sweep", resolved.runs)):
+        if not runs:
+            continue
+        rows = [plan.row(p, rate, corpus) for p in runs]
+        states = [_state(row["run_id"], results) for row in rows]
+        console.print(_table(f"{sweep.name}: {stage}, {len(rows)} runs", rows, states, bool(resolved.pending)))
+        for row, state in zip(rows, states, strict=True):
+            total["flops"] += row["flops"]
+            total["tokens"] += row["tokens"]
+            total["seconds"] += row["seconds"]
+            total["todo"] += 0.0 if state in ("finished", "diverged") else row["seconds"]
+        ladder = rows
+    console.print(
+        f"total {total['flops']:.3g} FLOPs, {total['tokens']:,} tokens, {duration(total['seconds'])} on {device} "
+        f"({duration(total['todo'])} to do), at {rate / 1e9:,.0f} GFLOP/s: {source}"
+    )
+    if corpus is None:
+        console.print(f"the text is not prepared: run names and epochs are known after `scaling prepare {config}`")
+    if resolved.pending:
+        console.print(f"learning rates of the sweep are those of the base run until it is tuned: {resolved.pending}")
+    for warning in plan.warnings(resolved, ladder):
+        console.print(f"warning: {warning}", markup=False)
+
+
+def _state(run_id: str | None, results: store.Store) -> str:
+    return "" if run_id is None else results.status(run_id)["status"]
+
+
+def _table(title: str, rows: Sequence[Mapping[str, Any]], states: Sequence[str], pending: bool) -> rich.table.Table:
+    table = rich.table.Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name in ("run", "model", "status") else "right", no_wrap=True)
+    for row, state in zip(rows, states, strict=True):
+        table.add_row(
+            row["run_id"] or "–",
+            f"{row['family']} {row['width']}×{row['depth']}",
+            f"{row['params']:,}",
+            f"{row['params_non_embedding']:,}",
+            f"{row['tokens']:,}",
+            "?" if row["epochs"] is None else f"{row['epochs']:.2f}",
+            f"{row['flops']:.3g}",
+            f"{row['flops_6nd']:.3g}",
+            f"{row['steps']:,}",
+            f"{row['learning_rate']:.3g}" + ("?" if pending else ""),
+            str(row["seed"]),
+            f"{row['memory_bytes'] / 1e6:,.0f} MB",
+            duration(row["seconds"]),
+            state,
+        )
+    return table
+
+
+def duration(seconds: float) -> str:
+    """A time as a person reads it."""
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:,.1f} h"

@@ -1,0 +1,50 @@
+"""`scaling sweep`, `worker` and `status`: train what a store lacks, and show how far it is."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from scaling.commands import analysing
+from scaling.sweep import files, stages, store
+
+
+def run(config: Path, overrides: Sequence[str], store_path: Path, workers: int | None, retry_failed: bool) -> int:
+    """Train a sweep, then report on it. Returns 0, or 1 where runs are left without a result."""
+    sweep = files.load(config, overrides)
+    own = config if config.suffix == ".py" else None
+    done = stages.run(sweep, store_path, workers=workers, retry_failed=retry_failed, config_path=own)
+    if not done:
+        print(f"not all runs have a result yet; start the same command again to go on (store {store_path})")
+        return 1
+    if len(sweep.points()) > 1:
+        analysing.report(store_path, sweep.name, None, None)
+    return 0
+
+
+def work(store_path: Path, name: str, config: Path | None, retry_failed: bool) -> int:
+    """Be a worker. Returns the documented exit code."""
+    from scaling.sweep import worker
+
+    if config is not None:
+        files.load(config)  # registers the model families that it defines
+    return worker.main(store.Store(store_path), name, retry_failed=retry_failed)
+
+
+def status(store_path: Path, name: str | None, follow: bool) -> None:
+    """Print the table of a sweep, or the list of sweeps."""
+    import rich.console
+
+    from scaling.sweep import watch
+
+    results = store.Store(store_path)
+    if not store_path.is_dir():
+        raise ValueError(f"there is no store at {os.fspath(store_path)}; give the folder with --store")
+    if name is None:
+        for each in results.sweeps():
+            counts = results.runs(each)["status"].value_counts()
+            print(f"{each}: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+        return
+    if follow:
+        watch.follow(results, name)
+    else:
+        rich.console.Console().print(watch.table(results, name))

@@ -1,0 +1,37 @@
+"""What devices can do: peak rates from their makers' data sheets, for MFU and for predicted times. No JAX here."""
+
+import time
+
+# Peak dense bf16 FLOP/s and memory in bytes, keyed by a part of JAX's `device_kind`; the first match counts.
+PEAK_FLOPS: tuple[tuple[str, float], ...] = (
+    ("H200", 989e12),  # NVIDIA H200 data sheet: 989 TFLOP/s bf16 without sparsity (SXM)
+    ("H100 PCIe", 756e12),  # NVIDIA H100 data sheet, PCIe
+    ("H100", 989e12),  # NVIDIA H100 data sheet, SXM
+    ("A100", 312e12),  # NVIDIA A100 data sheet
+    ("TPU v6", 918e12),  # Google Cloud TPU documentation, v6e (Trillium), a chip
+    ("TPU v5 lite", 197e12),  # Google Cloud TPU documentation, v5e, a chip
+    ("TPU v5e", 197e12),  # the same chip under its product name
+    ("TPU v5", 459e12),  # Google Cloud TPU documentation, v5p, a chip
+    ("TPU v4", 275e12),  # Google Cloud TPU documentation, v4, a chip
+)
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Peak dense bf16 FLOP/s of one device, or None where the table does not know it (CPUs)."""
+    for name, peak in PEAK_FLOPS:
+        if name.lower() in device_kind.lower():
+            return peak
+    return None
+
+
+def measured_cpu_flops(size: int = 1024, seconds: float = 0.1) -> float:
+    """float32 FLOP/s of a square matrix product by NumPy on this machine, the best of a few: about what its cores can do."""
+    import numpy as np
+
+    left = np.ones((size, size), np.float32)
+    best, start = 0.0, time.perf_counter()
+    while time.perf_counter() - start < seconds or not best:
+        before = time.perf_counter()
+        left @ left
+        best = max(best, 2 * size**3 / (time.perf_counter() - before))
+    return best

@@ -1,0 +1,82 @@
+"""Devices, the mesh, and the one table from what a dimension means to the mesh axis it is sharded over."""
+
+import math
+
+import jax
+import numpy as np
+from jax.typing import DTypeLike
+
+from scaling import config, families
+
+AXES = ("data", "fsdp", "tensor")
+
+# What each logical dimension is sharded over. Dimensions not named here are whole on every device.
+TABLE: dict[str, str | tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "embed": "fsdp",
+    "vocabulary": "tensor",
+    "heads": "tensor",
+    "mlp": "tensor",
+    "gates": "tensor",
+}
+
+
+def make(settings: config.Mesh) -> jax.sharding.Mesh:
+    """The mesh over all devices of all processes.
+
+    Raises ValueError where the axes' product is not the number of devices.
+    """
+    devices = jax.device_count()
+    fixed = settings.fsdp * settings.tensor
+    data = settings.data or max(1, devices // fixed)
+    if data * fixed != devices:
+        raise ValueError(
+            f"a mesh of data {data} × fsdp {settings.fsdp} × tensor {settings.tensor} needs {data * fixed} devices and "
+            f"there are {devices}; leave mesh.data out to use the devices that are left"
+        )
+    auto = (jax.sharding.AxisType.Auto,) * len(AXES)
+    return jax.make_mesh((data, settings.fsdp, settings.tensor), AXES, axis_types=auto)
+
+
+def sharding(mesh: jax.sharding.Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> jax.sharding.NamedSharding:
+    """The sharding of an array whose dimensions mean `axes`; a dimension that does not divide stays whole."""
+    used: list[str | tuple[str, ...] | None] = []
+    for size, axis in zip(shape, axes, strict=True):
+        target = TABLE.get(axis) if axis else None
+        names = (target,) if isinstance(target, str) else target or ()
+        used.append(target if names and size % math.prod(mesh.shape[name] for name in names) == 0 else None)
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*used))
+
+
+def weight_sharding(mesh: jax.sharding.Mesh, weight: families.Weight) -> jax.sharding.NamedSharding:
+    """The sharding of a weight's full array: layers are never split."""
+    return sharding(mesh, weight.full_shape, ((None,) if weight.stack else ()) + weight.axes)
+
+
+def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+    """Whole on every device."""
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+
+def shape_of(
+    mesh: jax.sharding.Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...], dtype: DTypeLike
+) -> jax.ShapeDtypeStruct:
+    """The abstract global array that `put` makes."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(mesh, shape, axes))
+
+
+def put(mesh: jax.sharding.Mesh, local: np.ndarray, axes: tuple[str | None, ...]) -> jax.Array:
+    """A global array from this process's part of it: split over `batch`, whole along the other dimensions."""
+    processes = jax.process_count()
+    shape = tuple(n * processes if axis == "batch" else n for n, axis in zip(local.shape, axes, strict=True))
+    return jax.make_array_from_process_local_data(sharding(mesh, shape, axes), local, shape)
+
+
+def batch_shards(mesh: jax.sharding.Mesh) -> int:
+    """How many parts a batch is split into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def start_distributed() -> None:
+    """Join the other processes of a multi-host run. Call before any use of a device, and only where there are several."""
+    jax.distributed.initialize()

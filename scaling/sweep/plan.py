@@ -1,0 +1,216 @@
+"""From a sweep to its runs, with what each will cost, before anything is trained. No JAX here.
+
+`resolve` gives every run its learning rate and, once the corpus is prepared, its name; `rows` counts them; `warnings`
+says what a careful reader would object to.
+"""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scaling import config, counting, devices
+from scaling.data import corpus as corpora
+from scaling.sweep import grid, rates, record, store
+
+# What share of a device's peak a training step reaches where nothing was measured: a round guess, said to be one.
+ASSUMED_UTILISATION = 0.35
+# Tokens per parameter at the compute optimum (Hoffmann et al. 2203.15556, table 3): about 20.
+OPTIMAL_TOKENS_PER_PARAM = 20.0
+# Epochs up to which repeated tokens are worth nearly as much as new ones (Muennighoff et al. 2305.16264): about 4.
+EPOCHS_WORTH = 4.0
+# A parabola in log N fitted over a wider range than this is biased even without noise (2603.22339).
+WIDEST_GRID = 30.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A run of a sweep; `run_id` is None while the corpus is not prepared or the learning rate is not tuned."""
+
+    run: config.Run
+    labels: Mapping[str, grid.Label]
+    run_id: str | None
+
+    @property
+    def tuning(self) -> bool:
+        """Whether the run is one of the tune stage."""
+        return self.labels.get("stage") == "tune"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Every run of a sweep, the tune stage first. `pending` says why the ladder's learning rates are not known yet."""
+
+    tune: tuple[Planned, ...]
+    runs: tuple[Planned, ...]
+    pending: str
+    optima: Mapping[str, float]
+
+    @property
+    def all(self) -> tuple[Planned, ...]:
+        """Tune stage and ladder."""
+        return self.tune + self.runs
+
+
+def resolve(sweep: config.Sweep, corpus: corpora.Corpus | None, results: store.Store | None) -> Plan:
+    """The runs of a sweep with their learning rates, as far as the store's results allow.
+
+    Raises ValueError where tuning ended at an edge of its grid (see `rates.optimum`).
+    """
+    points = sweep.points()
+    tune = tuple(_planned(point, corpus) for point in sweep.learning_rate.tuning_points(points))
+    optima, pending = _optima(tune, results)
+    if pending:
+        return Plan(tune, tuple(Planned(p.run, p.labels, None) for p in points), pending, {})
+    chosen = [
+        point.edit({"optimizer.learning_rate": sweep.learning_rate.learning_rate(point.run, optima)}) for point in points
+    ]
+    return Plan(tune, tuple(_planned(point, corpus) for point in chosen), "", optima)
+
+
+def _planned(point: grid.Point, corpus: corpora.Corpus | None) -> Planned:
+    return Planned(point.run, point.labels, point.run.run_id(corpus.data_sha256) if corpus else None)
+
+
+def _optima(tune: Sequence[Planned], results: store.Store | None) -> tuple[dict[str, float], str]:
+    """The tuned learning rate of each model, or why they are not known yet."""
+    if not tune:
+        return {}, ""
+    rows = [results.result(p.run_id) if results and p.run_id else None for p in tune]
+    missing = sum(row is None for row in rows)
+    if missing:
+        return {}, f"{missing} of {len(tune)} runs of the tune stage are not trained yet"
+    trials: dict[str, list[tuple[float, float]]] = collections.defaultdict(list)
+    for planned, row in zip(tune, rows, strict=True):
+        assert row is not None
+        loss = math.inf if row["loss"] is None else row["loss"]
+        trials[rates.model_key(planned.run.model)].append((planned.run.optimizer.learning_rate, loss))
+    return {key: rates.optimum(*zip(*pairs, strict=True)) for key, pairs in trials.items()}, ""
+
+
+def row(planned: Planned, rate: float, corpus: corpora.Corpus | None) -> dict[str, Any]:
+    """What a run is and costs: the columns of the plan, in SI units; `rate` is the device's FLOP/s in training."""
+    run = planned.run
+    shape = (run.model, run.vocabulary_size, run.context)
+    flops = counting.flops(*shape, run.tokens)
+    memory = counting.memory_bytes(
+        *shape, microbatch=run.batch_size, state_floats_per_param=run.optimizer.state_floats_per_param,
+        parameter_bytes=2 if run.precision.parameters == "bfloat16" else 4,
+        compute_bytes=2 if run.precision.compute == "bfloat16" else 4,
+    )  # fmt: skip
+    return {
+        "run_id": planned.run_id,
+        "family": planned.labels["family"],
+        "width": run.model.width,
+        "depth": run.model.depth,
+        "params": counting.params(*shape),
+        "params_non_embedding": counting.params_non_embedding(*shape),
+        "tokens": run.tokens,
+        "epochs": run.tokens / corpus.unique_tokens if corpus else None,
+        "flops": flops,
+        "flops_6nd": counting.flops_6nd(*shape, run.tokens),
+        "flops_budget": planned.labels.get("flops_budget"),
+        "steps": run.steps,
+        "warmup_steps": run.schedule.warmup.steps(run.steps, run.batch_tokens),
+        "learning_rate": run.optimizer.learning_rate,
+        "seed": run.seed,
+        "memory_bytes": memory,
+        "seconds": flops / rate,
+    }
+
+
+def rate(device: str, measured: float | None) -> tuple[float, str]:
+    """FLOP/s to expect of a named device ("cpu" or a part of an accelerator's name), and where the number is from.
+
+    `measured` is what runs of the store reached. Raises ValueError for a device that the table does not know.
+    """
+    if measured is not None:
+        return measured, "the rate of runs in this store"
+    if device == "cpu":
+        peak = devices.measured_cpu_flops()
+        return ASSUMED_UTILISATION * peak, f"{ASSUMED_UTILISATION:.0%} of {peak / 1e9:.0f} GFLOP/s, a matrix product here"
+    peak_flops = devices.peak_flops(device)
+    if peak_flops is None:
+        known = ", ".join(name for name, _ in devices.PEAK_FLOPS)
+        raise ValueError(f"no peak rate is known for device {device!r}; use cpu or one of: {known}")
+    return ASSUMED_UTILISATION * peak_flops, f"{ASSUMED_UTILISATION:.0%} of a peak of {peak_flops / 1e12:.0f} TFLOP/s"
+
+
+def warnings(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What would make the law worthless or doubtful, a sentence each with its remedy."""
+    return [*_warn_ratio(rows), *_warn_isoflop(rows), *_warn_epochs(rows), *_warn_warmup(rows), *_warn_rates(plan)]
+
+
+def _warn_ratio(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    ratios = [r["tokens"] / r["params_non_embedding"] for r in rows]
+    sizes = {r["params_non_embedding"] for r in rows}
+    if len(sizes) > 2 and max(ratios) / min(ratios) < 1.5:
+        return [
+            f"all runs have about {ratios[0]:.3g} tokens per parameter: a fit of L(N, D) cannot tell its exponents apart; "
+            "vary tokens at fixed size"
+        ]
+    return []
+
+
+def _warn_isoflop(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    budgets: dict[float, dict[int, float]] = collections.defaultdict(dict)
+    for r in rows:
+        if r["flops_budget"] is not None:
+            budgets[r["flops_budget"]][r["params_non_embedding"]] = r["tokens"] / r["params_non_embedding"]
+    found = []
+    for budget, ratios in sorted(budgets.items()):
+        low, high, spread = min(ratios.values()), max(ratios.values()), max(ratios) / min(ratios)
+        if len(ratios) < 5:
+            found.append(f"budget {budget:.3g} has {len(ratios)} sizes; a parabola wants at least 5")
+        if not low <= OPTIMAL_TOKENS_PER_PARAM <= high:
+            found.append(
+                f"budget {budget:.3g} covers {low:.3g} to {high:.3g} tokens per parameter and the usual minimum is near "
+                f"{OPTIMAL_TOKENS_PER_PARAM:.0f}: it may lie outside; add {'larger' if low > 20 else 'smaller'} sizes"
+            )
+        if spread > WIDEST_GRID:
+            found.append(
+                f"budget {budget:.3g} spans a factor {spread:.0f} in size; a parabola in log N is biased over more than "
+                f"{WIDEST_GRID:.0f} (arXiv 2603.22339)"
+            )
+    return found
+
+
+def _warn_epochs(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    over = [r["epochs"] for r in rows if r["epochs"] is not None and r["epochs"] > 1]
+    if not over:
+        return []
+    most = max(over)
+    remedy = "use a data-constrained law or more text" if most > EPOCHS_WORTH else "tokens are no longer all fresh"
+    return [f"{len(over)} runs repeat the corpus, up to {most:.2f} epochs: {remedy}"]
+
+
+def _warn_warmup(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    long = [r for r in rows if r["warmup_steps"] > 0.1 * r["steps"]]
+    if not long:
+        return []
+    worst = max(r["warmup_steps"] / r["steps"] for r in long)
+    return [
+        f"{len(long)} runs spend more than a tenth of their steps on warm-up, up to {worst:.0%}, which bends the law at "
+        "small budgets (Porian et al. 2406.19146); shorten schedule.warmup"
+    ]
+
+
+def _warn_rates(plan: Plan) -> list[str]:
+    found = []
+    highest = max((p.run.optimizer.learning_rate for p in plan.runs), default=0.0)
+    if highest > 0.05 and not plan.pending and plan.runs[0].run.optimizer.adam_like:
+        found.append(f"learning rates reach {highest:.3g}, far above what Adam is used with; tune them instead")
+    return found
+
+
+def register(
+    name: str, sweep: config.Sweep, planned: Sequence[Planned], corpus: corpora.Corpus, results: store.Store
+) -> None:
+    """Write a sweep and its runs to the store; what is there already stays as it is."""
+    members = []
+    for p in planned:
+        assert p.run_id is not None
+        results.add_run(p.run_id, record.config_record(p.run, corpus))
+        members.append({"run_id": p.run_id, "labels": dict(p.labels)})
+    results.add_sweep(name, sweep.model_dump(mode="json"), members)

@@ -1,0 +1,61 @@
+"""A whole sweep from its config to its results: prepare the text, tune learning rates where the sweep asks, train."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from scaling import config
+from scaling.data import corpus as corpora
+from scaling.launch import local
+from scaling.sweep import plan, store, watch
+
+
+def run(
+    sweep: config.Sweep,
+    store_path: Path,
+    *,
+    workers: int,
+    retry_failed: bool = False,
+    config_path: Path | None = None,
+    log: Callable[[str], None] = print,
+) -> bool:
+    """Train what the store lacks of a sweep, tune stage first; True when every run has a result.
+
+    Starting it again goes on where it stopped. The tune stage is a sweep of its own in the store, NAME.tune, so that
+    its runs never enter the law. Raises ValueError where tuning failed, before the ladder is started.
+    """
+    results = store.Store(store_path)
+    sweep.points()  # a grid that cannot be expanded is refused before any text is prepared
+    corpus = corpora.prepare(sweep.base.data, log)
+    resolved = plan.resolve(sweep, corpus, results)
+    stages = [(f"{sweep.name}.tune", resolved.tune)] if resolved.tune else []
+    for name, planned in stages:
+        plan.register(name, sweep, planned, corpus, results)
+        if not _train(results, name, workers, retry_failed, config_path, log):
+            return False
+        resolved = plan.resolve(sweep, corpus, results)
+        if resolved.pending:
+            raise ValueError(f"{resolved.pending}; see `scaling status {store_path} {name}` and mend what failed")
+        log(tuned(resolved))
+    plan.register(sweep.name, sweep, resolved.runs, corpus, results)
+    return _train(results, sweep.name, workers, retry_failed, config_path, log)
+
+
+def _train(
+    results: store.Store, name: str, workers: int, retry: bool, config_path: Path | None, log: Callable[[str], None]
+) -> bool:
+    launched = local.launch(results.path, name, workers, retry_failed=retry, config_path=config_path)
+    watch.follow(results, name, launched)
+    frame = results.runs(name)
+    left = frame[~frame["status"].isin(["finished", "diverged"])]
+    for row in left[left["status"] == "failed"].itertuples():
+        log(f"run {row.run_id} failed: {row.reason} (traceback in {results.path}/runs/{row.run_id}/status.json)")
+    return len(left) == 0
+
+
+def tuned(resolved: plan.Plan) -> str:
+    """What tuning chose, a line a model."""
+    lines = ["learning rates at the minimum of a parabola in log lr:"]
+    models = {plan.rates.model_key(p.run.model): p.run.model for p in resolved.tune}
+    for key, rate in resolved.optima.items():
+        lines.append(f"  {models[key].kind} width {models[key].width} depth {models[key].depth}: {rate:.3g}")
+    return "\n".join(lines)
