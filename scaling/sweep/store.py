@@ -36,6 +36,7 @@ COLUMNS = (
 MEASURED = ("loss", "loss_se", "bits_per_byte", "seconds")  # missing until a run has ended
 OF_RUN = ("sweep", "family", "role", "params", "params_non_embedding", "learning_rate", "seed")  # repeated in curves
 
+OPEN = ("planned", "running")  # statuses of runs that are still to end
 RATED_RUNS = 1000  # as many as are read to say how fast runs of the store are
 
 RUN_ID = re.compile(r"[0-9a-f]{16}")
@@ -324,24 +325,22 @@ class Store:
             for member in self.sweep(sweep)["members"]:
                 yield sweep, member
             return
-        listed: dict[str, tuple[str, Member]] = {}
+        listed: dict[str, tuple[str | None, Member]] = {}
         for name in self.sweeps():
             for member in self.sweep(name)["members"]:
-                listed.setdefault(member["run_id"], (name, member))
+                labels = {key: value for key, value in member["labels"].items() if key in COLUMNS}
+                listed.setdefault(member["run_id"], (name, Member(run_id=member["run_id"], labels=labels)))
         for run_id in self.run_ids():
-            name, member = listed.get(run_id, (None, Member(run_id=run_id, labels={})))
-            only = {key: value for key, value in member["labels"].items() if key in COLUMNS}
-            yield None if self._has_result(run_id) else name, Member(run_id=run_id, labels=only)
-
-    def _has_result(self, run_id: str) -> bool:
-        return (self.path / "runs" / run_id / "result.json").exists()
+            bare = (None, Member(run_id=run_id, labels={}))
+            ended = (self.path / "runs" / run_id / "result.json").exists()
+            yield bare if ended else listed.get(run_id, bare)
 
     def _row(self, run_id: str, sweep: str | None, labels: Mapping[str, Any]) -> dict[str, Any]:
         row = self.result(run_id)
         if row is None:
             status = self.status(run_id)
             row = {**self._counted(run_id), **dict.fromkeys(MEASURED), "device": status["device"]}
-            row |= {"sweep": None, "status": status["status"], "reason": status["reason"]}
+            row |= {"sweep": None, "status": status["status"], "reason": status["reason"] or None}
         return {**row, **labels, **({} if sweep is None else {"sweep": sweep})}
 
     def _counted(self, run_id: str) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def _until_signal(log: Callable[[str], None]) -> Iterator[Stop]:
         signal.signal(number, before[number])
         log(f"{signal.Signals(number).name}: saving the run and stopping; a second one stops at once")
 
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    before = {int(number): signal.signal(number, note) for number in SIGNALS}
     try:
         yield stop
     finally:
@@ -215,7 +215,7 @@ def result_row(
     device: str,
 ) -> dict[str, Any]:
     """The flat row of a run that finished or diverged, in the order of the store's columns."""
-    row = {
+    row: dict[str, Any] = {
         "run_id": run_id,
         "sweep": sweep_name,
         **counted,

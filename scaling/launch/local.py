@@ -1,0 +1,294 @@
+"""Workers as processes of this machine: one an accelerator, or several on the CPU with cores of their own.
+
+The launcher only starts them, starts them anew where they crash or where other machines leave runs behind, and asks
+them to stop. It imports no JAX and touches no accelerator.
+"""
+
+import contextlib
+import dataclasses
+import glob
+import hashlib
+import importlib.util
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from scaling.sweep import store, worker
+
+RESTARTS = 3  # crashes of one worker after which it is given up
+PAUSE_SECONDS = 5.0  # between starting workers for runs that others left
+POLL_SECONDS = 0.2
+STOPPED = tuple(128 + number for number in worker.SIGNALS)  # exit codes of workers that were asked to stop
+TAIL_BYTES = 2000
+
+
+@dataclasses.dataclass
+class Slot:
+    """A place for one worker: its environment, cores and log, and the process in it, if one runs."""
+
+    number: int
+    environment: Mapping[str, str]
+    cores: Sequence[int]
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    crashes: int = 0
+    given_up: bool = False
+
+
+def launch(
+    store_path: str | os.PathLike[str],
+    sweep_name: str,
+    workers: int | None,
+    *,
+    pin: bool = True,
+    retry_failed: bool = False,
+    config_path: Path | None = None,
+) -> "Workers":
+    """Start workers for what a sweep lacks, at most one a run; None starts one an accelerator, or else one a core.
+
+    `config_path` is the sweep's Python file, where it defines a model family. Raises ValueError for no workers.
+    """
+    results = store.Store(store_path)
+    if workers is not None and workers < 1:
+        raise ValueError(f"{workers} workers train nothing; start at least 1")
+    if retry_failed:
+        for member in results.sweep(sweep_name)["members"]:
+            results.retry(member["run_id"])
+    accelerators = find_accelerators()
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    wanted = workers or len(accelerators) or len(cores)
+    count = min(wanted, sum(status in store.OPEN for status in results.statuses(sweep_name).values()))
+    shares = split(cores, count) if pin else [[]] * count
+    logs = results.sweep_folder(sweep_name) / "logs"
+    common = environment()
+    slots = []
+    for number in range(count):
+        own = accelerators[number % len(accelerators)] if accelerators else {}
+        if accelerators and count > len(accelerators):  # several share a device: none may take all of its memory
+            own = {**own, "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 * len(accelerators) / count:.3f}"}
+        log = logs / f"{socket.gethostname()}-{os.getpid()}-{number}.log"
+        slots.append(Slot(number, {**common, **own}, shares[number], log))
+    return Workers(results, sweep_name, slots, worker_command(results.path, sweep_name, config_path))
+
+
+class Workers:
+    """The workers of one launch. `poll` keeps them going, `stop` asks them to save and end."""
+
+    def __init__(self, results: store.Store, sweep_name: str, slots: Sequence[Slot], command: Sequence[str]):
+        self.results = results
+        self.sweep_name = sweep_name
+        self.slots = slots
+        self.command = command
+        self.stopping = False
+        self.messages: list[str] = []
+        self._started = time.monotonic()
+        for slot in slots:
+            self._start(slot)
+
+    def poll(self) -> bool:
+        """Look after the workers; True while there is something to wait for, here or on another machine."""
+        for slot in self.slots:
+            code = None if slot.process is None else slot.process.poll()
+            if code is not None:
+                slot.process = None
+                self._ended(slot, code)
+        if any(slot.process for slot in self.slots):
+            return True
+        usable = [slot for slot in self.slots if not slot.given_up]
+        if self.stopping or not usable:
+            return False
+        left = [status for status in self.results.statuses(self.sweep_name).values() if status in store.OPEN]
+        if "planned" in left and time.monotonic() - self._started > PAUSE_SECONDS:
+            for slot in usable[: left.count("planned")]:
+                self._start(slot)
+        return bool(left)
+
+    def wait(self, tick: Callable[[], None], poll_seconds: float = POLL_SECONDS) -> None:
+        """Call `tick` until all is done. Ctrl-C, SIGTERM or SIGHUP stop the workers, which save their runs first."""
+        with _interrupts():
+            try:
+                self._poll_until_done(tick, poll_seconds)
+            except KeyboardInterrupt:
+                self.messages.append("stopping: the workers save their runs (again to stop at once)")
+                try:
+                    self.stop()
+                    self._poll_until_done(tick, poll_seconds)
+                except KeyboardInterrupt:
+                    self.kill()
+                self.messages.append("stopped; start the same command again to go on")
+            except BaseException:
+                self.kill()
+                raise
+
+    def stop(self) -> None:
+        """Ask every worker to save its run and end."""
+        self.stopping = True
+        for slot in self.slots:
+            if slot.process is not None:
+                slot.process.terminate()
+
+    def kill(self) -> None:
+        """End every worker at once; their runs go on from their last checkpoints."""
+        self.stopping = True
+        for slot in self.slots:
+            if slot.process is not None:
+                slot.process.kill()
+                slot.process.wait()
+                slot.process = None
+
+    def take_messages(self) -> list[str]:
+        """What there is to tell since the last call."""
+        told, self.messages = self.messages, []
+        return told
+
+    def _poll_until_done(self, tick: Callable[[], None], poll_seconds: float) -> None:
+        while self.poll():
+            tick()
+            time.sleep(poll_seconds)
+        tick()
+
+    def _start(self, slot: Slot) -> None:
+        self._started = time.monotonic()
+        slot.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(slot.log, "ab") as log, _on_cores(slot.cores):
+            slot.process = subprocess.Popen(
+                self.command,
+                env={**os.environ, **slot.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a terminal's Ctrl-C reaches the launcher alone, which asks once
+            )
+
+    def _ended(self, slot: Slot, code: int) -> None:
+        """Restart a worker that crashed; say so, and give it up after `RESTARTS` crashes."""
+        if code == 0 or self.stopping:
+            return
+        if code in STOPPED:
+            slot.given_up = True
+            self.messages.append(f"worker {slot.number} was stopped by {_signal_name(code - 128)} from outside")
+            return
+        slot.crashes += 1
+        how = f"was ended by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
+        if slot.crashes <= RESTARTS:
+            self.messages.append(
+                f"worker {slot.number} {how}; restarted ({slot.crashes} of {RESTARTS}), log {slot.log}"
+            )
+            self._start(slot)
+        else:
+            slot.given_up = True
+            self.messages.append(
+                f"worker {slot.number} {how} again and is given up; its log {slot.log} ends:\n{_tail(slot.log)}"
+            )
+
+
+def worker_command(store_path: Path, sweep_name: str, config_path: Path | None) -> list[str]:
+    """The command line of a worker, of the Python that runs now."""
+    own = [] if config_path is None else ["--config", str(Path(config_path).absolute())]
+    return [sys.executable, "-m", "scaling.cli", "worker", str(store_path), sweep_name, *own]
+
+
+def environment() -> dict[str, str]:
+    """What workers find in their environment beside the launcher's; what is set there already is kept.
+
+    glibc gives JAX's temporary buffers huge pages, which it would else fault in anew at every dispatch; compiled
+    programs are kept between processes, in a folder that nobody else may read or write.
+    """
+    settings = {
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+        "JAX_COMPILATION_CACHE_DIR": str(compile_cache()),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
+    return {
+        **{name: os.environ.get(name, value) for name, value in settings.items()},
+        worker.LAUNCHER: str(os.getpid()),
+    }
+
+
+def compile_cache() -> Path:
+    """The folder of compiled programs, one a kind of CPU, under SCALING_CACHE; made, and private to the user.
+
+    Raises ValueError where it belongs to someone else: what lies in it is executed.
+    """
+    cpu = b""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+        cpu = b"\n".join(sorted({line for line in lines if line.startswith((b"flags", b"Features", b"model name"))}))
+    root = Path(os.environ.get("SCALING_CACHE", Path.home() / ".cache" / "scaling"))
+    folder = root / "compiled" / hashlib.sha256(cpu).hexdigest()[:12]
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if folder.stat().st_uid != os.getuid():
+        raise ValueError(
+            f"{folder} belongs to another user and compiled programs are kept in it; set SCALING_CACHE to your own"
+        )
+    folder.chmod(0o700)
+    return folder
+
+
+def find_accelerators() -> list[dict[str, str]]:
+    """The environment that gives a process one accelerator, for each of this machine; empty where JAX will use the CPU.
+
+    All chips of a TPU host belong to one process.
+    """
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        return []
+    if any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)):
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        here = [str(number) for number in range(len(glob.glob("/proc/driver/nvidia/gpus/*")))]
+        names = here if visible is None else [name for name in visible.split(",") if name]
+        return [{"CUDA_VISIBLE_DEVICES": name} for name in names]
+    if importlib.util.find_spec("libtpu") and glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*"):
+        return [{}]
+    return []
+
+
+def split(cores: Sequence[int], workers: int) -> list[list[int]]:
+    """Cores for each worker: neighbours, as even as can be; where workers outnumber cores they share."""
+    if workers > len(cores):
+        return [[cores[number % len(cores)]] for number in range(workers)]
+    bounds = [round(number * len(cores) / workers) for number in range(workers + 1)] if workers else []
+    return [list(cores[low:high]) for low, high in itertools.pairwise(bounds)]
+
+
+@contextlib.contextmanager
+def _on_cores(cores: Sequence[int]) -> Iterator[None]:
+    """A process started in the body runs on these cores only, and JAX makes as many threads; no cores: anywhere."""
+    if not cores or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise KeyboardInterrupt in the body, as Ctrl-C does."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _signal_name(number: int) -> str:
+    return signal.Signals(number).name
+
+
+def _tail(log: Path) -> str:
+    return log.read_bytes()[-TAIL_BYTES:].decode(errors="replace").strip()

@@ -1,0 +1,84 @@
+"""Stores of small runs that nobody needs to train: what a sweep's plan would have written."""
+
+import dataclasses
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from scaling import config
+from scaling.sweep import record, store
+
+DATA: dict[str, Any] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """A corpus as far as a record needs it."""
+
+    data_sha256: str = "a" * 64
+    unique_tokens: int = 10_000
+    validation_id: str = "b" * 16
+    tokenizer_id: str = "bytes"
+
+
+@pytest.fixture
+def identity() -> Identity:
+    return Identity()
+
+
+@pytest.fixture
+def make_run() -> Callable[..., config.Run]:
+    """Small transformers of 20 steps; keyword arguments change dotted fields."""
+
+    def make(**changes: Any) -> config.Run:
+        run = config.Run.model_validate(
+            {
+                "model": {
+                    "kind": "transformer", "width": 8, "depth": 1, "heads": 2, "norm": "rmsnorm",
+                    "position": "rotary", "mlp": "gelu", "biases": False, "qk_norm": False,
+                },
+                "parametrization": {"kind": "standard"},
+                "data": DATA,
+                "context": 16,
+                "batch_size": 2,
+                "tokens": 640,
+                "optimizer": {"kind": "adamw", "learning_rate": 0.01},
+                "schedule": {"kind": "constant", "warmup": {"kind": "fraction", "fraction": 0.1}},
+                "precision": {"compute": "float32"},
+            }
+        )  # fmt: skip
+        return run.edit({name.replace("__", "."): value for name, value in changes.items()})
+
+    return make
+
+
+@pytest.fixture
+def fill() -> Callable[..., list[str]]:
+    """Puts runs, and a sweep of them, into a store; gives their ids."""
+
+    def put(
+        results: store.Store, runs: list[config.Run], name: str = "small", tracking: Any = None, **labels: Any
+    ) -> list[str]:
+        records = [record.config_record(run, Identity()) for run in runs]
+        for kept in records:
+            results.add_run(kept["run_id"], kept)
+        sweep = config.Sweep(name=name, base=runs[0], tracking=tracking or config.Tracking())
+        labels = {"family": "transformer", "role": "single", **labels}
+        members = [{"run_id": kept["run_id"], "labels": labels} for kept in records]
+        results.add_sweep(name, sweep.model_dump(mode="json"), members)
+        return [kept["run_id"] for kept in records]
+
+    return put
+
+
+@pytest.fixture
+def outcome() -> Callable[..., Any]:
+    """What training gives back, without importing it."""
+
+    def make(status: str, step: int = 20, reason: str = "", loss: float | None = None) -> Any:
+        measured = {"loss": loss, "loss_se": 0.01 if loss else None, "bits_per_byte": loss}
+        return types.SimpleNamespace(status=status, step=step, reason=reason, seconds=1.5, **measured)
+
+    return make
