@@ -105,7 +105,8 @@ def shades(values: np.ndarray) -> cm.ScalarMappable:
 def colorbar(made: figure.Figure, panel: axes.Axes, shade: cm.ScalarMappable, label: str) -> None:
     bar = made.colorbar(shade, ax=panel, pad=0.02, aspect=28)
     low, high = shade.norm.vmin, shade.norm.vmax
-    assert low is not None and high is not None
+    assert low is not None
+    assert high is not None
     log_axis(bar.ax.yaxis, low, high, flops="FLOP" in label)
     bar.set_label(label)
     bar.outline.set_visible(False)  # type: ignore[operator]

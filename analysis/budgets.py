@@ -38,6 +38,16 @@ class Parabola:
         return c0 + c1 * u + c2 * u**2
 
 
+def costed(frame: pd.DataFrame, params: str, tokens: str, flops: str) -> tuple[pd.DataFrame, str]:
+    """The frame with a column of FLOPs: its own, or C = 6ND (Kaplan et al. 2020, arXiv 2001.08361), and a note if so."""
+    if flops in frame.columns or not {params, tokens} <= set(frame.columns):
+        return frame, ""
+    note = (
+        f"{flops} = 6 · {params} · {tokens} (Kaplan et al. 2020, arXiv 2001.08361): the table has no column {flops!r}"
+    )
+    return frame.assign(**{flops: 6.0 * frame[params] * frame[tokens]}), note
+
+
 def label(frame: pd.DataFrame, flops: Float[np.ndarray, " runs"]) -> Float[np.ndarray, " runs"]:
     """Each run's budget: `flops_budget` where there is one (NaN: in no grid), else runs of nearly equal FLOPs."""
     if "flops_budget" in frame.columns and frame["flops_budget"].notna().any():
@@ -135,9 +145,7 @@ def parabola(cut: Slice) -> Parabola:
     elif len(sizes) < 5:
         warning = f"{len(sizes)} sizes; at least five are wanted"
     elif high - low > WIDE:
-        warning = (
-            f"sizes span a factor {np.exp(high - low):.0f}: a parabola over a wide grid is biased (arXiv 2603.22339)"
-        )
+        warning = f"sizes span more than a factor {np.exp(WIDE):.0f}: a parabola is biased there (arXiv 2603.22339)"
     elif abs(at - (low + high) / 2) > 0.25 * (high - low):
         warning = "the minimum is far from the grid's middle: a parabola is biased there (arXiv 2603.22339)"
     if refused:

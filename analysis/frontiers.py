@@ -134,23 +134,18 @@ def frontier(
     Raises `Refused` (a ValueError) where the runs do not carry it: inverted parabolas, minima at the edge of their
     grid, fewer than three budgets or optima, or runs that no law can be fitted to.
     """
-    chosen = checks.runs(frame)
     names = {"params": params, "tokens": tokens, "flops": flops}
-    if approach in (1, 2) and flops in chosen.frame.columns:
-        checks.one_of_each(chosen.frame)
-    if approach == 1:
-        return _envelope(chosen, names, loss, level, resamples, seed)
-    if approach == 2:
-        return _isoflop(chosen, names, loss, level, resamples, seed)
-    if approach == 3:
-        return _parametric(chosen.frame, names, loss, level, resamples, seed)
-    raise ValueError(f"approach = {approach!r}: there are 1 (envelope), 2 (iso-FLOP), 3 (fitted law); pass one of them")
+    if approach not in _APPROACHES:
+        raise ValueError(f"approach = {approach!r}: there are 1 (envelope), 2 (iso-FLOP) and 3 (fitted law); pass one")
+    with_flops, note = budgets.costed(frame, params, tokens, flops)
+    chosen = checks.runs(with_flops)
+    checks.one_of_each(chosen.frame)
+    made = _APPROACHES[approach](chosen, names, loss, level, resamples, seed)
+    return dataclasses.replace(made, statements=(*made.statements, note)) if note else made
 
 
 def flop_rule(frame: pd.DataFrame, params: str, tokens: str, flops: str) -> FlopRule:
-    """k and κ of C = k N^κ D by least squares in logarithms; C = 6ND where the frame has no FLOPs."""
-    if flops not in frame.columns:
-        return FlopRule(6.0, 1.0, f"6ND, Kaplan et al. 2020, arXiv 2001.08361: no column {flops!r}")
+    """k and κ of C = k N^κ D by least squares in logarithms, k alone where C/D is proportional to N."""
     n, d, c = (np.log(checks.column(frame, name, "the FLOP rule")) for name in (params, tokens, flops))
     kappa, intercept = np.polyfit(n, c - d, 1)
     rms = np.std(c - d - kappa * n - intercept)
@@ -228,7 +223,11 @@ def _isoflop(
     cuts = budgets.slices(chosen.frame, names["params"], names["tokens"], names["flops"], loss)
     parabolas = tuple(budgets.parabola(cut) for cut in cuts)
     excluded = tuple(f"budget {p.budget:.3g}: {p.refused}" for p in parabolas if p.refused)
-    warnings = tuple(f"budget {p.budget:.3g}: {p.warning}" for p in parabolas if p.warning and not p.refused)
+    doubts = [(p.warning, f"{p.budget:.3g}") for p in parabolas if p.warning and not p.refused]
+    warnings = tuple(
+        f"{told} (budgets {', '.join(budget for same, budget in doubts if same == told)})"
+        for told in dict.fromkeys(told for told, _ in doubts)
+    )
     good = [(cut, p) for cut, p in zip(cuts, parabolas, strict=True) if not p.refused]
     if len(good) < FEWEST_BUDGETS:
         raise errors.Refused(
@@ -268,8 +267,9 @@ def _minima(
 
 
 def _parametric(
-    frame: pd.DataFrame, names: dict[str, str], loss: str, level: float, resamples: int, seed: int
+    chosen: checks.Selection, names: dict[str, str], loss: str, level: float, resamples: int, seed: int
 ) -> Frontier:
+    frame = chosen.frame
     fit = fitting.fit("hoffmann", frame, loss=loss, params=names["params"], tokens=names["tokens"])
     fitting.refuse_unconverged(fit)
     boot = fit.bootstrap(resamples, seed)
@@ -283,3 +283,6 @@ def _parametric(
     return Frontier(
         3, level, Surface(samples, rule), empty, _statements(frame, names, how), (), fit.warnings, (), fit, boot
     )
+
+
+_APPROACHES = {1: _envelope, 2: _isoflop, 3: _parametric}
