@@ -1,5 +1,6 @@
 """How every figure looks: type sizes, colours that colour-blind readers can tell apart, log axes in human units."""
 
+import contextlib
 import math
 from typing import Any
 
@@ -29,6 +30,12 @@ STYLE: dict[str, Any] = {
 ACCENT = "#d1495b"
 INK = "#30343f"
 FAINT = "#9aa0a6"
+PALETTE = colors.ListedColormap(mpl.colormaps["viridis"](np.linspace(0.0, 0.9, 256)))  # no yellow too light on white
+
+
+def style() -> contextlib.AbstractContextManager[None]:
+    """The project's style while inside, and only then."""
+    return mpl.rc_context(STYLE)  # type: ignore[arg-type]  # stubs want literal keys
 
 
 def new(columns: int, width: float = 4.6, height: float = 3.7) -> tuple[figure.Figure, list[axes.Axes]]:
@@ -94,19 +101,16 @@ def log_loss(panel: axes.Axes, values: np.ndarray) -> None:
 
 
 def shades(values: np.ndarray) -> cm.ScalarMappable:
-    """Colours over the logarithm of `values`, light yellow left out so that lines stay legible on white."""
+    """Colours over the logarithm of `values`."""
     low, high = float(values.min()), float(values.max())
     if high <= low * 1.0001:
         low, high = low / 1.5, high * 1.5
-    palette = mpl.colormaps["viridis"](np.linspace(0.0, 0.9, 256))
-    return cm.ScalarMappable(colors.LogNorm(low, high), colors.ListedColormap(palette))
+    return cm.ScalarMappable(colors.LogNorm(low, high), PALETTE)
 
 
 def colorbar(made: figure.Figure, panel: axes.Axes, shade: cm.ScalarMappable, label: str) -> None:
     bar = made.colorbar(shade, ax=panel, pad=0.02, aspect=28)
-    low, high = shade.norm.vmin, shade.norm.vmax
-    assert low is not None
-    assert high is not None
+    low, high = (float(np.asarray(limit)) for limit in shade.get_clim())
     log_axis(bar.ax.yaxis, low, high, flops="FLOP" in label)
     bar.set_label(label)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)

@@ -39,7 +39,7 @@ class Parabola:
 
 
 def costed(frame: pd.DataFrame, params: str, tokens: str, flops: str) -> tuple[pd.DataFrame, str]:
-    """The frame with a column of FLOPs: its own, or C = 6ND (Kaplan et al. 2020, arXiv 2001.08361), and a note if so."""
+    """The frame with a column of FLOPs: its own, or 6ND (Kaplan et al. 2020, arXiv 2001.08361), then with a note."""
     if flops in frame.columns or not {params, tokens} <= set(frame.columns):
         return frame, ""
     note = (

@@ -136,7 +136,9 @@ def inputs(fit: Fit, at: pd.DataFrame | Mapping[str, Any]) -> dict[str, np.ndarr
     for name in fit.law.inputs:
         key = fit.columns[name] if fit.columns[name] in at else name
         if key not in at:
-            raise ValueError(f"prediction by {fit.law.name!r} needs {fit.columns[name]!r}; got {', '.join(at)}; add it")
+            raise ValueError(
+                f"prediction by {fit.law.name!r} needs {fit.columns[name]!r}; got {', '.join(map(str, at))}; add it"
+            )
         found[name] = np.asarray(at[key], dtype=np.float64)
     return found
 

@@ -140,6 +140,7 @@ def frontier(
     with_flops, note = budgets.costed(frame, params, tokens, flops)
     chosen = checks.runs(with_flops)
     checks.one_of_each(chosen.frame)
+    checks.separable(*(checks.column(chosen.frame, name, "the frontier") for name in (params, tokens)))
     made = _APPROACHES[approach](chosen, names, loss, level, resamples, seed)
     return dataclasses.replace(made, statements=(*made.statements, note)) if note else made
 
@@ -193,8 +194,11 @@ def _envelope(
     table = table.groupby(["bin", "params", "tokens"], as_index=False).mean()  # seeds of one configuration are one
     logs = np.log(table[["flops", *QUANTITIES]].to_numpy())
     drawn = np.concatenate([np.ones((1, len(table))), uncertainty.counts(len(table), resamples, seed)])
+    sizes = table.groupby("bin")["params"].nunique()
+    if not len(contested := sizes.index[sizes > 1].to_numpy()):
+        raise errors.Refused("approach 1: no two sizes share a budget, so none can be the best; run sizes side by side")
     best = []
-    for value in np.unique(table["bin"]):
+    for value in contested:
         mine = np.flatnonzero(table["bin"] == value)
         losses = np.where(drawn[:, mine] > 0, logs[mine, 3], np.inf)
         first = losses.argmin(axis=1)
@@ -213,7 +217,9 @@ def _envelope(
     groups = "budget" if labelled else "quarter of a decade of FLOPs"
     how = f"approach 1: the best final loss of each {groups}, where no cheaper run is better; {_STRAIGHT}"
     worse = int(behind[0].sum())
-    excluded = (f"{worse} budgets whose best run is no better than a cheaper one",) if worse else ()
+    excluded = (f"approach 1: {worse} budgets whose best run is no better than a cheaper one",) if worse else ()
+    if alone := len(sizes) - len(contested):
+        excluded += (f"approach 1: {alone} budgets with one size only",)
     return Frontier(1, level, Lines(intercept, slope), found, _statements(frame, names, how), excluded, chosen.warnings)
 
 

@@ -5,7 +5,6 @@ import pathlib
 from collections.abc import Callable
 from typing import ParamSpec
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib import axes as mpl_axes
@@ -21,7 +20,7 @@ def _styled(draw: Callable[P, figure.Figure]) -> Callable[P, figure.Figure]:
     """The project's style while drawing, and only then."""
 
     def drawn(*args: P.args, **kwargs: P.kwargs) -> figure.Figure:
-        with mpl.rc_context(axes.STYLE):
+        with axes.style():
             return draw(*args, **kwargs)
 
     drawn.__doc__, drawn.__name__ = draw.__doc__, draw.__name__
@@ -34,7 +33,7 @@ def save(made: figure.Figure, path: str | os.PathLike[str]) -> pathlib.Path:
     if target.suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"{target.name}: figures are written as .png, .svg or .pdf; change the suffix")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context(axes.STYLE):
+    with axes.style():
         made.savefig(target)
     return target
 
@@ -99,7 +98,8 @@ def loss_params(
     table = _by_budget(frame, params, flops, loss)
     shade = axes.shades(table["budget"].to_numpy())
     made, (panel,) = axes.new(1, 6.4, 4.2)
-    for budget, rows in table.groupby("budget"):
+    for budget in np.unique(table["budget"]):
+        rows = table[table["budget"] == budget]
         mean = rows.groupby("params")["loss"].mean()
         color = shade.to_rgba(budget)
         if len(mean) > 1 and table["budget"].nunique() <= 40:
@@ -130,7 +130,7 @@ def isoflop(
     made, panels = axes.new(3, 4.5, 4.0)
     left = panels[0]
     for parabola in frontier.parabolas:
-        color = shade.to_rgba(parabola.budget)
+        color = shade.to_rgba(np.array(parabola.budget))
         rows = table[table["budget"] == parabola.budget]
         left.scatter(rows["params"], rows["loss"], color=color, s=18, lw=0.4, edgecolor="white", zorder=3)
         if parabola.refused:
@@ -211,12 +211,12 @@ def _contours(
     across, up = np.geomspace(c.min() / 2, c.max() * 2, 120), np.geomspace(n.min() / 2, n.max() * 2, 120)
     C, N = np.meshgrid(across, up)
     surface = frontier.fit.predict({"params": N, "tokens": C / rule.k / N**rule.kappa})
-    low = float(surface.min())
-    levels = ticker.MaxNLocator(nbins=14, steps=[1, 2, 2.5, 5, 10]).tick_values(low, float(np.quantile(y, 0.98)))
-    levels = levels[(levels > low) & (levels <= y.max())]
-    lines = panel.contour(C, N, surface, levels=levels, colors=axes.shades(levels[::-1]).cmap(
-        np.linspace(1, 0, len(levels))), linewidths=0.9)  # fmt: skip
-    panel.clabel(lines, lines.levels[:: max(1, len(levels) // 5)], fmt="%.4g", fontsize=7.5, inline_spacing=3)
+    least = float(surface.min())
+    ticks = ticker.MaxNLocator(nbins=14, steps=[1, 2, 2.5, 5, 10]).tick_values(least, float(np.quantile(y, 0.98)))
+    levels = np.array([tick for tick in ticks if least < tick <= y.max()])
+    tints = list(axes.PALETTE(np.linspace(1, 0, len(levels))))
+    lines = panel.contour(C, N, surface, levels=levels, colors=tints, linewidths=0.9)
+    panel.clabel(lines, levels[:: max(1, len(levels) // 5)], fmt="%.4g", fontsize=7.5, inline_spacing=3)
     panel.scatter(c, n, s=9, color=axes.INK, lw=0, alpha=0.75, zorder=3, label="runs")
     best = [frontier.allocate(float(value)).params for value in across]
     panel.plot(across, [e.value for e in best], "--", color=axes.ACCENT, zorder=4, label="efficient frontier")

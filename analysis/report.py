@@ -1,6 +1,7 @@
 """The report of a sweep: figures, one HTML page that carries them, the same in Markdown, and lines to print."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -77,7 +78,7 @@ class _Draft:
         self.place, self.chosen, self.loss, self.params, self.resamples = place, chosen, loss, params, resamples
         self.frame, self.rule = budgets.costed(frame, params, "tokens", "flops")
         self.noise = noise.seed_noise(frame, loss)
-        self.tried = {number: _try(lambda number=number: self._frontier(number)) for number in (1, 2, 3)}
+        self.tried = {number: _try(functools.partial(self._frontier, number)) for number in (1, 2, 3)}
         self.made = [found for found in self.tried.values() if isinstance(found, frontiers.Frontier)]
 
     def _frontier(self, approach: int) -> frontiers.Frontier:

@@ -62,7 +62,7 @@ class Bootstrap:
         from analysis import fitting
 
         values = {name: np.atleast_1d(v)[None, :] for name, v in fitting.inputs(self.fit, at).items()}
-        return np.asarray(self.fit.law(values, {n: self.samples[n].to_numpy()[:, None] for n in self.samples}))
+        return np.asarray(self.fit.law(values, {n: self.samples[n].to_numpy()[:, None] for n in self.fit.law.names}))
 
     def predict_interval(self, at: pd.DataFrame | Mapping[str, Any], level: float = 0.95) -> tuple[Any, Any]:
         """Low and high of the law's value at `at`: the uncertainty of the fit, without the scatter of single runs."""
