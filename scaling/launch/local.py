@@ -19,11 +19,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from scaling.data import cache
 from scaling.sweep import store, worker
 
 RESTARTS = 3  # crashes of one worker after which it is given up
 PAUSE_SECONDS = 5.0  # between starting workers for runs that others left
 POLL_SECONDS = 0.2
+REFUSED = 2  # the exit code of the command line for errors of its user, which trying again does not mend
 STOPPED = tuple(128 + number for number in worker.SIGNALS)  # exit codes of workers that were asked to stop
 TAIL_BYTES = 2000
 
@@ -167,7 +169,7 @@ class Workers:
             )
 
     def _ended(self, slot: Slot, code: int) -> None:
-        """Restart a worker that crashed; say so, and give it up after `RESTARTS` crashes."""
+        """Restart a worker that crashed, and say so; give it up after `RESTARTS` crashes, or where it was refused."""
         if code == 0 or self.stopping:
             return
         if code in STOPPED:
@@ -176,7 +178,7 @@ class Workers:
             return
         slot.crashes += 1
         how = f"was ended by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
-        if slot.crashes <= RESTARTS:
+        if slot.crashes <= RESTARTS and code != REFUSED:
             self.messages.append(
                 f"worker {slot.number} {how}; restarted ({slot.crashes} of {RESTARTS}), log {slot.log}"
             )
@@ -184,7 +186,7 @@ class Workers:
         else:
             slot.given_up = True
             self.messages.append(
-                f"worker {slot.number} {how} again and is given up; its log {slot.log} ends:\n{_tail(slot.log)}"
+                f"worker {slot.number} {how} and is given up; its log {slot.log} ends:\n{_tail(slot.log)}"
             )
 
 
@@ -221,8 +223,7 @@ def compile_cache() -> Path:
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
         cpu = b"\n".join(sorted({line for line in lines if line.startswith((b"flags", b"Features", b"model name"))}))
-    root = Path(os.environ.get("SCALING_CACHE", Path.home() / ".cache" / "scaling"))
-    folder = root / "compiled" / hashlib.sha256(cpu).hexdigest()[:12]
+    folder = cache.root() / "compiled" / hashlib.sha256(cpu).hexdigest()[:12]
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if folder.stat().st_uid != os.getuid():
         raise ValueError(

@@ -157,7 +157,7 @@ def _attempt(
         tracker.log(rows)
 
     try:
-        outcome = _train(run, settings.execution, corpus, lease, keep, stop)
+        outcome = _train(run, settings.execution, corpus, lease, keep, stop, log)
     except Exception as error:  # the run's own failure, whatever it is: kept with the run, and the others go on
         reason = f"{type(error).__name__}: {error}"
         tracker.finish({"status": "failed", "reason": reason})
@@ -189,17 +189,19 @@ def _train(
     lease: leases.Lease,
     keep: Callable[[list[dict[str, Any]]], None],
     stop: Stop,
+    log: Callable[[str], None],
 ) -> "loop.Outcome":
     """Train on the corpus that the record names. Raises ValueError where the data has changed since the plan."""
     from scaling import loop
     from scaling.data import corpus as corpora
 
-    corpus = corpora.prepare(run.data)
-    if corpus.data_sha256 != stored.data_sha256:
-        raise ValueError(
-            f"the corpus of run {lease.run_id} has the content {corpus.data_sha256[:16]}… and its plan says "
-            f"{stored.data_sha256[:16]}…; restore the data, or start the sweep again to plan runs on the new data"
-        )
+    corpus = corpora.prepare(run.data, log)
+    for name, planned in dataclasses.asdict(stored).items():
+        if getattr(corpus, name) != planned:
+            raise ValueError(
+                f"the corpus of run {lease.run_id} has {name} {getattr(corpus, name)} and was planned with {planned}; "
+                "restore the data, or start the sweep again to plan runs on the new data"
+            )
     return loop.train(
         run, execution, corpus, checkpoints=lease.checkpoints, record=keep, stop=lambda: stop() or lease.lost
     )

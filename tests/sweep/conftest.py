@@ -10,7 +10,14 @@ import pytest
 from scaling import config
 from scaling.sweep import record, store
 
-DATA: dict[str, Any] = {}
+DATA: dict[str, Any] = {
+    "source": {
+        "kind": "synthetic", "alphabet": 8, "exponent": 1.0, "seed": 0, "train_symbols": 8192,
+        "validation_symbols": 512,
+    },
+    "tokenizer": {"kind": "bytes"},
+    "validation_tokens": 64,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
