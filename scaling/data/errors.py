@@ -1,0 +1,13 @@
+"""What the data room raises: each message gives the value, the rule it breaks and the remedy."""
+
+
+class DataError(ValueError):
+    """The data cannot serve this config as it stands: empty, too short, unreadable, or in a form we cannot read."""
+
+
+class MissingDataError(FileNotFoundError):
+    """A dataset or file that the config names is not there."""
+
+
+class DiskSpaceError(OSError):
+    """The disk has less room than the cache needs."""
