@@ -27,6 +27,10 @@ class Rule(schema.Variant):
         """The peak learning rate of a run; `optima` maps the digest of a model to its tuned learning rate."""
         raise NotImplementedError
 
+    def describe(self) -> str:
+        """How the learning rates are chosen, in a sentence for the report."""
+        raise NotImplementedError
+
 
 class AsGiven(Rule):
     """The learning rate that stands in the run: with µP, transfer from the base shape."""
@@ -35,6 +39,9 @@ class AsGiven(Rule):
 
     def learning_rate(self, run: "config.Run", optima: Mapping[str, float]) -> float:
         return run.optimizer.learning_rate
+
+    def describe(self) -> str:
+        return "as given in the config."
 
 
 class StepLaw(Rule):
@@ -48,6 +55,9 @@ class StepLaw(Rule):
     def learning_rate(self, run: "config.Run", optima: Mapping[str, float]) -> float:
         params = counting.params_non_embedding(run.model, run.vocabulary_size, run.context)
         return 1.79 * params**-0.713 * run.tokens**0.307
+
+    def describe(self) -> str:
+        return "by the step law 1.79 · N^−0.713 · D^0.307 (Li et al. 2503.04715)."
 
 
 class Tuned(Rule):
@@ -91,6 +101,13 @@ class Tuned(Rule):
         if self.at is not None:
             return math.exp(sum(math.log(rate) for rate in optima.values()) / len(optima))
         return optima[model_key(run.model)]
+
+    def describe(self) -> str:
+        grid_text = f"a grid of {_shown(self.learning_rates)} at {self.tokens:,} tokens and seeds {list(self.seeds)}"
+        if self.at is None:
+            return f"tuned for every size by a parabola in log lr over {grid_text}."
+        widths = ", ".join(str(size.width) for size in self.at.sizes)
+        return f"tuned at width {widths} by a parabola in log lr over {grid_text}, and transferred to all sizes by µP."
 
 
 def model_key(model: families.Family) -> str:

@@ -1,0 +1,1 @@
+"""Sweeps that a person starts from: each file defines `sweep()`, which returns a `scaling.config.Sweep`."""

@@ -1,0 +1,49 @@
+"""The demo: an iso-FLOP sweep of a present-day transformer on the source text of Python's standard library.
+
+Five budgets × five sizes, two seeds at the middle budgets, on two CPU cores in about ten minutes. Learning rates are
+tuned at one width and transferred to all sizes by µP.
+"""
+
+from scaling import config, families, optim, parametrization
+from scaling.data import corpus, sources, tokenizers
+from scaling.sweep import grid, rates
+
+# (width, depth, heads): steps of about 1.6 in parameters, head size 16.
+SIZES = ((32, 1, 2), (32, 2, 2), (48, 2, 3), (64, 2, 4), (64, 3, 4), (80, 3, 5), (96, 4, 6))
+BUDGETS = (2.5e11, 5e11, 1e12, 2e12, 4e12)
+
+
+def sweep() -> config.Sweep:
+    """The sweep of `make demo`."""
+    base = config.Run(
+        model=families.Transformer.modern(width=64, depth=2, heads=4),
+        parametrization=parametrization.MuP(base_width=64, base_depth=2, base_head_size=16),
+        data=corpus.Data(
+            source=sources.PythonSource(), tokenizer=tokenizers.Bytes(), validation_tokens=131_072
+        ),
+        context=128,
+        batch_size=16,
+        tokens=2_048 * 256,
+        optimizer=optim.AdamW(learning_rate=1e-2, weight_decay=1e-4),
+        schedule=optim.Cosine(warmup=optim.WarmupFraction(fraction=0.05)),
+        precision=config.Precision(compute="float32"),
+        clip=1.0,
+    )
+    sizes = grid.Ladder(sizes=tuple(grid.Size(width=w, depth=d, heads=h) for w, d, h in SIZES))
+    isoflop = grid.IsoFlop(budgets=BUDGETS, sizes=sizes, per_budget=5, tokens_per_param=20.0)
+    again = grid.Product(
+        parts=(
+            grid.Axis(field="seed", values=(1,)),
+            grid.IsoFlop(budgets=BUDGETS[1:4], sizes=sizes, per_budget=1, tokens_per_param=20.0),
+        )
+    )
+    return config.Sweep(
+        name="demo",
+        base=base,
+        grid=grid.Chain(parts=(isoflop, again)),
+        learning_rate=rates.Tuned(
+            learning_rates=(2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2),
+            tokens=2_048 * 256,
+            at=grid.Ladder(sizes=(grid.Size(width=64, depth=2, heads=4),)),
+        ),
+    )
