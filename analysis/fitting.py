@@ -159,7 +159,7 @@ def fit(law: str | laws.Law, frame: pd.DataFrame, *, loss: str = "loss", **colum
         best = int(np.nanargmin(refined.objective))
         params = {name: float(value) for name, value in solver.named(form, refined.theta[best]).items()}
     least = float(refined.objective[best])
-    reached = int(np.sum(refined.objective <= least + SAME * max(least, 1e-12)))
+    reached = int(np.sum(refined.objective <= least + SAME * max(least, solver.EXACT)))
     starts = Starts(len(theta), reached)
     converged = bool(refined.converged[best])
     status = "converged" if converged else f"not converged (Newton decrement {refined.decrement[best]:.1e})"

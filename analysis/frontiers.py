@@ -217,7 +217,9 @@ def _envelope(
     groups = "budget" if labelled else "quarter of a decade of FLOPs"
     how = f"approach 1: the best final loss of each {groups}, where no cheaper run is better; {_STRAIGHT}"
     worse = int(behind[0].sum())
-    excluded = (f"approach 1: {worse} budgets whose best run is no better than a cheaper one",) if worse else ()
+    excluded: tuple[str, ...] = (
+        (f"approach 1: {worse} budgets whose best run is no better than a cheaper one",) if worse else ()
+    )
     if alone := len(sizes) - len(contested):
         excluded += (f"approach 1: {alone} budgets with one size only",)
     return Frontier(1, level, Lines(intercept, slope), found, _statements(frame, names, how), excluded, chosen.warnings)

@@ -22,6 +22,7 @@ CHUNK = 32  # rows refined in one dispatch: one compilation for starts and resam
 DELTA = 1e-3  # Huber's δ on log L: Hoffmann et al. 2022, arXiv 2203.15556, section 3.3
 ITERATIONS = 300
 TOLERANCE = 1e-9  # predicted decrease of the objective that another Newton step would bring, relative
+EXACT = 1e-12  # an objective below this is an exact fit: residuals of 1e-6 and less
 FLOOR = -690.0  # log of the smallest scale that a log-searched parameter may take
 
 
@@ -218,7 +219,7 @@ def _newton(law: laws.Law, theta: Array, data: Points, weights: Array) -> tuple[
             curvature, axes = jnp.linalg.eigh(0.5 * (whole + whole.T))
             push = jax.scipy.linalg.solve_triangular(root, jnp.where(held, 0.0, gradient) / scale, lower=True)
             along, size = axes.T @ push, jnp.maximum(jnp.abs(curvature), 1e-9)
-            decrement = jnp.sum(along**2 / size) / jnp.maximum(f, 1e-30)
+            decrement = jnp.sum(along**2 / size) / jnp.maximum(f, EXACT)
             move = jax.scipy.linalg.solve_triangular(root.T, axes @ (along / (size + damping)), lower=False) / scale
             return here, theta, jnp.clip(theta - move, low, high), damping, decrement, iteration + 1
 

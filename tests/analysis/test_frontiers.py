@@ -1,0 +1,136 @@
+"""The three approaches find the planted frontier, agree with published exponents, and refuse what they must."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import analysis
+from analysis import budgets, frontiers
+
+
+def optimum(law: dict[str, float], flops: float) -> tuple[float, float, float]:
+    """N*, D*, L* under C = 6ND by a fine search, not by the closed form."""
+    params = np.geomspace(1e2, 1e12, 400_001)
+    tokens = flops / 6 / params
+    loss = law["E"] + law["A"] / params ** law["alpha"] + law["B"] / tokens ** law["beta"]
+    best = loss.argmin()
+    return params[best], tokens[best], loss[best]
+
+
+def test_approach_3_finds_the_planted_optimum(planted, law_params) -> None:
+    found = analysis.frontier(planted(), 3, resamples=50)
+    total = law_params["alpha"] + law_params["beta"]
+    assert found.exponent_params.value == pytest.approx(law_params["beta"] / total, rel=1e-5)
+    assert found.exponent_tokens.value == pytest.approx(law_params["alpha"] / total, rel=1e-5)
+    for flops in (1e12, 1e15):
+        bought = found.allocate(flops)
+        for got, want in zip((bought.params, bought.tokens, bought.loss), optimum(law_params, flops), strict=True):
+            assert got.value == pytest.approx(want, rel=1e-3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(alpha=st.floats(0.2, 0.8), beta=st.floats(0.2, 0.8), kappa=st.floats(0.7, 1.3), flops=st.floats(1e10, 1e22))
+def test_the_closed_form_is_the_minimum_under_any_flop_rule(alpha, beta, kappa, flops) -> None:
+    law = {"E": 1.7, "A": 400.0, "B": 900.0, "alpha": alpha, "beta": beta}
+    surface = frontiers.Surface({k: np.array([v]) for k, v in law.items()}, frontiers.FlopRule(5.0, kappa, "test"))
+    ((params, tokens, loss),) = surface.at(flops)
+    assert 5.0 * params**kappa * tokens == pytest.approx(flops, rel=1e-9)
+    for step in (0.99, 1.01):
+        other = flops / 5.0 / (params * step) ** kappa
+        assert law["E"] + 400 / (params * step) ** alpha + 900 / other**beta > loss
+    (exponents,) = surface.exponents
+    assert surface.at(flops * 10)[0, 0] / params == pytest.approx(10 ** exponents[0], rel=1e-9)
+    assert surface.at(flops * 10)[0, 1] / tokens == pytest.approx(10 ** exponents[1], rel=1e-9)
+
+
+@pytest.mark.parametrize(("approach", "within"), [(1, 0.02), (2, 0.01)])
+def test_approaches_1_and_2_find_the_planted_exponent(approach, within, planted, law_params) -> None:
+    found = analysis.frontier(planted(sizes=25, width=3.0), approach, resamples=100)
+    true = law_params["beta"] / (law_params["alpha"] + law_params["beta"])
+    assert found.exponent_params.value == pytest.approx(true, abs=within)
+    assert found.exponent_tokens.value == pytest.approx(1 - true, abs=within)
+    bought, (params, tokens, loss) = found.allocate(1e12), optimum(law_params, 1e12)
+    assert bought.params.value == pytest.approx(params, rel=0.1)
+    assert bought.tokens.value == pytest.approx(tokens, rel=0.1)
+    assert bought.loss.value == pytest.approx(loss, rel=0.01)
+    assert len(found.minima) == 5
+
+
+@pytest.mark.parametrize("approach", [1, 2, 3])
+def test_intervals_are_seeded_and_hold_the_estimate(approach, sweep) -> None:
+    a, b = (analysis.frontier(sweep, approach, resamples=200, seed=4) for _ in range(2))
+    assert a.exponent_params == b.exponent_params
+    low, high = a.exponent_params.interval
+    assert low <= a.exponent_params.value <= high
+    bought = a.allocate(1e13)
+    assert bought.params.interval[0] < bought.params.interval[1]
+    with pytest.raises(ValueError, match="positive and finite"):
+        a.allocate(-1.0)
+
+
+def test_approach_2_agrees_with_porians_exponents(table) -> None:
+    """Their optima come from interpolated curves, ours from parabolas near the best size: equal to 0.035 in a."""
+    keys = ["dataset", "hparams", "warmup", "decay", "param_count", "loss_kind"]
+    points = table("porian2024_isoflop.csv")
+    published = table("porian2024_published_exponents.csv").set_index(keys)["a_weighted"]
+    assert len(published) == 15
+    for key, rows in points.groupby(keys):
+        found = analysis.frontier(rows, 2, resamples=100)
+        assert found.exponent_params.value == pytest.approx(published[key], abs=0.035), key
+        assert len(found.minima) >= 9
+
+
+def test_approach_2_names_and_counts_the_budgets_it_leaves_out(planted) -> None:
+    frame = planted()
+    budget = sorted(frame["flops_budget"].unique())
+    upside_down = frame["flops_budget"] == budget[1]
+    frame.loc[upside_down, "loss"] = 4.0 - frame.loc[upside_down, "loss"]
+    right = frame[frame["flops_budget"] == budget[2]].sort_values("params").index[:3]
+    found = analysis.frontier(frame.drop(index=right), 2, resamples=100)
+    assert len(found.minima) == 3
+    assert len(found.excluded) == 2
+    assert "opens downward" in found.excluded[0]
+    assert f"{budget[1]:.3g}" in found.excluded[0]
+    assert "3 sizes" in found.excluded[1]
+    edge = frame[~upside_down]
+    small = edge.sort_values("params").groupby("flops_budget").head(4).index
+    with pytest.raises(analysis.Refused, match=r"edge of the grid|outside the grid") as refusal:
+        analysis.frontier(edge.assign(loss=edge["loss"] + 0.5 / np.log(edge["params"])).loc[small].assign(
+            loss=lambda rows: 3.0 - 0.1 * np.log(rows["params"])), 2)  # fmt: skip
+    assert "0 of 4 budgets" in str(refusal.value)
+
+
+def test_unlabelled_budgets_are_found_by_their_flops(planted) -> None:
+    frame = planted()
+    jitter = np.random.default_rng(0).uniform(0.995, 1.005, len(frame))
+    bare = frame.assign(flops=frame["flops"] * jitter).drop(columns="flops_budget")
+    groups = budgets.label(bare, bare["flops"].to_numpy())
+    assert len(np.unique(groups)) == 5
+    np.testing.assert_allclose(groups, frame["flops_budget"], rtol=0.005)
+
+
+def test_a_wide_grid_is_warned_about(planted) -> None:
+    found = analysis.frontier(planted(width=8.0, sizes=9), 2, resamples=50)
+    assert any("factor 20" in warning for warning in found.warnings)
+    assert not analysis.frontier(planted(width=3.0, sizes=9), 2, resamples=50).warnings
+
+
+def test_the_flop_rule_is_stated(planted) -> None:
+    frame = planted()
+    assert "C = 6 · N · D" in analysis.frontier(frame, 3, resamples=20).statements[0]
+    more = frame.assign(flops=frame["flops"] * 1.3 * (frame["params"] / 1e5) ** -0.1)
+    assert "N^0.9000" in analysis.frontier(more, 3, resamples=20).statements[0]
+    bare = frame.drop(columns=["flops", "flops_budget"])
+    assert any("no column 'flops'" in told for told in analysis.frontier(bare, 3, resamples=20).statements)
+
+
+@pytest.mark.parametrize("approach", [1, 2, 3])
+def test_one_ratio_of_tokens_to_parameters_is_refused(approach, table) -> None:
+    with pytest.raises(analysis.Refused, match="one ratio of tokens to parameters"):
+        analysis.frontier(table("narayan_jax_chinchilla_small.csv"), approach)
+
+
+def test_an_unknown_approach_names_the_three(sweep) -> None:
+    with pytest.raises(ValueError, match="there are 1"):
+        analysis.frontier(sweep, 4)

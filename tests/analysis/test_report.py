@@ -1,0 +1,113 @@
+"""Back-tests, figures with something on them, and a report that carries the numbers or the reasons."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import image
+
+import analysis
+
+
+def test_the_largest_budget_is_held_out_and_predicted(sweep, law_params) -> None:
+    table = analysis.backtest("hoffmann", sweep, resamples=200)
+    assert len(table) == 6
+    assert (table["flops_budget"] == sweep["flops_budget"].max()).all()
+    assert table["error"].abs().max() < 0.03
+    np.testing.assert_allclose(table["error"], table["predicted"] - table["measured"])
+    assert (table["low"] < table["high"]).all()
+    assert table["inside"].sum() >= 5
+    assert table["seed_noise"].iloc[0] == pytest.approx(analysis.seed_noise(sweep).sd)
+    below = analysis.fit("hoffmann", sweep[sweep["flops_budget"] < sweep["flops_budget"].max()])
+    np.testing.assert_allclose(below.predict(table), table["predicted"])
+
+
+def test_a_backtest_by_another_column_and_its_refusal(sweep) -> None:
+    frame = sweep.assign(width=np.where(sweep["params"] > sweep["params"].median(), 128, 64))
+    table = analysis.backtest("hoffmann", frame, hold_out="width", resamples=100)
+    assert len(table) == int((frame["width"] == 128).sum())
+    with pytest.raises(analysis.Refused, match="nothing is left to fit below"):
+        analysis.backtest("hoffmann", frame.assign(width=1), hold_out="width")
+
+
+@pytest.fixture(scope="module")
+def curves(sweep) -> pd.DataFrame:
+    share = np.linspace(0.05, 1, 20)
+    return pd.concat(
+        [
+            pd.DataFrame({"run_id": run.run_id, "flops": share * run.flops, "loss": run.loss * (1.3 - 0.3 * share)})
+            for run in sweep.itertuples()
+        ]
+    )
+
+
+def shown(figure, path) -> None:
+    """The figure has labelled axes with marks on them, and its file is not blank."""
+    for panel in figure.axes:
+        assert panel.get_xlabel() or panel.get_ylabel()
+    drawn = [panel for panel in figure.axes if panel.get_xlabel()]
+    for panel in drawn:
+        assert panel.get_ylabel()
+        assert len(panel.collections) + len(panel.lines) >= 2
+        assert 2 <= len([t for t in panel.get_xticks() if panel.get_xlim()[0] <= t <= panel.get_xlim()[1]]) <= 12
+    pixels = image.imread(analysis.plots.save(figure, path))
+    assert pixels.shape[0] > 500
+    assert len(np.unique(pixels[:, :, :3].reshape(-1, 3), axis=0)) > 100
+
+
+def test_every_figure_shows_something(tmp_path, sweep, curves) -> None:
+    two, three = (analysis.frontier(sweep, n, resamples=50) for n in (2, 3))
+    plots = analysis.plots
+    compute = plots.loss_compute(sweep, three, curves)
+    assert len(compute.axes[0].lines) == len(sweep) + 1
+    shown(compute, tmp_path / "compute.png")
+    shown(plots.loss_params(sweep), tmp_path / "params.png")
+    isoflop = plots.isoflop(sweep, two)
+    assert len([line for line in isoflop.axes[0].lines if line.get_marker() == "D"]) == 5
+    assert "0.5" in isoflop.axes[1].texts[0].get_text()
+    shown(isoflop, tmp_path / "isoflop.png")
+    shown(plots.fitted(three, sweep), tmp_path / "fitted.png")
+    shown(plots.backtest(analysis.backtest("hoffmann", sweep, resamples=50)), tmp_path / "backtest.png")
+    plots.save(plots.loss_params(sweep), tmp_path / "params.svg")
+    with pytest.raises(ValueError, match="change the suffix"):
+        plots.save(plots.loss_params(sweep), tmp_path / "params.gif")
+    with pytest.raises(ValueError, match="frontier"):
+        plots.isoflop(sweep, three)
+    with pytest.raises(ValueError, match="frontier"):
+        plots.fitted(two, sweep)
+
+
+def test_the_report_carries_the_numbers(tmp_path, sweep, curves) -> None:
+    summary = analysis.report.write(sweep, tmp_path, "A <planted> sweep", curves, ("Rates were tuned.",), resamples=100)
+    told = str(summary)
+    page, marked = summary.html.read_text(), summary.markdown.read_text()
+    three = analysis.frontier(sweep, 3, resamples=100)
+    for text in (told, page, marked):
+        assert f"{three.exponent_params.value:.3f}" in text
+        assert "Rates were tuned." in text
+        assert "seed deviations" in text
+        assert "held-out largest budget (6 runs)" in text
+    assert all(f"approach {n}" in told for n in (1, 2, 3))
+    assert "A &lt;planted&gt; sweep" in page
+    assert page.count("data:image/png;base64,") == len(summary.figures) == 5
+    for figure in summary.figures:
+        assert figure.is_file()
+        assert f"]({figure.name})" in marked
+
+
+def test_the_report_gives_reasons_for_what_cannot_be_made(tmp_path, table) -> None:
+    summary = analysis.report.write(table("narayan_jax_chinchilla_small.csv"), tmp_path, "One ratio", resamples=20)
+    assert str(summary).count("one ratio of tokens to parameters") == 4
+    assert "one ratio of tokens to parameters" in summary.html.read_text()
+    with pytest.raises(analysis.Refused, match="nothing to report"):
+        analysis.report.write(pd.DataFrame({"status": ["failed"], "loss": [np.nan]}), tmp_path, "None")
+
+
+def test_an_error_of_ours_is_not_swallowed(tmp_path, sweep, monkeypatch) -> None:
+    from analysis import frontiers
+
+    def broken(*_args, **_kwargs):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(frontiers, "frontier", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        analysis.report.write(sweep, tmp_path, "Broken")
