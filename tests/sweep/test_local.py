@@ -264,3 +264,34 @@ def test_each_process_gets_one_device_of_those_that_are_visible(monkeypatch: pyt
     assert local.find_accelerators() == [{"CUDA_VISIBLE_DEVICES": "4"}, {"CUDA_VISIBLE_DEVICES": "GPU-abc"}]
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert local.find_accelerators() == []
+
+
+def test_two_launchers_at_once_train_each_run_once(
+    results: store.Store, make_run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With real workers and real training."""
+    from scaling.data import corpus
+    from scaling.sweep import record
+
+    monkeypatch.setenv("SCALING_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    runs = [make_run(seed=seed) for seed in range(4)]
+    prepared = corpus.prepare(runs[0].data, lambda line: None)
+    members = []
+    for run_of_sweep in runs:
+        kept = record.config_record(run_of_sweep, prepared)
+        results.add_run(kept["run_id"], kept)
+        members.append({"run_id": kept["run_id"], "labels": {"role": "single"}})
+    results.add_sweep("small", config.Sweep(name="small", base=runs[0]).model_dump(mode="json"), members)
+
+    launchers = [local.launch(results.path, "small", 1) for _ in range(2)]
+    while sum(launcher.poll() for launcher in launchers):
+        time.sleep(0.1)
+    logs = "".join(path.read_text() for path in (results.sweep_folder("small") / "logs").iterdir())
+    assert [message for launcher in launchers for message in launcher.take_messages()] == [], logs
+    frame = results.runs("small")
+    assert frame["status"].tolist() == ["finished"] * 4, logs
+    assert frame["loss"].nunique() == 4
+    for member in members:
+        assert logs.count(f"{member['run_id']} attempt") == 1
+    assert len(results.curves("small")) == 4
