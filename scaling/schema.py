@@ -39,26 +39,34 @@ class Config(pydantic.BaseModel):
         Raises ValueError naming the field, its nearest neighbour, or the rule that the value breaks.
         """
         tree = {name: getattr(self, name) for name in type(self).model_fields}
+        inner: dict[str, dict[str, Any]] = {}  # all edits of one part at once: its rules may tie them together
         for field, value in changes.items():
             head, _, rest = field.partition(".")
             if head not in tree:
                 raise ValueError(unknown_field(type(self), head))
-            tree[head] = _edited(tree[head], rest, value, field) if rest else value
+            if rest:
+                inner.setdefault(head, {})[rest] = value
+            else:
+                tree[head] = value
+        for head, edits in inner.items():
+            tree[head] = _edited(tree[head], edits, head)
         return type(self).model_validate(tree)
 
 
-def _edited(part: Any, field: str, value: Any, whole: str) -> Any:
-    """`part` with its dotted `field` replaced, where part is a config or a sequence indexed by number."""
+def _edited(part: Any, changes: Mapping[str, Any], whole: str) -> Any:
+    """`part` with dotted fields replaced, where part is a config or a sequence; `whole` is its name."""
     if isinstance(part, Config):
-        return part.edit({field: value})
+        return part.edit(changes)
     if isinstance(part, tuple | list):
-        head, _, rest = field.partition(".")
-        if not head.isdecimal() or int(head) >= len(part):
-            raise ValueError(f"{whole}: {head!r} is no index of a sequence of {len(part)}; use 0 to {len(part) - 1}")
         items = list(part)
-        items[int(head)] = _edited(items[int(head)], rest, value, whole) if rest else value
+        for field, value in changes.items():
+            head, _, rest = field.partition(".")
+            if not head.isdecimal() or int(head) >= len(part):
+                raise ValueError(f"{whole}: {head!r} is no index; it has {len(part)} items, 0 to {len(part) - 1}")
+            items[int(head)] = _edited(items[int(head)], {rest: value}, f"{whole}.{head}") if rest else value
         return tuple(items)
-    raise ValueError(f"{whole}: the field before {field!r} holds {part!r}, which has no fields; set it as a whole")
+    field = next(iter(changes))
+    raise ValueError(f"{whole}.{field}: {whole} holds {part!r}, which has no fields; set it as a whole")
 
 
 def unknown_field(config: type[pydantic.BaseModel], name: str) -> str:
@@ -132,7 +140,8 @@ def parse_override(config: Config, text: str) -> tuple[str, Any]:
     """
     field, equals, value = text.partition("=")
     if not equals or not field:
-        raise ValueError(f"{text!r} is no override; write FIELD=VALUE, for example {next(iter(type(config).model_fields))}=…")
+        first = next(iter(type(config).model_fields))
+        raise ValueError(f"{text!r} is no override; write FIELD=VALUE, for example {first}=…")
     try:
         return field, json.loads(value)
     except json.JSONDecodeError:

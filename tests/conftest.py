@@ -1,0 +1,55 @@
+"""What all tests share: a cache of their own, and small runs on a source of known entropy that train in a second."""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from scaling import config
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # exact equality of two trainings is promised on CPU only
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Corpora and compiled programs go to a folder of this session."""
+    before = os.environ.get("SCALING_CACHE")
+    folder = str(tmp_path_factory.mktemp("cache"))
+    os.environ["SCALING_CACHE"] = folder
+    yield folder
+    os.environ.pop("SCALING_CACHE") if before is None else os.environ.update(SCALING_CACHE=before)
+
+
+TINY: dict[str, Any] = {
+    "model": {
+        "kind": "transformer", "width": 16, "depth": 1, "heads": 2, "norm": "rmsnorm", "position": "rotary",
+        "mlp": "gelu", "biases": False, "qk_norm": False,
+    },
+    "parametrization": {"kind": "standard"},
+    "data": {
+        "source": {
+            "kind": "synthetic", "alphabet": 8, "exponent": 1.5, "seed": 0, "train_symbols": 40_000,
+            "validation_symbols": 4_100,
+        },
+        "tokenizer": {"kind": "bytes"},
+        "validation_tokens": 512,
+    },
+    "context": 16,
+    "batch_size": 4,
+    "tokens": 64 * 20,
+    "optimizer": {"kind": "adamw", "learning_rate": 0.01},
+    "schedule": {"kind": "constant", "warmup": {"kind": "fraction", "fraction": 0.1}},
+    "precision": {"compute": "float32"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., config.Run]:
+    """A run of 20 steps of 64 tokens; `tiny(model__width=32)` changes dotted fields."""
+
+    def make(**changes: Any) -> config.Run:
+        run = config.Run.model_validate(TINY)
+        return run.edit({name.replace("__", "."): value for name, value in changes.items()})
+
+    return make
