@@ -33,7 +33,7 @@ def create(
     """
     from scaling.models import layers as model_layers
 
-    builder = model_layers.Builder.of(
+    builder = model_layers.Builder(
         model,
         vocabulary_size=vocabulary_size,
         context=context,

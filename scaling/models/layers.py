@@ -1,18 +1,21 @@
 """What every family shares: parameters made from the table of weights, norms, stacked layers, the language model."""
 
-import dataclasses
+import copy
+import functools
+import math
 import zlib
-from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from scaling import families
 from scaling import parametrization as parametrizations
+from scaling.models import attention
 
 Layers = Literal["scan", "unroll"]
 Remat = Literal["none", "full", "dots"]
@@ -25,74 +28,113 @@ _SAVEABLE = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
 class Builder:
     """Makes the parameters of one model from its table of weights, and carries how the model is to run.
 
-    `prefix` is the module being built: `builder.within("attention").param("query")` is `attention.query` in the table.
+    `within` gives the builder of a submodule: `builder.within("attention").param("query")` is `attention.query` of the
+    table. Parameters are always stacked over layers, so `layers` and `remat` change neither the tree nor its values.
     """
 
-    family: families.Family
-    table: Mapping[str, families.Weight]
-    parametrization: parametrizations.Parametrization
-    key: jax.Array
-    compute_dtype: DTypeLike
-    parameter_dtype: DTypeLike
-    layers: Layers
-    remat: Remat
-    prefix: str = ""
-
-    @classmethod
-    def of(
-        cls, family: families.Family, *, vocabulary_size: int, context: int, seed: int | jax.Array, **settings: Any
-    ) -> Self:
-        """A builder for a family at one vocabulary and context; `settings` are the remaining fields."""
-        table = {weight.name: weight for weight in family.weights(vocabulary_size, context)}
-        key = jax.random.key(seed) if isinstance(seed, int) else seed
-        return cls(family=family, table=table, key=key, **settings)
+    def __init__(
+        self,
+        family: families.Family,
+        *,
+        vocabulary_size: int,
+        context: int,
+        parametrization: parametrizations.Parametrization,
+        compute_dtype: DTypeLike,
+        parameter_dtype: DTypeLike,
+        layers: Layers,
+        remat: Remat,
+        seed: int | jax.Array,
+    ):
+        self.family = family
+        self.parametrization = parametrization
+        self.compute_dtype = jnp.dtype(compute_dtype)
+        self.parameter_dtype = jnp.dtype(parameter_dtype)
+        self.layers: Layers = layers
+        self.remat: Remat = remat
+        self.prefix = ""
+        self.table = {weight.name: weight for weight in family.weights(vocabulary_size, context)}
+        drawn = [weight for weight in self.table.values() if weight.role != "vector"]
+        self.values = _normal(
+            seed if isinstance(seed, jax.Array) else jax.random.key(seed),
+            tuple(drawn),
+            tuple(parametrization.init_std(weight, family) for weight in drawn),
+        )
 
     def within(self, name: str) -> Self:
         """The same builder inside the submodule `name`."""
-        return dataclasses.replace(self, prefix=f"{self.prefix}{name}.")
+        inner = copy.copy(self)
+        inner.prefix = f"{self.prefix}{name}."
+        return inner
 
     def has(self, name: str) -> bool:
-        """Whether the table holds a weight, or a module, of this name here."""
+        """Whether the table holds a weight, or a submodule, of this name here."""
         full = self.prefix + name
         return full in self.table or any(other.startswith(full + ".") for other in self.table)
 
     def param(self, name: str) -> nnx.Param:
-        """The parameter `name` of the table: normal values, or a vector's fill; all layers of a stack in one array.
-
-        A layer's values depend on the seed, the weight's name and the layer's index alone: neither the order of
-        creation nor the depth changes them. Raises ValueError for a name that the table lacks.
-        """
+        """The parameter `name`: normal values or a vector's fill. Raises ValueError for a name that the table lacks."""
         full = self.prefix + name
         if full not in self.table:
             raise ValueError(f"{full!r} is not in the table of weights; add it to {type(self.family).__name__}.weights")
         weight = self.table[full]
         if weight.role == "vector":
             return nnx.Param(jnp.full(weight.full_shape, weight.fill, self.parameter_dtype))
-        key = jax.random.fold_in(self.key, zlib.crc32(full.encode()))
-        std = self.parametrization.init_std(weight, self.family)
-        return nnx.Param(_normal(key, weight.shape, weight.stack, std).astype(self.parameter_dtype))
+        return nnx.Param(self.values[full].astype(self.parameter_dtype))
 
     def optional(self, name: str) -> nnx.Param | None:
         """The parameter `name` where the table has it, else None."""
         return self.param(name) if self.has(name) else None
 
 
-def _normal(key: jax.Array, shape: tuple[int, ...], stack: int, std: float) -> Float[Array, "..."]:
-    if not stack:
-        return std * jax.random.normal(key, shape, jnp.float32)
-    keys = jax.vmap(lambda layer: jax.random.fold_in(key, layer))(jnp.arange(stack))
-    return std * jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
+_BLOCK = 1024  # normal values drawn from one key
+_DRAWN_TOGETHER = (
+    2**28
+)  # above it, weights are drawn one by one: sharded compilers do better, compile time matters less
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _normal(key: jax.Array, weights: tuple[families.Weight, ...], stds: tuple[float, ...]) -> dict[str, Array]:
+    """Initial float32 values by weight name; each block depends on key, name, layer and its place in the layer alone.
+
+    So neither the other weights, nor the depth, nor the order of creation change a value. All blocks are drawn at once
+    because a random generator takes 0.5 s to compile on CPU, and there are eight weights or more.
+    """
+    values: dict[str, Array] = {}
+    together = sum(weight.size for weight in weights) <= _DRAWN_TOGETHER
+    for group in (weights,) if together else tuple((weight,) for weight in weights):
+        blocks = [math.ceil(math.prod(weight.shape) / _BLOCK) for weight in group]
+        places = np.concatenate([_places(weight, count) for weight, count in zip(group, blocks, strict=True)])
+        drawn = jax.vmap(lambda place: _block(key, place))(places)
+        start = 0
+        for weight, count in zip(group, blocks, strict=True):
+            layers, size = max(weight.stack, 1), math.prod(weight.shape)
+            part = drawn[start : start + layers * count].reshape(layers, count * _BLOCK)[:, :size]
+            values[weight.name] = stds[weights.index(weight)] * part.reshape(weight.full_shape)
+            start += layers * count
+    return values
+
+
+def _places(weight: families.Weight, blocks: int) -> np.ndarray:
+    """(name, layer, block) of every block of a weight, as unsigned integers; names by CRC-32."""
+    layers = np.repeat(np.arange(max(weight.stack, 1)), blocks)
+    names = np.full_like(layers, zlib.crc32(weight.name.encode()))
+    return np.stack([names, layers, np.tile(np.arange(blocks), max(weight.stack, 1))], axis=1).astype(np.uint32)
+
+
+def _block(key: jax.Array, place: Int[Array, "3"]) -> Float[Array, " block"]:
+    for part in range(3):
+        key = jax.random.fold_in(key, place[part])
+    return jax.random.normal(key, (_BLOCK,), jnp.float32)
 
 
 class Layer(nnx.Module):
     """A module that computes in one dtype whatever its parameters are stored in."""
 
     def __init__(self, builder: Builder):
-        self.dtype = jnp.dtype(builder.compute_dtype)
+        self.dtype = builder.compute_dtype
 
     def read(self, parameter: nnx.Param) -> Float[Array, "..."]:
         """The parameter's values in the compute dtype."""
@@ -137,11 +179,6 @@ def unstack(tree: Tree, depth: int) -> list[Tree]:
     leaves, structure = jax.tree.flatten(tree)
     parts = [jax.lax.split(leaf, (1,) * depth, axis=0) for leaf in leaves]
     return [jax.tree.unflatten(structure, [part[layer].squeeze(0) for part in parts]) for layer in range(depth)]
-
-
-def stack(trees: list[Tree]) -> Tree:
-    """The inverse of `unstack`."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def apply_layers(
@@ -189,25 +226,9 @@ class LanguageModel(Layer):
     def logits(self, features: Float[Array, "*batch width"]) -> Float[Array, "*batch vocabulary"]:
         """The head alone, in float32, so that a loss may call it on a part of the positions at a time."""
         head, letters = (self.embedding, "vd") if self.output is None else (self.output, "dv")
-        logits = jnp.einsum(f"...d,{letters}->...v", features, self.read(head), preferred_element_type=jnp.float32)
+        logits = attention.einsum_float32(f"...d,{letters}->...v", features, self.read(head))
         return logits if self.output_multiplier == 1.0 else logits * self.output_multiplier
 
     def __call__(self, tokens: Int[Array, "batch context"]) -> Float[Array, "batch context vocabulary"]:
         """Logits in float32 of the token after each position."""
         return self.logits(self.features(tokens))
-
-
-def by_weight(state: Tree, table: Mapping[str, families.Weight], function: Callable[[families.Weight], Any]) -> Any:
-    """A tree of the structure of `state` (parameters, their gradients) with `function(weight)` at each leaf.
-
-    For learning-rate multipliers, decay masks and sharding axes. `table` maps names to weights, as `Builder.table`.
-    Raises ValueError where the state holds a parameter that the table lacks.
-    """
-    paths, structure = jax.tree_util.tree_flatten_with_path(state)
-    values = []
-    for path, _ in paths:
-        name = ".".join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
-        if name not in table:
-            raise ValueError(f"parameter {name!r} is not in the table of weights; add it to the family's `weights`")
-        values.append(function(table[name]))
-    return jax.tree.unflatten(structure, values)
