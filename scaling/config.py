@@ -42,7 +42,7 @@ class Run(schema.Config):
     precision: Precision
     clip: pydantic.PositiveFloat | None = None
     z_loss: pydantic.NonNegativeFloat = 0.0
-    seed: pydantic.NonNegativeInt = 0
+    seed: int = pydantic.Field(default=0, ge=0, lt=2**32)
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
@@ -141,8 +141,7 @@ class Sweep(schema.Config):
 
     def points(self) -> list[grids.Point]:
         """Every run of the grid once, in the grid's order, learning rates as in the base run (see `rates`)."""
-        start = grids.Point(self.base, {"family": self.base.model.kind, "role": "single"})
         unique: dict[Run, grids.Point] = {}
-        for point in self.grid.expand(start):
-            unique.setdefault(point.run, point)
+        for point in self.grid.expand(grids.Point(self.base, {"role": "single"})):
+            unique.setdefault(point.run, grids.Point(point.run, {"family": point.run.model.kind, **point.labels}))
         return list(unique.values())
