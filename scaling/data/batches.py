@@ -12,6 +12,9 @@ from scaling.data import errors
 DRAWN_WINDOWS = 2**16
 """Up to so many windows an order is drawn whole; Grain's cipher, which needs no table, is slow below its 16 bits."""
 
+CIPHER_ROUNDS = 8
+"""Grain's own shuffle takes 4, whose neighbours in the order are correlated (0.04 at 131,072 windows); 8 show none."""
+
 
 class Batches:
     """Windows of `context` + 1 tokens in shuffled epochs, by random access.
@@ -77,7 +80,7 @@ class Batches:
 
         key = int(random.integers(2**32))
         return cut, lambda indices: np.array(
-            [experimental.index_shuffle(index, windows - 1, key, 4) for index in indices.tolist()], np.int64
+            [experimental.index_shuffle(index, windows - 1, key, CIPHER_ROUNDS) for index in indices.tolist()], np.int64
         )
 
 

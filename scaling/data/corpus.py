@@ -44,14 +44,14 @@ class Corpus:
     used. `token_bytes[t]` is how many bytes of text token t stands for.
     """
 
-    train: Integer[np.ndarray, "unique_tokens"]
-    validation: Integer[np.ndarray, "validation_tokens+1"]
+    train: Integer[np.ndarray, "unique_tokens"] = dataclasses.field(repr=False)
+    validation: Integer[np.ndarray, "validation_tokens+1"] = dataclasses.field(repr=False)
     vocabulary_size: int
     unique_tokens: int
     data_sha256: str
     validation_id: str
     tokenizer_id: str
-    token_bytes: Int32[np.ndarray, "vocabulary"]
+    token_bytes: Int32[np.ndarray, "vocabulary"] = dataclasses.field(repr=False)
     folder: Path
 
 

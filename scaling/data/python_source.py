@@ -39,14 +39,14 @@ class PythonSource(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, files: list[sources.File], split: str) -> Iterator[tuple[str, dict[str, Any]]]:
         for file in files:
             if sources.split_of(file.name, VALIDATION_FRACTION) == split:
-                yield file.name, {"path": file.name, "text": file.path.read_bytes()}
+                yield file.name, {"path": file.name, "text": Path(file.path).read_bytes()}
 
 
 def distinct_texts(files: Sequence[sources.File]) -> Iterator[sources.File]:
     """The files that hold text (UTF-8 without NUL, not empty) and repeat no earlier one."""
     seen = set()
     for file in files:
-        content = file.path.read_bytes()
+        content = Path(file.path).read_bytes()
         if not content or b"\0" in content or content in seen:
             continue
         try:

@@ -1,11 +1,12 @@
 """Where documents come from: the standard library's source text, TFDS, local files, a chain of known entropy."""
 
+import functools
 import glob as globbing
 import hashlib
 import os
 import platform
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -43,7 +44,7 @@ class File(NamedTuple):
     """A file of a corpus: its name relative to the corpus, where it lies, its size."""
 
     name: str
-    path: Path
+    path: str
     bytes: int
 
 
@@ -87,12 +88,13 @@ class PythonSource(Source):
         return python_source.build(cache.root() / "tfds", self.listing(), standard_library(), log)
 
 
-def standard_library() -> list[File]:
+@functools.cache
+def standard_library() -> tuple[File, ...]:
     """The `.py` files of the running Python's standard library, by name, without what was installed or generated."""
     folder = Path(sysconfig.get_path("stdlib"))
-    files = _walk(folder, leave_out={"site-packages", "dist-packages", "__pycache__"})
+    files = _walk(folder, suffix=".py", leave_out=("site-packages", "dist-packages", "__pycache__"))
     local = ("sitecustomize.py", "usercustomize.py", "_sysconfigdata_")
-    return [file for file in files if file.name.endswith(".py") and not file.name.startswith(local)]
+    return tuple(file for file in files if not file.name.startswith(local))
 
 
 class Tfds(Source):
@@ -111,7 +113,7 @@ class Tfds(Source):
 
     def listing(self) -> str:
         files = _walk(self._folder() / self.name.replace(":", "/"))
-        return schema.digest([(file.name, file.bytes, file.path.stat().st_mtime_ns) for file in files])
+        return schema.digest([(file.name, file.bytes, os.stat(file.path).st_mtime_ns) for file in files])
 
     def make_ready(self, log: Log = print) -> None:
         from scaling.data import tfds_access
@@ -151,7 +153,7 @@ class Files(Source):
 
     def listing(self) -> str:
         files = self._files()
-        stats = [(file.name, file.bytes, file.path.stat().st_mtime_ns) for file in files]
+        stats = [(file.name, file.bytes, os.stat(file.path).st_mtime_ns) for file in files]
         return schema.digest([str(self._root()), stats])
 
     def documents(self, split: Split) -> Iterator[bytes]:
@@ -160,7 +162,7 @@ class Files(Source):
         if not chosen:
             self._refuse_split(split, files)
         for file in chosen:
-            yield file.path.read_bytes()
+            yield Path(file.path).read_bytes()
 
     def text_bytes(self) -> int:
         return sum(file.bytes for file in self._files())
@@ -174,8 +176,8 @@ class Files(Source):
 
     def _files(self) -> list[File]:
         root, pattern = self._root(), str(Path(self.glob).expanduser().absolute())
-        paths = [Path(path) for path in globbing.iglob(pattern, recursive=True)]
-        files = [File(path.relative_to(root).as_posix(), path, path.stat().st_size) for path in paths if path.is_file()]
+        paths = [path for path in globbing.iglob(pattern, recursive=True) if os.path.isfile(path)]
+        files = [File(Path(path).relative_to(root).as_posix(), path, os.stat(path).st_size) for path in paths]
         if not files:
             raise errors.MissingDataError(
                 f"glob {self.glob!r} matches no file in {root}; check the path, and quote the pattern in a shell"
@@ -262,17 +264,17 @@ def _silent(line: str) -> None:
     """A log that says nothing."""
 
 
-def _walk(folder: Path, leave_out: frozenset[str] | set[str] = frozenset()) -> list[File]:
-    """Every file below a folder, sorted by name; none where the folder is not there."""
+def _walk(folder: Path, suffix: str = "", leave_out: Collection[str] = ()) -> list[File]:
+    """The files below a folder that end in `suffix`, sorted by name; none where the folder is not there."""
     found: list[File] = []
-    pending = [("", folder)] if folder.is_dir() else []
+    pending = [("", str(folder))] if folder.is_dir() else []
     while pending:
         prefix, inner = pending.pop()
         with os.scandir(inner) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     if entry.name not in leave_out:
-                        pending.append((f"{prefix}{entry.name}/", Path(entry.path)))
-                elif entry.is_file():
-                    found.append(File(prefix + entry.name, Path(entry.path), entry.stat().st_size))
+                        pending.append((f"{prefix}{entry.name}/", entry.path))
+                elif entry.name.endswith(suffix) and entry.is_file():
+                    found.append(File(prefix + entry.name, entry.path, entry.stat().st_size))
     return sorted(found)
