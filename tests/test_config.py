@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -165,10 +167,8 @@ def test_points_are_labelled_with_their_own_family(tiny: Make) -> None:
 
 
 def test_importing_configs_starts_nothing() -> None:
-    import subprocess
-    import sys
-
-    code = "import sys, scaling.config; print([m for m in ('jax', 'flax', 'optax', 'pandas', 'wandb') if m in sys.modules])"
+    heavy = ("jax", "flax", "optax", "pandas", "wandb")
+    code = f"import sys, scaling.config; print([m for m in {heavy} if m in sys.modules])"
     shown = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)
     )

@@ -118,15 +118,18 @@ def model_key(model: families.Family) -> str:
 def optimum(learning_rates: Sequence[float], losses: Sequence[float]) -> float:
     """The learning rate at the minimum of a parabola in log lr through the points around the best one.
 
-    Losses that are not finite (diverged runs) are left out. Raises ValueError where the best rate is an edge of the
-    grid, fewer than three rates have a loss, or the parabola has no minimum inside the grid.
+    A rate at which any run diverged (its loss is not finite) is left out. Raises ValueError where the best rate is an
+    edge of the grid, fewer than three rates have a loss, or the parabola has no minimum inside the grid.
     """
     import numpy as np
 
-    seen = sorted({rate for rate, loss in zip(learning_rates, losses, strict=True) if math.isfinite(loss)})
+    trials: dict[float, list[float]] = {}
+    for rate, loss in zip(learning_rates, losses, strict=True):
+        trials.setdefault(rate, []).append(loss)
+    seen = sorted(rate for rate, of_seeds in trials.items() if all(map(math.isfinite, of_seeds)))
     if len(seen) < 3:
         raise ValueError(f"only {len(seen)} learning rates have a finite loss and a parabola needs 3; add smaller ones")
-    means = [np.mean([y for x, y in zip(learning_rates, losses, strict=True) if x == rate]) for rate in seen]
+    means = [np.mean(trials[rate]) for rate in seen]
     best = int(np.argmin(means))
     if best in (0, len(seen) - 1) and seen[best] in (min(learning_rates), max(learning_rates)):
         side = "smaller" if best == 0 else "larger"
