@@ -1,6 +1,7 @@
 """The cache folder: where it is, one writer at a time, and folders that appear whole or not at all."""
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -8,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scaling.data import errors
+
+ROOM = "free some space or set SCALING_CACHE to a folder on a larger disk"
 
 
 def root() -> Path:
@@ -25,7 +28,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     import fcntl
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(folder)
     with open(folder.parent / f".{folder.name}.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -33,12 +36,19 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def temporary(folder: Path) -> Iterator[Path]:
-    """A fresh folder beside `folder` to write in, removed at the end unless it was published."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    """A fresh folder beside `folder` to write in, removed at the end unless it was published.
+
+    Raises DiskSpaceError where the disk fills up meanwhile.
+    """
+    _make_parent(folder)
     draft = folder.parent / f".{folder.name}.{secrets.token_hex(6)}.draft"
     draft.mkdir()
     try:
         yield draft
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise errors.DiskSpaceError(f"the disk of {folder} filled up while it was written; {ROOM}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -67,6 +77,14 @@ def require_space(folder: Path, needed_bytes: int, purpose: str) -> None:
     free = shutil.disk_usage(present).free
     if free < needed_bytes:
         raise errors.DiskSpaceError(
-            f"{purpose} needs {needed_bytes / 1e6:,.1f} MB in {folder}, whose disk has {free / 1e6:,.1f} MB free; "
-            "free some space or set SCALING_CACHE to a folder on a larger disk"
+            f"{purpose} needs {needed_bytes / 1e6:,.1f} MB in {folder}; its disk has {free / 1e6:,.1f} MB free; {ROOM}"
         )
+
+
+def _make_parent(folder: Path) -> None:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise errors.DataError(
+            f"the cache folder {folder.parent} cannot be made: {error}; set SCALING_CACHE to a folder you may write"
+        ) from error

@@ -118,10 +118,13 @@ class Tfds(Source):
     def make_ready(self, log: Log = print) -> None:
         from scaling.data import tfds_access
 
-        builder = tfds_access.find(self.name, self._folder())
-        if not builder.is_prepared():
-            log(f"TFDS dataset {self.name!r} is not in {self._folder()}: preparing it there")
-            tfds_access.prepare(builder)
+        if tfds_access.find(self.name, self._folder()).is_prepared():
+            return
+        with cache.locked(cache.root() / "tfds" / self.name.replace("/", "-")):
+            builder = tfds_access.find(self.name, self._folder())
+            if not builder.is_prepared():
+                log(f"TFDS dataset {self.name!r} is not in {self._folder()}: preparing it there")
+                tfds_access.prepare(builder)
 
     def documents(self, split: Split) -> Iterator[bytes]:
         from scaling.data import tfds_access

@@ -1,5 +1,7 @@
 """Corpora: tokenized once, found again without reading, identified by content, whole or absent."""
 
+import contextlib
+import errno
 import json
 import os
 import shutil
@@ -125,6 +127,38 @@ def test_too_little_disk_is_told_before_anything_is_written(data, cache_folder, 
     with pytest.raises(errors.DiskSpaceError, match=r"needs [\d.,]+ MB in .* free some space or set SCALING_CACHE"):
         corpus.prepare(data, silent)
     assert leftovers(cache_folder) == ["corpora"]
+
+
+def test_a_disk_that_fills_up_is_told_and_nothing_stays(data, cache_folder, monkeypatch):
+    def fill(encoder, documents):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tokenizers.BytesEncoder, "encode", fill)
+    with pytest.raises(errors.DiskSpaceError, match="filled up while it was written; free some space"):
+        corpus.prepare(data, silent)
+    assert leftovers(cache_folder) == ["corpora"]
+
+
+def test_a_cache_that_is_a_file_is_told(data, cache_folder):
+    cache_folder.write_text("not a folder")
+    with pytest.raises(errors.DataError, match=r"cache folder .* cannot be made.*set SCALING_CACHE"):
+        corpus.prepare(data, silent)
+
+
+def test_without_locks_the_first_to_finish_wins_and_the_other_uses_it(data, cache_folder, monkeypatch):
+    """On a shared disk that ignores locks, a second writer may publish while the first still writes."""
+    monkeypatch.setattr(corpus.cache, "locked", lambda folder: contextlib.nullcontext())
+    publish, once = corpus.cache.publish, iter([None])
+
+    def publish_second(draft, folder):
+        for _ in once:
+            shutil.copytree(draft, folder)
+        publish(draft, folder)
+
+    monkeypatch.setattr(corpus.cache, "publish", publish_second)
+    made = corpus.prepare(data, silent)
+    np.testing.assert_array_equal(corpus.find(data).train, made.train)
+    assert [path.name for path in (cache_folder / "corpora").iterdir()] == [made.folder.name]
 
 
 def test_a_failure_half_way_leaves_nothing(data, cache_folder, tmp_path):
