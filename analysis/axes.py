@@ -96,7 +96,8 @@ def log_loss(panel: axes.Axes, values: np.ndarray) -> None:
     panel.set_ylim(low / margin, high * margin)
     ticks = ticker.MaxNLocator(nbins=8, steps=[1, 2, 2.5, 5, 10]).tick_values(low / margin, high * margin)
     panel.yaxis.set_major_locator(ticker.FixedLocator(ticks))
-    panel.yaxis.set_major_formatter(ticker.FormatStrFormatter("%.4g"))
+    decimals = max(len(f"{tick:.4g}".partition(".")[2]) for tick in ticks)
+    panel.yaxis.set_major_formatter(ticker.FormatStrFormatter(f"%.{decimals}f"))
     panel.yaxis.set_minor_locator(ticker.NullLocator())
 
 
@@ -108,9 +109,14 @@ def shades(values: np.ndarray) -> cm.ScalarMappable:
     return cm.ScalarMappable(colors.LogNorm(low, high), PALETTE)
 
 
-def colorbar(made: figure.Figure, panel: axes.Axes, shade: cm.ScalarMappable, label: str) -> None:
+def colorbar(
+    made: figure.Figure, panel: axes.Axes, shade: cm.ScalarMappable, label: str, at: np.ndarray | None = None
+) -> None:
+    """A colour bar with ticks `at` the values themselves where there are few, else as on a log axis."""
     bar = made.colorbar(shade, ax=panel, pad=0.02, aspect=28)
     low, high = (float(np.asarray(limit)) for limit in shade.get_clim())
     log_axis(bar.ax.yaxis, low, high, flops="FLOP" in label)
+    if at is not None and len(at) <= 8:
+        bar.ax.yaxis.set_major_locator(ticker.FixedLocator(at.tolist()))
     bar.set_label(label)
     bar.outline.set_visible(False)

@@ -20,13 +20,16 @@ def backtest(
     """The runs of the largest budget, predicted by the law fitted to all the others.
 
     `hold_out` names the column whose largest value is held out; for "flops" that is the largest `flops_budget` where
-    runs have one, else the runs within 5% of the largest FLOPs. A row a held-out run: the law's inputs, `flops`,
+    runs have one, else the runs within 5% of the largest FLOPs (6ND in a
+    table without FLOPs). A row a held-out run: the law's inputs, `flops`,
     `flops_budget` where there is one, `measured`, `predicted`, `error` = predicted − measured and
     `relative_error` = error / measured, the interval `low` to `high` at `level` for a new run's loss (the fit's
     uncertainty from resampled runs, times a residual of the fit drawn at random), `inside`, and `seed_noise`, the
     deviation between seeds (NaN where no configuration has two). Raises `Refused` where either side is too small.
     """
     form = laws.get(law)
+    if hold_out == "flops":
+        frame, _ = budgets.costed(frame, columns.get("params", "params"), columns.get("tokens", "tokens"), "flops")
     chosen = checks.runs(frame)
     above = held_out(chosen.frame, hold_out)
     if above.all() or not above.any():

@@ -139,7 +139,8 @@ def parabola(cut: Slice) -> Parabola:
     elif c[0, 2] <= 0:
         refused = "the parabola opens downward: no minimum"
     elif np.isnan(at):
-        refused = f"the parabola's minimum, N = {np.exp(cut.center - c[0, 1] / (2 * c[0, 2])):.3g}, is outside the grid"
+        power = (cut.center - c[0, 1] / (2 * c[0, 2])) / np.log(10)
+        refused = f"the parabola's minimum, N = 10^{power:.3g}, is outside the grid"
     elif cut.best_is_edge:
         refused = f"the {cut.best_is_edge} size is the best one: the minimum is at the edge of the grid"
     elif len(sizes) < 5:

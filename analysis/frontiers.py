@@ -34,17 +34,24 @@ class FlopRule:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Lines:
-    """Power laws log y = intercept + slope · log C, estimate first and resamples after it."""
+    """Power laws N* and D*, log y = intercept + slope · log C, and L* = E + A · (C/middle)^(-α) through optima.
 
-    intercept: Float[np.ndarray, "samples 3"]
-    slope: Float[np.ndarray, "samples 3"]
+    The estimate comes first and the resamples after it.
+    """
+
+    intercept: Float[np.ndarray, "samples 2"]
+    slope: Float[np.ndarray, "samples 2"]
+    loss: Float[np.ndarray, "samples 3"]
+    middle: float
 
     def at(self, flops: float) -> Float[np.ndarray, "samples 3"]:
-        return np.exp(self.intercept + self.slope * np.log(flops))
+        E, A, alpha = self.loss.T
+        bought = np.exp(self.intercept + self.slope * np.log(flops))
+        return np.column_stack([bought, E + A * (flops / self.middle) ** -alpha])
 
     @property
     def exponents(self) -> Float[np.ndarray, "samples 2"]:
-        return self.slope[:, :2]
+        return self.slope
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -155,11 +162,10 @@ def flop_rule(frame: pd.DataFrame, params: str, tokens: str, flops: str) -> Flop
     return FlopRule(float(np.exp(intercept)), float(kappa), f"fitted to column {flops!r}, rms {rms:.1%}")
 
 
-def _lines(
-    x: Float[np.ndarray, "samples optima"], y: Float[np.ndarray, "samples optima 3"], fewest: int
-) -> tuple[Float[np.ndarray, "samples 3"], Float[np.ndarray, "samples 3"]]:
-    """Least-squares intercepts and slopes of every sample's optima, NaN left out; NaN where fewer than `fewest`."""
-    there = ~np.isnan(x) & ~np.isnan(y).any(axis=-1)
+def _lines(optima: Float[np.ndarray, "samples optima 4"]) -> Lines:
+    """Power laws through every sample's optima (log C, N, D, L), NaN left out; NaN where fewer than FEWEST_BUDGETS."""
+    x, y = optima[:, :, 0], optima[:, :, 1:3]
+    there = ~np.isnan(optima).any(axis=-1)
     weight = there / np.maximum(there.sum(axis=1), 1)[:, None]
     x, y = np.where(there, x, 0.0), np.where(there[..., None], y, 0.0)
     mean_x, mean_y = np.sum(weight * x, axis=1), np.einsum("so,soq->sq", weight, y)
@@ -167,8 +173,32 @@ def _lines(
     spread = np.sum(weight * dx**2, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         slope = np.einsum("so,so,soq->sq", weight, dx, y - mean_y[:, None, :]) / spread[:, None]
-    slope[(there.sum(axis=1) < fewest) | (spread <= 0)] = np.nan
-    return mean_y - slope * mean_x[:, None], slope
+    few = (there.sum(axis=1) < FEWEST_BUDGETS) | (spread <= 0)
+    slope[few] = np.nan
+    middle = mean_x[0]
+    loss = _loss_curves(x - middle, np.where(there, np.exp(optima[:, :, 3]), 0.0), weight)
+    loss[few] = np.nan
+    return Lines(mean_y - slope * mean_x[:, None], slope, loss, float(np.exp(middle)))
+
+
+def _loss_curves(
+    x: Float[np.ndarray, "samples optima"], y: Float[np.ndarray, "samples optima"], weight: Float[np.ndarray, "..."]
+) -> Float[np.ndarray, "samples 3"]:
+    """E ≥ 0, A ≥ 0 and α of y = E + A exp(-αx) by weighted least squares, linear given α, which runs over a grid."""
+    found, least = np.full((len(x), 3), np.nan), np.full(len(x), np.inf)
+    for alpha in np.geomspace(0.02, 1.5, 120):
+        basis = np.exp(-alpha * x)
+        mean_b, mean_y = np.sum(weight * basis, axis=1), np.sum(weight * y, axis=1)
+        db, dy = basis - mean_b[:, None], y - mean_y[:, None]
+        A = np.maximum(np.sum(weight * db * dy, axis=1) / np.maximum(np.sum(weight * db**2, axis=1), 1e-300), 0.0)
+        through_zero = np.sum(weight * basis * y, axis=1) / np.maximum(np.sum(weight * basis**2, axis=1), 1e-300)
+        E = mean_y - A * mean_b
+        A, E = np.where(E < 0, through_zero, A), np.maximum(E, 0.0)
+        error = np.sum(weight * (y - E[:, None] - A[:, None] * basis) ** 2, axis=1)
+        better = error < least
+        least = np.where(better, error, least)
+        found[better] = np.stack([E, A, np.full_like(E, alpha)], axis=-1)[better]
+    return found
 
 
 def _table(optima: Float[np.ndarray, "optima 4"]) -> pd.DataFrame:
@@ -179,7 +209,7 @@ def _statements(frame: pd.DataFrame, names: dict[str, str], how: str) -> tuple[s
     return how, *checks.conventions(frame, list(names.values()))
 
 
-_STRAIGHT = "its loss is a straight line in logarithms: beyond the measured budgets it assumes no irreducible loss"
+_LOSS = "L* = E + A/C^α through the same optima"
 
 
 def _envelope(
@@ -213,16 +243,15 @@ def _envelope(
             f"approach 1: the envelope has {len(found)} points of {found['params'].nunique()} sizes; it needs "
             f"{FEWEST_BUDGETS} points of 2 sizes; run more budgets"
         )
-    intercept, slope = _lines(optima[:, :, 0], optima[:, :, 1:], FEWEST_BUDGETS)
     groups = "budget" if labelled else "quarter of a decade of FLOPs"
-    how = f"approach 1: the best final loss of each {groups}, where no cheaper run is better; {_STRAIGHT}"
+    how = f"approach 1: the best final loss of each {groups}, where no cheaper run is better; {_LOSS}"
     worse = int(behind[0].sum())
     excluded: tuple[str, ...] = (
         (f"approach 1: {worse} budgets whose best run is no better than a cheaper one",) if worse else ()
     )
     if alone := len(sizes) - len(contested):
         excluded += (f"approach 1: {alone} budgets with one size only",)
-    return Frontier(1, level, Lines(intercept, slope), found, _statements(frame, names, how), excluded, chosen.warnings)
+    return Frontier(1, level, _lines(optima), found, _statements(frame, names, how), excluded, chosen.warnings)
 
 
 def _isoflop(
@@ -244,18 +273,18 @@ def _isoflop(
             "best one at each budget, or label the grid by a column flops_budget"
         )
     optima = np.stack([_minima(cut, p, resamples, seed + i) for i, (cut, p) in enumerate(good)], axis=1)
-    intercept, slope = _lines(optima[:, :, 0], optima[:, :, 1:], FEWEST_BUDGETS)
-    lost = float(np.isnan(slope[1:, 0]).mean())
+    lines = _lines(optima)
+    lost = float(np.isnan(lines.slope[1:, 0]).mean())
     if lost > 0.1:
         warnings += (
             f"{lost:.0%} of resamples kept fewer than {FEWEST_BUDGETS} budgets with a minimum and were left out",
         )
     how = (
         f"approach 2: least-squares parabolas in log N through {len(good)} of {len(parabolas)} budgets, a straight "
-        f"line in logarithms through their minima; {_STRAIGHT}"
+        f"line in logarithms through their minima; {_LOSS}"
     )
     return Frontier(
-        2, level, Lines(intercept, slope), _table(optima[0]), _statements(chosen.frame, names, how), excluded,
+        2, level, lines, _table(optima[0]), _statements(chosen.frame, names, how), excluded,
         chosen.warnings + warnings, parabolas,
     )  # fmt: skip
 

@@ -136,14 +136,12 @@ def isoflop(
         if parabola.refused:
             continue
         at = np.geomspace(parabola.low, parabola.high, 80)
-        left.plot(at, parabola.curve(at), color=color, zorder=2, label=f"{axes.power(parabola.budget)}")
+        left.plot(at, parabola.curve(at), color=color, zorder=2)
         left.plot(parabola.params, parabola.loss, marker="D", ms=6, mfc="white", mec=axes.ACCENT, mew=1.4, zorder=5)
     axes.logarithmic(left, "x", table["params"].to_numpy())
     axes.log_loss(left, table["loss"].to_numpy())
     left.set(xlabel="parameters", ylabel=LOSS)
-    left.legend(title="FLOPs", loc="upper right", ncols=1 if len(_budgets(frontier)) < 7 else 2, columnspacing=0.8,
-                handlelength=1.0, title_fontsize=8, fontsize=7.5, labelspacing=0.25, borderaxespad=0.1,
-                frameon=True, framealpha=0.85, edgecolor="none")  # fmt: skip
+    axes.colorbar(made, left, shade, "FLOPs", np.unique(table["budget"]))
     c = frontier.minima["flops"].to_numpy()
     reach = np.geomspace(c.min() / 1.6, c.max() * 10, 80)
     allocated = [frontier.allocate(float(value)) for value in reach]

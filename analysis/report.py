@@ -81,8 +81,9 @@ class _Draft:
         self.tried = {number: _try(functools.partial(self._frontier, number)) for number in (1, 2, 3)}
         self.made = [found for found in self.tried.values() if isinstance(found, frontiers.Frontier)]
 
-    def _frontier(self, approach: int) -> frontiers.Frontier:
-        return frontiers.frontier(self.frame, approach, loss=self.loss, params=self.params, resamples=self.resamples)
+    def _frontier(self, approach: int, params: str | None = None) -> frontiers.Frontier:
+        counted = params or self.params
+        return frontiers.frontier(self.frame, approach, loss=self.loss, params=counted, resamples=self.resamples)
 
     def by(self, approach: int) -> frontiers.Frontier | None:
         found = self.tried[approach]
@@ -128,6 +129,7 @@ class _Draft:
         if len(self.made) > 1:
             values = [found.exponent_params.value for found in self.made]
             self.say(f"the approaches differ by at most {max(values) - min(values):.3f} in a")
+        self.conventions()
         if self.made:
             self.page.text("What a budget should buy: at the largest measured budget, and at 10 and 100 times it.")
             largest = float(self.frame["flops"].max())
@@ -139,6 +141,20 @@ class _Draft:
                     for found, at in bought
                 ],
             )
+
+    def conventions(self) -> None:
+        """The exponents again under every other parameter count that the runs carry (Porian et al. 2406.19146)."""
+        others = [name for name in ("params", "params_non_embedding", "params_with_head") if name != self.params]
+        rows = []
+        for name in (name for name in others if name in self.frame.columns and self.chosen.frame[name].gt(0).all()):
+            for found in self.made:
+                again = _try(functools.partial(self._frontier, found.approach, name))
+                told = str(again) if isinstance(again, errors.Refused) else _short(again.exponent_params)
+                rows.append((name, str(found.approach), told))
+                self.lines.append(f"counting {name}, approach {found.approach}: a = {told}")
+        if rows:
+            self.page.text(f"The same with parameters counted otherwise (above: {self.params}):")
+            self.page.table(("parameters counted", "approach", "a of N* ∝ C^a"), rows)
 
     def figures(self, curves: pd.DataFrame | None) -> None:
         two, three = self.by(2), self.by(3)

@@ -41,15 +41,15 @@ def test_every_resample_is_at_its_own_minimum(sweep) -> None:
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say(planted, law_params) -> None:
-    """60 replicas of a planted sweep: 95% intervals of the exponents and of the loss at 10x the compute."""
+    """40 replicas of a planted sweep: 95% intervals of the exponents and of the loss at 10x the compute."""
     held = dict.fromkeys(("alpha", "beta", "loss"), 0)
-    replicas = 60
+    replicas = 40
     beyond = {"params": np.array([2e6]), "tokens": np.array([4e7 / 12])}
     exact = sum((law_params["E"], law_params["A"] / 2e6 ** law_params["alpha"],
                  law_params["B"] / (4e7 / 12) ** law_params["beta"]))  # fmt: skip
     for replica in range(replicas):
         fit = analysis.fit("hoffmann", planted(noise=0.003, seed=100 + replica, sizes=8, width=6.0))
-        boot = fit.bootstrap(160, seed=replica)
+        boot = fit.bootstrap(96, seed=replica)
         for name in ("alpha", "beta"):
             low, high = boot.interval(name)
             held[name] += low <= law_params[name] <= high
