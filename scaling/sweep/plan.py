@@ -64,7 +64,8 @@ def resolve(sweep: config.Sweep, corpus: corpora.Corpus | None, results: store.S
     if pending:
         return Plan(tune, tuple(Planned(p.run, p.labels, None) for p in points), pending, {})
     chosen = [
-        point.edit({"optimizer.learning_rate": sweep.learning_rate.learning_rate(point.run, optima)}) for point in points
+        point.edit({"optimizer.learning_rate": sweep.learning_rate.learning_rate(point.run, optima)})
+        for point in points
     ]
     return Plan(tune, tuple(_planned(point, corpus) for point in chosen), "", optima)
 
@@ -129,7 +130,10 @@ def rate(device: str, measured: float | None) -> tuple[float, str]:
         return measured, "the rate of runs in this store"
     if device == "cpu":
         peak = devices.measured_cpu_flops()
-        return ASSUMED_UTILISATION * peak, f"{ASSUMED_UTILISATION:.0%} of {peak / 1e9:.0f} GFLOP/s, a matrix product here"
+        return (
+            ASSUMED_UTILISATION * peak,
+            f"{ASSUMED_UTILISATION:.0%} of {peak / 1e9:.0f} GFLOP/s, a matrix product here",
+        )
     peak_flops = devices.peak_flops(device)
     if peak_flops is None:
         known = ", ".join(name for name, _ in devices.PEAK_FLOPS)
@@ -147,8 +151,8 @@ def _warn_ratio(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     sizes = {r["params_non_embedding"] for r in rows}
     if len(sizes) > 2 and max(ratios) / min(ratios) < 1.5:
         return [
-            f"all runs have about {ratios[0]:.3g} tokens per parameter: a fit of L(N, D) cannot tell its exponents apart; "
-            "vary tokens at fixed size"
+            f"all runs have about {ratios[0]:.3g} tokens per parameter: a fit of L(N, D) cannot tell its exponents "
+            "apart; vary tokens at fixed size"
         ]
     return []
 
@@ -165,13 +169,13 @@ def _warn_isoflop(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             found.append(f"budget {budget:.3g} has {len(ratios)} sizes; a parabola wants at least 5")
         if not low <= OPTIMAL_TOKENS_PER_PARAM <= high:
             found.append(
-                f"budget {budget:.3g} covers {low:.3g} to {high:.3g} tokens per parameter and the usual minimum is near "
-                f"{OPTIMAL_TOKENS_PER_PARAM:.0f}: it may lie outside; add {'larger' if low > 20 else 'smaller'} sizes"
+                f"budget {budget:.3g} covers {low:.3g} to {high:.3g} tokens per parameter and the usual minimum is "
+                f"near {OPTIMAL_TOKENS_PER_PARAM:.0f}: it may lie outside; add {'larger' if low > 20 else 'smaller'} sizes"
             )
         if spread > WIDEST_GRID:
             found.append(
-                f"budget {budget:.3g} spans a factor {spread:.0f} in size; a parabola in log N is biased over more than "
-                f"{WIDEST_GRID:.0f} (arXiv 2603.22339)"
+                f"budget {budget:.3g} spans a factor {spread:.0f} in size; a parabola in log N is biased over more "
+                f"than {WIDEST_GRID:.0f} (arXiv 2603.22339)"
             )
     return found
 
@@ -186,13 +190,13 @@ def _warn_epochs(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _warn_warmup(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    long = [r for r in rows if r["warmup_steps"] > 0.1 * r["steps"]]
+    long = [r for r in rows if r["warmup_steps"] > 0.1 * r["steps"] + 0.5]  # a tenth, rounded to whole steps, is none
     if not long:
         return []
     worst = max(r["warmup_steps"] / r["steps"] for r in long)
     return [
-        f"{len(long)} runs spend more than a tenth of their steps on warm-up, up to {worst:.0%}, which bends the law at "
-        "small budgets (Porian et al. 2406.19146); shorten schedule.warmup"
+        f"{len(long)} runs spend more than a tenth of their steps on warm-up, up to {worst:.0%}, which bends the law "
+        "at small budgets (Porian et al. 2406.19146); shorten schedule.warmup"
     ]
 
 
