@@ -101,6 +101,8 @@ class Store:
         existing = self._existing()
         if not existing.is_dir():
             raise ValueError(f"store {self.path}: {existing} is a file, not a folder; name a folder, new or old")
+        for room in ("runs", "sweeps"):
+            _no_link(f"{self.path}/{room}")
 
     def check_writable(self) -> None:
         """Raises ValueError where nothing may be written to the store."""
@@ -246,7 +248,11 @@ class Store:
 
     def statuses(self, sweep: str) -> dict[str, str]:
         """The status of each run of a sweep, by run id."""
-        return {member["run_id"]: self.status(member["run_id"])["status"] for member in self.sweep(sweep)["members"]}
+        words = {}
+        for member in self.sweep(sweep)["members"]:
+            row = self.result(member["run_id"])
+            words[member["run_id"]] = row["status"] if row is not None else self.status(member["run_id"])["status"]
+        return words
 
     def training_rate(self, device: str) -> float | None:
         """FLOP/s that runs of this store reached on devices named like `device`; None where there are none."""
@@ -298,20 +304,13 @@ class Store:
             raise ValueError(
                 f"{run_id!r} in {self.path / 'runs'} is no run id (16 digits of 0-9a-f); move it elsewhere"
             )
-        return self._inside(self.path / "runs" / run_id)
+        return _no_link(f"{self.path}/runs/{run_id}")
 
     def sweep_folder(self, name: str) -> Path:
         """The folder of a sweep. Raises ValueError where the name is none, or leads out of the store."""
         if not SWEEP_NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no name of a sweep: letters, digits, '.', '_' and '-', not first; rename it")
-        return self._inside(self.path / "sweeps" / name)
-
-    def _inside(self, folder: Path) -> Path:
-        if folder.is_symlink() or folder.parent.is_symlink():
-            raise ValueError(
-                f"{folder} is a symbolic link, and a store's folders must lie in it; move the folder there"
-            )
-        return folder
+        return _no_link(f"{self.path}/sweeps/{name}")
 
     def _existing(self) -> Path:
         """The store's folder, or the nearest thing above it that exists."""
@@ -363,6 +362,13 @@ class Store:
                     if row["kind"] == kind:
                         steps[row["step"]] = {key: value for key, value in row.items() if key != "kind"}
         return [steps[step] for step in sorted(steps)]
+
+
+def _no_link(path: str) -> Path:
+    """A folder of a store as a path. Raises ValueError where it is a link, which may lead out of the store."""
+    if os.path.islink(path):
+        raise ValueError(f"{path} is a symbolic link, and a store's folders must lie in it; move the folder there")
+    return Path(path)
 
 
 def _check_format(path: Path, value: Mapping[str, Any]) -> None:
