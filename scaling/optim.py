@@ -148,19 +148,35 @@ class Muon(Optimizer):
         from optax import contrib
 
         dimensions = {
-            name: contrib.MuonDimensionNumbers(*matrix_axes(weight)) if weight.role == "hidden" else None
+            name: contrib.MuonDimensionNumbers(*matrix_axes(weight))
             for name, weight in weights.items()
+            if weight.role == "hidden"
         }
         descent = contrib.muon(
-            1.0,
-            beta=self.momentum,
-            adam_b1=self.beta1,
-            adam_b2=self.beta2,
-            eps=self.epsilon,
-            muon_weight_dimension_numbers=dimensions,
-            consistent_rms=0.2,
+            1.0, beta=self.momentum, eps=self.epsilon, muon_weight_dimension_numbers=dimensions, consistent_rms=0.2
         )
-        return optax.chain(descent, optax.scale(-1.0))
+        # optax's own Adam for the rest takes Nesterov's step with Muon, so that the rest is given to plain Adam here.
+        rest = optax.scale_by_adam(b1=self.beta1, b2=self.beta2, eps=self.epsilon)
+        parts = (
+            (optax.chain(descent, optax.scale(-1.0)), tuple(dimensions)),
+            (rest, tuple(name for name in weights if name not in dimensions)),
+        )
+
+        def pick(tree: Any, names: tuple[str, ...]) -> dict[str, Any]:
+            return {name: tree[name] for name in names}
+
+        def init(params: Any) -> Any:
+            return tuple(part.init(pick(params, names)) for part, names in parts)
+
+        def update(gradients: Any, states: Any, params: Any) -> tuple[Any, Any]:
+            steps, new = {}, []
+            for (part, names), state in zip(parts, states, strict=True):
+                step, after = part.update(pick(gradients, names), state, pick(params, names))
+                steps |= step
+                new.append(after)
+            return steps, tuple(new)
+
+        return optax.GradientTransformation(init, update)
 
     @property
     def state_floats_per_param(self) -> float:
@@ -168,7 +184,7 @@ class Muon(Optimizer):
 
 
 def matrix_axes(weight: families.Weight) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(input axes, output axes) of a hidden weight's full array: the leading axes whose sizes multiply to fan_in go in."""
+    """(input axes, output axes) of a hidden weight's full array: leading axes whose sizes multiply to fan_in go in."""
     offset = 1 if weight.stack else 0
     inputs, product = 0, 1
     while product < weight.fan_in:
@@ -272,7 +288,7 @@ class Linear(Schedule):
 
 
 class Wsd(Schedule):
-    """Warm-up, stable, decay: the peak, then a cooldown to zero over the last share of the steps (Hägele et al. 2405.18392)."""
+    """Warm-up, stable, decay: a cooldown to zero over the last share of the steps (Hägele et al. 2405.18392)."""
 
     kind: Literal["wsd"] = "wsd"
     cooldown: Fraction = 0.2

@@ -1,4 +1,4 @@
-"""Who may import whom: the rooms of `scaling/__init__` and DESIGN, read from the source and from a fresh interpreter."""
+"""Who may import whom: the rooms of the house, read from the source and from a fresh interpreter."""
 
 import ast
 import os

@@ -170,7 +170,8 @@ def _warn_isoflop(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if not low <= OPTIMAL_TOKENS_PER_PARAM <= high:
             found.append(
                 f"budget {budget:.3g} covers {low:.3g} to {high:.3g} tokens per parameter and the usual minimum is "
-                f"near {OPTIMAL_TOKENS_PER_PARAM:.0f}: it may lie outside; add {'larger' if low > 20 else 'smaller'} sizes"
+                f"near {OPTIMAL_TOKENS_PER_PARAM:.0f}: it may lie outside; "
+                f"add {'larger' if low > OPTIMAL_TOKENS_PER_PARAM else 'smaller'} sizes"
             )
         if spread > WIDEST_GRID:
             found.append(
