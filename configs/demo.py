@@ -8,9 +8,9 @@ from scaling import config, families, optim, parametrization
 from scaling.data import corpus, sources, tokenizers
 from scaling.sweep import grid, rates
 
-# (width, depth, heads): steps of about 1.6 in parameters, head size 16.
-SIZES = ((32, 1, 2), (32, 2, 2), (48, 2, 3), (64, 2, 4), (64, 3, 4), (80, 3, 5), (96, 4, 6))
-BUDGETS = (2.5e11, 5e11, 1e12, 2e12, 4e12)
+# (width, depth, heads), head size 16: from 12 thousand to half a million parameters.
+SIZES = ((16, 1, 1), (24, 1, 2), (32, 1, 2), (32, 2, 2), (48, 2, 3), (64, 2, 4), (64, 3, 4), (80, 3, 5), (96, 4, 6))
+BUDGETS = (1e11, 2e11, 4e11, 8e11, 1.6e12)
 
 
 def sweep() -> config.Sweep:
@@ -18,23 +18,21 @@ def sweep() -> config.Sweep:
     base = config.Run(
         model=families.Transformer.modern(width=64, depth=2, heads=4),
         parametrization=parametrization.MuP(base_width=64, base_depth=2, base_head_size=16),
-        data=corpus.Data(
-            source=sources.PythonSource(), tokenizer=tokenizers.Bytes(), validation_tokens=131_072
-        ),
+        data=corpus.Data(source=sources.PythonSource(), tokenizer=tokenizers.Bytes(), validation_tokens=131_072),
         context=128,
-        batch_size=16,
-        tokens=2_048 * 256,
-        optimizer=optim.AdamW(learning_rate=1e-2, weight_decay=1e-4),
+        batch_size=4,
+        tokens=512 * 1024,
+        optimizer=optim.AdamW(learning_rate=6e-3, weight_decay=1e-4),
         schedule=optim.Cosine(warmup=optim.WarmupFraction(fraction=0.05)),
         precision=config.Precision(compute="float32"),
         clip=1.0,
     )
     sizes = grid.Ladder(sizes=tuple(grid.Size(width=w, depth=d, heads=h) for w, d, h in SIZES))
-    isoflop = grid.IsoFlop(budgets=BUDGETS, sizes=sizes, per_budget=5, tokens_per_param=20.0)
+    isoflop = grid.IsoFlop(budgets=BUDGETS, sizes=sizes, per_budget=5, tokens_per_param=30.0)
     again = grid.Product(
         parts=(
             grid.Axis(field="seed", values=(1,)),
-            grid.IsoFlop(budgets=BUDGETS[1:4], sizes=sizes, per_budget=1, tokens_per_param=20.0),
+            grid.IsoFlop(budgets=BUDGETS[1:4], sizes=sizes, per_budget=1, tokens_per_param=30.0),
         )
     )
     return config.Sweep(
@@ -42,8 +40,8 @@ def sweep() -> config.Sweep:
         base=base,
         grid=grid.Chain(parts=(isoflop, again)),
         learning_rate=rates.Tuned(
-            learning_rates=(2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2),
-            tokens=2_048 * 256,
+            learning_rates=(1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2),
+            tokens=512 * 1024,
             at=grid.Ladder(sizes=(grid.Size(width=64, depth=2, heads=4),)),
         ),
     )

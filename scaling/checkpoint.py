@@ -47,7 +47,7 @@ class Checkpoints:
         return saved.state, notes
 
     def save(self, step: int, state: Any, notes: dict[str, Any]) -> None:
-        """Save in the background; returns once the state is copied off the devices. Raises OSError where the disk is full."""
+        """Save in the background, once the state is copied off the devices. Raises OSError where the disk is full."""
         if self._writer is None:
             folder = self.folders[-1]
             folder.mkdir(parents=True, exist_ok=True)

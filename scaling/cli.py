@@ -7,14 +7,15 @@ from typing import Annotated, Literal
 
 import tyro
 
-Positional = tyro.conf.Positional
+Where = Annotated[Path, tyro.conf.Positional]
+Name = Annotated[str, tyro.conf.Positional]
 Overrides = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="set", metavar="FIELD=VALUE")]
 
 RESULTS = Path("results")
 
 
 def plan(
-    config: Positional[Path],
+    config: Where,
     overrides: Overrides = (),
     store: Path = RESULTS,
     device: str = "cpu",
@@ -32,7 +33,7 @@ def plan(
     planning.show(config, overrides, store, device)
 
 
-def prepare(config: Positional[Path], overrides: Overrides = ()) -> None:
+def prepare(config: Where, overrides: Overrides = ()) -> None:
     """Read, tokenise and cache the text of a sweep.
 
     Args:
@@ -47,7 +48,7 @@ def prepare(config: Positional[Path], overrides: Overrides = ()) -> None:
 
 
 def sweep(
-    config: Positional[Path],
+    config: Where,
     overrides: Overrides = (),
     store: Path = RESULTS,
     workers: int | None = None,
@@ -67,7 +68,7 @@ def sweep(
     sys.exit(sweeping.run(config, overrides, store, workers, retry_failed))
 
 
-def worker(store: Positional[Path], sweep: Positional[str], config: Path | None = None, retry_failed: bool = False) -> None:
+def worker(store: Where, sweep: Name, config: Path | None = None, retry_failed: bool = False) -> None:
     """Train the runs of a sweep that nobody has claimed, until none is left. Any number may work on one store.
 
     Args:
@@ -81,7 +82,9 @@ def worker(store: Positional[Path], sweep: Positional[str], config: Path | None 
     sys.exit(sweeping.work(store, sweep, config, retry_failed))
 
 
-def status(sweep: Annotated[str | None, tyro.conf.Positional] = None, store: Path = RESULTS, follow: bool = False) -> None:
+def status(
+    sweep: Annotated[str | None, tyro.conf.Positional] = None, store: Path = RESULTS, follow: bool = False
+) -> None:
     """Show the runs of a sweep, or the sweeps of a store.
 
     Args:
@@ -95,7 +98,7 @@ def status(sweep: Annotated[str | None, tyro.conf.Positional] = None, store: Pat
 
 
 def fit(
-    data: Positional[Path], law: str = "hoffmann", sweep: str | None = None, loss: str = "loss", save: Path | None = None
+    data: Where, law: str = "hoffmann", sweep: str | None = None, loss: str = "loss", save: Path | None = None
 ) -> None:
     """Fit a law to a CSV (params, tokens, loss) or to a store, with intervals and a checklist.
 
@@ -111,9 +114,7 @@ def fit(
     analysing.fit(data, law, sweep, loss, save)
 
 
-def predict(
-    fit: Positional[Path], params: float | None = None, tokens: float | None = None, flops: float | None = None
-) -> None:
+def predict(fit: Where, params: float | None = None, tokens: float | None = None, flops: float | None = None) -> None:
     """Predict the loss of a saved fit at given parameters and tokens; or, at given FLOPs, the best way to spend them.
 
     Args:
@@ -127,7 +128,7 @@ def predict(
     analysing.predict(fit, params, tokens, flops)
 
 
-def report(data: Positional[Path], sweep: str | None = None, out: Path | None = None, title: str | None = None) -> None:
+def report(data: Where, sweep: str | None = None, out: Path | None = None, title: str | None = None) -> None:
     """Draw the figures and write the report of a sweep, or of a CSV.
 
     Args:
@@ -141,9 +142,7 @@ def report(data: Positional[Path], sweep: str | None = None, out: Path | None = 
     analysing.report(data, sweep, out, title)
 
 
-def reproduce(
-    name: Positional[str], scale: Literal["cpu"] = "cpu", store: Path = RESULTS, workers: int | None = None
-) -> None:
+def reproduce(name: Name, scale: Literal["cpu"] = "cpu", store: Path = RESULTS, workers: int | None = None) -> None:
     """Reproduce a paper at a given scale: its grid, its laws, its figure, its numbers beside ours.
 
     Args:
@@ -164,7 +163,7 @@ def main() -> None:
         tyro.extras.subcommand_cli_from_dict(
             {command.__name__.replace("_", "-"): command for command in commands},
             prog="scaling",
-            description="Scaling-law experiments: plan a sweep, train it, store it, fit the law, predict the next model.",
+            description="Scaling-law experiments: plan a sweep, train it, store it, fit the law, predict what comes next.",
         )
     except (ValueError, OSError) as error:
         if os.environ.get("SCALING_DEBUG") == "1":

@@ -25,7 +25,7 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def measured_cpu_flops(size: int = 1024, seconds: float = 0.1) -> float:
-    """float32 FLOP/s of a square matrix product by NumPy on this machine, the best of a few: about what its cores can do."""
+    """float32 FLOP/s of a square matrix product by NumPy on this machine, the best of a few: what its cores can do."""
     import numpy as np
 
     left = np.ones((size, size), np.float32)

@@ -7,7 +7,7 @@ is dispatched, so that the device never waits for the host.
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -137,10 +137,10 @@ class Meter:
         tokens = steps * self.run.batch_tokens
         return {"step": steps, "tokens": tokens, "flops": tokens * self.flops_per_token}
 
-    def rows(self, start: int, values: step.Metrics, rates: np.ndarray) -> list[dict[str, Any]]:
+    def rows(self, start: int, values: Mapping[str, np.ndarray], rates: np.ndarray) -> list[dict[str, Any]]:
         """One row for each step of a chunk that began at `start`; rates of work are means over the chunk."""
         now = time.perf_counter()
-        count = len(values.loss)
+        count = len(values["loss"])
         speed = count * self.run.batch_tokens / (now - self.last)
         self.last = now
         work = {"tokens_per_second": speed, "flops_per_second": speed * self.flops_per_token}
@@ -150,7 +150,7 @@ class Meter:
             {
                 "kind": "train",
                 **self.cost(start + i + 1),
-                **{name: float(column[i]) for name, column in values._asdict().items()},
+                **{name: float(column[i]) for name, column in values.items()},
                 "learning_rate": float(rates[start + i]),
                 **work,
             }
@@ -183,13 +183,14 @@ def _read(
     if pending is None:
         return None
     start, count, metrics = pending
-    values = step.Metrics(*(np.asarray(column)[:count] for column in metrics))
+    values = {name: np.asarray(column)[:count] for name, column in metrics._asdict().items()}
     record(meter.rows(start, values, rates))
-    bad = np.flatnonzero(~np.isfinite(values.loss) | ~np.isfinite(values.gradient_norm))
+    bad = np.flatnonzero(~np.isfinite(values["loss"]) | ~np.isfinite(values["gradient_norm"]))
     if len(bad) == 0:
         return None
     first = int(bad[0])
-    return f"training loss is {values.loss[first]} and gradient norm {values.gradient_norm[first]} at step {start + first + 1}"
+    loss, norm = values["loss"][first], values["gradient_norm"][first]
+    return f"training loss is {loss} and gradient norm {norm} at step {start + first + 1}"
 
 
 def _local(data: batches.Batches, devices: jax.sharding.Mesh, start: int, count: int) -> np.ndarray:

@@ -38,7 +38,9 @@ def make(settings: config.Mesh) -> jax.sharding.Mesh:
     return jax.make_mesh((data, settings.fsdp, settings.tensor), AXES, axis_types=auto)
 
 
-def sharding(mesh: jax.sharding.Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> jax.sharding.NamedSharding:
+def sharding(
+    mesh: jax.sharding.Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]
+) -> jax.sharding.NamedSharding:
     """The sharding of an array whose dimensions mean `axes`; a dimension that does not divide stays whole."""
     used: list[str | tuple[str, ...] | None] = []
     for size, axis in zip(shape, axes, strict=True):
@@ -75,8 +77,3 @@ def put(mesh: jax.sharding.Mesh, local: np.ndarray, axes: tuple[str | None, ...]
 def batch_shards(mesh: jax.sharding.Mesh) -> int:
     """How many parts a batch is split into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
-
-
-def start_distributed() -> None:
-    """Join the other processes of a multi-host run. Call before any use of a device, and only where there are several."""
-    jax.distributed.initialize()

@@ -169,7 +169,8 @@ class Muon(Optimizer):
             return tuple(part.init(pick(params, names)) for part, names in parts)
 
         def update(gradients: Any, states: Any, params: Any) -> tuple[Any, Any]:
-            steps, new = {}, []
+            steps: dict[str, Any] = {}
+            new = []
             for (part, names), state in zip(parts, states, strict=True):
                 step, after = part.update(pick(gradients, names), state, pick(params, names))
                 steps |= step

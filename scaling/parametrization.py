@@ -1,4 +1,4 @@
-"""How initialisation, learning rates and multipliers follow the size of a model, by the role of each weight. No JAX here."""
+"""How initialisation, learning rates and multipliers follow a model's size, by the role of each weight. No JAX here."""
 
 import math
 from typing import Literal
@@ -33,7 +33,7 @@ class Parametrization(schema.Variant):
 
 
 class Standard(Parametrization):
-    """The usual rules: matrices of variance 1 / fan_in, residual projections divided by √(2 depth) (Radford et al. 2019).
+    """The usual rules: matrices of variance 1 / fan_in, residual ones divided by √(2 depth) (Radford et al. 2019).
 
     Embeddings have variance 1 / width, so that a tied head gives logits of order one.
     """

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from scaling import config, families, loss, mesh, models
-
 
 Params = dict[str, Array]
 
@@ -30,7 +30,7 @@ class State(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """One value a step: nats, and norms over all parameters. `update_ratio` is the update's norm over the parameters'."""
+    """One value a step: nats, and norms over all parameters; `update_ratio` is the update's over the parameters'."""
 
     loss: Float[Array, " steps"]
     gradient_norm: Float[Array, " steps"]
@@ -44,9 +44,9 @@ class Program:
 
     mesh: jax.sharding.Mesh
     steps_per_dispatch: int
-    init: Callable[[Array], State]
-    train: Callable[[State, Array, Array, Array, Array], tuple[State, Metrics]]
-    evaluate: Callable[[Params, Array], Array]
+    init: Callable[[ArrayLike], State]
+    train: Callable[[State, ArrayLike, ArrayLike, ArrayLike, ArrayLike], tuple[State, Metrics]]
+    evaluate: Callable[[Params, ArrayLike], Array]
     shapes: State
 
 
@@ -166,7 +166,7 @@ def _program(run: config.Run, execution: config.Execution) -> Program:
 
 
 def validation_batch(run: config.Run, devices: jax.sharding.Mesh) -> int:
-    """Sequences in one batch of validation: as many as in training, or more where they would not split over the mesh."""
+    """Sequences in one batch of validation: as many as in training, or more where those would not split evenly."""
     shards = mesh.batch_shards(devices)
     return math.ceil(run.batch_size / shards) * shards
 

@@ -26,7 +26,9 @@ def _one_sweep(results: store.Store, sweep: str | None) -> str:
         return sweep
     names = [name for name in results.sweeps() if not name.endswith(".tune")]
     if len(names) != 1:
-        raise ValueError(f"{results.path} holds {len(names)} sweeps ({', '.join(names) or 'none'}); name one with --sweep")
+        raise ValueError(
+            f"{results.path} holds {len(names)} sweeps ({', '.join(names) or 'none'}); name one with --sweep"
+        )
     return names[0]
 
 
@@ -64,7 +66,9 @@ def predict(path: Path, params: float | None, tokens: float | None, flops: float
     at = {name: given[name] for name in fitted.law.inputs}
     low, high = fitted.bootstrap().predict_interval(at, 0.95)
     where = ", ".join(f"{name} {value:.4g}" for name, value in at.items())
-    print(f"at {where}: loss {float(fitted.predict(at).item()):.4f}, 95% interval {low.item():.4f} to {high.item():.4f}")
+    print(
+        f"at {where}: loss {float(fitted.predict(at).item()):.4f}, 95% interval {low.item():.4f} to {high.item():.4f}"
+    )
 
 
 def report(data: Path, sweep: str | None, out: Path | None, title: str | None, notes: tuple[str, ...] = ()) -> None:

@@ -64,10 +64,10 @@ def build(data_dir: Path, config_name: str, files: Sequence[sources.File], log: 
     """
     builder = _builder(data_dir, config_name, files)
     folder = Path(builder.data_dir)
-    if builder.is_prepared():
+    if tfds_access.is_prepared(builder):
         return builder
     with cache.locked(folder):
-        if builder.is_prepared():
+        if tfds_access.is_prepared(builder):
             return _builder(data_dir, config_name, files)
         total = sum(file.bytes for file in files)
         cache.require_space(folder, 2 * total, "the dataset python_source")

@@ -118,11 +118,11 @@ class Tfds(Source):
     def make_ready(self, log: Log = print) -> None:
         from scaling.data import tfds_access
 
-        if tfds_access.find(self.name, self._folder()).is_prepared():
+        if tfds_access.is_prepared(tfds_access.find(self.name, self._folder())):
             return
         with cache.locked(cache.root() / "tfds" / self.name.replace("/", "-")):
             builder = tfds_access.find(self.name, self._folder())
-            if not builder.is_prepared():
+            if not tfds_access.is_prepared(builder):
                 log(f"TFDS dataset {self.name!r} is not in {self._folder()}: preparing it there")
                 tfds_access.prepare(builder)
 

@@ -27,6 +27,12 @@ def find(name: str, data_dir: Path) -> Any:
         ) from error
 
 
+def is_prepared(builder: Any) -> bool:
+    """Whether a builder's dataset is on disk."""
+    with quiet():
+        return bool(builder.is_prepared())
+
+
 def prepare(builder: Any) -> None:
     """Download and write a builder's dataset as array_record, without a progress bar of its own."""
     tfds.disable_progress_bar()

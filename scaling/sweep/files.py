@@ -18,7 +18,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> config.Sweep:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"there is no file {path}; give a Python file with a function sweep(), or a stored JSON config")
+        raise ValueError(
+            f"there is no file {path}; give a Python file with a function sweep(), or a stored JSON config"
+        )
     if path.suffix == ".py":
         sweep = _from_python(path)
     elif path.suffix == ".json":
@@ -38,7 +40,9 @@ def _from_python(path: Path) -> config.Sweep:
     sys.modules.setdefault(path.stem, module)  # so that new families defined in it can be found by name
     spec.loader.exec_module(module)
     if not callable(getattr(module, "sweep", None)):
-        raise ValueError(f"{path} has no function sweep(); define one that takes nothing and returns a scaling.config.Sweep")
+        raise ValueError(
+            f"{path} has no function sweep(); define one that takes nothing and returns a scaling.config.Sweep"
+        )
     sweep = module.sweep()
     if not isinstance(sweep, config.Sweep):
         raise ValueError(f"sweep() of {path} returns a {type(sweep).__name__}; it must return a scaling.config.Sweep")
@@ -49,7 +53,9 @@ def _from_json(path: Path) -> config.Sweep:
     try:
         content: Any = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}); give the file that was stored with a sweep or a run") from error
+        raise ValueError(
+            f"{path} is not JSON ({error}); give the file that was stored with a sweep or a run"
+        ) from error
     if isinstance(content, dict) and "run_id" in content and "run" in content:
         run = config.Run.model_validate(content["run"])
         return config.Sweep(name=f"run-{content['run_id']}", base=run)

@@ -88,7 +88,9 @@ def ladder(widths: Iterable[int], aspect: float, head_size: int | None = None) -
     for width in widths:
         if head_size is not None and width % head_size:
             near = head_size * max(1, round(width / head_size))
-            raise ValueError(f"head size {head_size} does not divide width {width}; use width {near} or another head size")
+            raise ValueError(
+                f"head size {head_size} does not divide width {width}; use width {near} or another head size"
+            )
         heads = None if head_size is None else width // head_size
         sizes.append(Size(width=width, depth=max(1, round(width / aspect)), heads=heads))
     return Ladder(sizes=tuple(sizes))

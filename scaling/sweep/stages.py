@@ -13,7 +13,7 @@ def run(
     sweep: config.Sweep,
     store_path: Path,
     *,
-    workers: int,
+    workers: int | None,
     retry_failed: bool = False,
     config_path: Path | None = None,
     log: Callable[[str], None] = print,
@@ -41,7 +41,12 @@ def run(
 
 
 def _train(
-    results: store.Store, name: str, workers: int, retry: bool, config_path: Path | None, log: Callable[[str], None]
+    results: store.Store,
+    name: str,
+    workers: int | None,
+    retry: bool,
+    config_path: Path | None,
+    log: Callable[[str], None],
 ) -> bool:
     launched = local.launch(results.path, name, workers, retry_failed=retry, config_path=config_path)
     watch.follow(results, name, launched)
