@@ -41,7 +41,7 @@ SIZES: dict[float, tuple[int, int, int]] = {
     6e6: (320, 5, 5),
     25e6: (512, 8, 8),
 }
-QUICK = (0.4e6,)
+QUICK = (0.4,)  # in millions
 CONTENDERS = ("ours", "torch compiled", "torch eager")
 TUNABLES = "GLIBC_TUNABLES"  # of glibc's malloc; read when a process starts
 TOLERANCE = 1e-4  # of logits and losses of order one, in float32
@@ -55,8 +55,8 @@ SHARE = 0.6  # of the peak that a contender reaches: a guess, for the predicted 
 class Settings:
     """What to measure, and for how long."""
 
-    sizes: tuple[float, ...] = tuple(SIZES)
-    """Non-embedding parameters in millions if below 1000 (0.1 0.4 1.6 6 25), else as they are."""
+    sizes: tuple[float, ...] = tuple(size / 1e6 for size in SIZES)
+    """Non-embedding parameters, in millions."""
     context: int = 256
     batch: int = 16
     vocabulary: int = 256
@@ -324,7 +324,7 @@ def torch_version(python: Path) -> str:
 
 
 def settle(settings: Settings) -> Settings:
-    """Sizes in parameters, and what --quick implies. Raises ValueError for what cannot be measured."""
+    """The settings with what --quick implies. Raises ValueError for what cannot be measured."""
     for name in ("context", "batch", "rounds", "seconds", "steps_per_dispatch"):
         if getattr(settings, name) <= 0:
             raise ValueError(f"{name} is {getattr(settings, name)} and must be positive; leave it out for the default")
@@ -332,7 +332,6 @@ def settle(settings: Settings) -> Settings:
         raise ValueError(f"rest is {settings.rest} seconds and cannot be negative; give 0 for none")
     if settings.vocabulary != 256 and settings.vocabulary < 258:
         raise ValueError(f"vocabulary is {settings.vocabulary} and must be 256 (bytes) or at least 258; change it")
-    settings = dataclasses.replace(settings, sizes=tuple(n * 1e6 if n < 1000 else n for n in settings.sizes))
     if not settings.quick:
         return settings
     return dataclasses.replace(settings, sizes=QUICK, rounds=1, seconds=3.0, rest=1.0)
@@ -342,7 +341,7 @@ def main() -> None:
     """Check, measure, print; exits with status 2 where the settings or PyTorch are not fit for it."""
     try:
         settings = settle(tyro.cli(Settings, description=__doc__))
-        sizes = [size_of(target, settings.vocabulary, settings.context) for target in settings.sizes]
+        sizes = [size_of(round(n * 1e6), settings.vocabulary, settings.context) for n in settings.sizes]
         version = torch_version(settings.torch_python)
     except ValueError as error:
         print(error, file=sys.stderr)

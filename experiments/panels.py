@@ -10,6 +10,7 @@ from matplotlib import cm
 from analysis import axes, frontiers, plots, uncertainty
 
 COMPUTE = "training compute (FLOPs)"
+CUT = 1.3  # learning curves are shown from this multiple of the worst final loss on
 
 
 def learning_curves(
@@ -17,7 +18,7 @@ def learning_curves(
 ) -> None:
     """Loss against compute, a line a run, coloured by `params`; `curves` has run_id, tokens and loss.
 
-    The column `flops` of `runs` says what all tokens of a run cost. Early losses, far above the rest, are cut off.
+    The column `flops` of `runs` says what all tokens of a run cost. Early losses are cut off.
     """
     cost, shown = [], []
     for run in runs.to_dict("records"):
@@ -29,8 +30,7 @@ def learning_curves(
         cost.append(np.append(c, run[flops]))
         shown.append(np.append(line["loss"].to_numpy(dtype=float), run["loss"]))
     loss = np.concatenate(shown)
-    least = min(float(np.quantile(loss, 0.9)), 2 * float(runs["loss"].max()))
-    visible = loss <= max(least, float(runs["loss"].max()))
+    visible = loss <= CUT * float(runs["loss"].max())
     axes.logarithmic(panel, "x", np.concatenate(cost)[visible], flops=True)
     axes.log_loss(panel, loss[visible])
     panel.set(xlabel=COMPUTE, ylabel=plots.LOSS)

@@ -49,7 +49,7 @@ def test_the_default_takes_under_25_minutes_and_quick_about_two() -> None:
     peak = 2e11  # of two cores with AVX2, in FLOP/s
     for settings, minutes in ((train_step.Settings(), 25), (train_step.Settings(quick=True), 2.5)):
         settled = train_step.settle(settings)
-        sizes = [train_step.size_of(target, 256, 256) for target in settled.sizes]
+        sizes = [train_step.size_of(round(n * 1e6), 256, 256) for n in settled.sizes]
         assert train_step.predicted_seconds(settled, sizes, peak) < 60 * minutes
 
 
