@@ -1,4 +1,4 @@
-"""Which rows may enter a fit, which fits must not be made, and what to warn about: PRACTICES as code.
+"""Which rows may enter a fit, which fits must not be made, and what to warn about.
 
 Everything that is excluded is excluded by a rule stated here and is counted; everything that is refused raises
 `Refused` with the value, the rule and the remedy.
@@ -115,7 +115,7 @@ def epochs(frame: pd.DataFrame) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def separable(params: np.ndarray, tokens: np.ndarray) -> None:
-    """Refuse runs in which tokens follow from parameters: the two exponents cannot be told apart (PRACTICES 1)."""
+    """Refuse runs in which tokens follow from parameters: the two exponents cannot be told apart."""
     x, y = np.log(params), np.log(tokens)
     ratio = y - x
     if np.ptp(x) < RATIO_SPREAD or np.ptp(y) < RATIO_SPREAD:
