@@ -65,9 +65,9 @@ class Comparison:
 
     @property
     def shown(self) -> str:
-        """Our value with its interval, or the reason why there is none."""
+        """Our value with its interval, or in short the reason why there is none."""
         if self.ours is None:
-            return f"not measured: {self.refused}"
+            return f"not measured: {self.refused.partition('. ')[0].partition(';')[0]}"
         low, high = self.ours.interval
         return f"{self.ours.value:.3g} ({self.ours.level:.0%}: {low:.3g} to {high:.3g})"
 

@@ -69,7 +69,8 @@ def write(
     for drawing in findings.drawings:
         page.figure(plots.save(drawing.figure, folder / f"{drawing.name}.png"), drawing.caption)
     page.heading("How it was made")
-    for note in (*findings.notes, *(_described(sweep, results.runs(sweep.name)) for sweep in sweeps)):
+    refused = dict.fromkeys(f"Not measured: {row.refused}" for row in findings.rows if row.refused)
+    for note in (*refused, *findings.notes, *(_described(sweep, results.runs(sweep.name)) for sweep in sweeps)):
         page.text(note)
     web = folder / "report.html"
     web.write_text(page.html(paper.title), encoding="utf-8")

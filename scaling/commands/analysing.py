@@ -1,18 +1,22 @@
 """`scaling fit`, `predict` and `report`: laws and figures of a store's sweep, or of any CSV."""
 
+import os
 from pathlib import Path
 
 import pandas as pd
 
 import analysis
+from scaling.launch import local
 from scaling.sweep import store
 
 
 def read(data: Path, sweep: str | None) -> tuple[pd.DataFrame, str]:
     """The runs in a CSV, or of a sweep of a store, and the name they go by.
 
-    Raises ValueError where the store has several sweeps and none is named.
+    Compiled fits are kept between processes. Raises ValueError where the store has several sweeps and none is named.
     """
+    for setting, value in local.compiled_programs().items():
+        os.environ.setdefault(setting, value)
     if not data.is_dir():
         if sweep is not None:
             raise ValueError(f"{data} is no store, so it has no sweep {sweep!r}; leave --sweep out for a CSV")

@@ -202,16 +202,16 @@ def environment() -> dict[str, str]:
     glibc gives JAX's temporary buffers huge pages, which it would else fault in anew at every dispatch; compiled
     programs are kept between processes, in a folder that nobody else may read or write.
     """
-    settings = {
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-        "JAX_COMPILATION_CACHE_DIR": str(compile_cache()),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "PYTHONUNBUFFERED": "1",
-    }
+    settings = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "PYTHONUNBUFFERED": "1", **compiled_programs()}
     return {
         **{name: os.environ.get(name, value) for name, value in settings.items()},
         worker.LAUNCHER: str(os.getpid()),
     }
+
+
+def compiled_programs() -> dict[str, str]:
+    """The settings by which JAX keeps compiled programs between processes, small ones too."""
+    return {"JAX_COMPILATION_CACHE_DIR": str(compile_cache()), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
 def compile_cache() -> Path:
