@@ -163,7 +163,7 @@ def main() -> None:
         tyro.extras.subcommand_cli_from_dict(
             {command.__name__.replace("_", "-"): command for command in commands},
             prog="scaling",
-            description="Scaling-law experiments: plan a sweep, train it, store it, fit the law, predict what comes next.",
+            description="Scaling-law experiments: plan a sweep, train it, fit the law, predict what comes next.",
         )
     except (ValueError, OSError) as error:
         if os.environ.get("SCALING_DEBUG") == "1":
