@@ -64,14 +64,18 @@ def flops_6nd(model: families.Family, vocabulary_size: int, context: int, tokens
 def flops_hardware(
     model: families.Family, vocabulary_size: int, context: int, tokens: float, remat: Remat = "none"
 ) -> float:
-    """What the device multiplies: the whole attention square, and the layers' forward again under remat.
+    """What the device multiplies: the whole attention square, and forward matmuls repeated by remat.
 
-    "full" repeats every matmul of the layers but the residual projections that end a branch of known cotangent;
-    "dots" repeats attention alone. The ledger of a law is `flops`; this is for the use of a device's peak.
+    "full" repeats the layers but for the projection that ends each: the backward pass does not need its result, which
+    is only added to the stream. "dots" repeats attention alone. `remat` is `execution.remat`; the ledger of a law is
+    `flops`, this one is for the share of a device's peak.
     """
     square = model.mixing_flops_square(context)
     forward = 2.0 * matmul_weights(model, vocabulary_size, context) + square
-    again = {"none": 0.0, "dots": square, "full": forward - 2.0 * vocabulary_size * model.width}[remat]
+    again = square if remat == "dots" else 0.0
+    if remat == "full":
+        ends = [weight.size for weight in model.weights(vocabulary_size, context) if weight.residual][-1:]
+        again = forward - 2.0 * vocabulary_size * model.width - 2.0 * sum(ends)
     return (PASSES * forward + again) * tokens
 
 
