@@ -1,7 +1,6 @@
 """The decoder-only transformer of `families.Transformer`, pre-normalised (Xiong et al. 2002.04745)."""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -28,15 +27,15 @@ class Attention(layers.Layer):
         angles: Float[Array, "time half"] | None,
         bias: Float[Array, "heads time time"] | None,
     ) -> Float[Array, "batch time width"]:
-        query = self.add(jnp.einsum("btd,dhk->bthk", x, self.read(self.query)), self.query_bias)
-        key = self.add(jnp.einsum("btd,dhk->bthk", x, self.read(self.key)), self.key_bias)
-        value = self.add(jnp.einsum("btd,dhk->bthk", x, self.read(self.value)), self.value_bias)
+        query = self.add(self.matmul(x, self.query), self.query_bias)
+        key = self.add(self.matmul(x, self.key), self.key_bias)
+        value = self.add(self.matmul(x, self.value), self.value_bias)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if angles is not None:
             query, key = attention.rotate(query, angles), attention.rotate(key, angles)
         mixed = attention.attention(query, key, value, scale=self.scale, bias=bias)
-        return self.add(jnp.einsum("bthk,hkd->btd", mixed, self.read(self.output)), self.output_bias)
+        return self.add(self.matmul(mixed, self.output, summed=2), self.output_bias)
 
 
 class Mlp(layers.Layer):
@@ -49,13 +48,13 @@ class Mlp(layers.Layer):
             setattr(self, f"{name}_bias", builder.optional(f"{name}_bias"))
 
     def __call__(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
-        hidden = self.add(jnp.einsum("btd,df->btf", x, self.read(self.up)), self.up_bias)
+        hidden = self.add(self.matmul(x, self.up), self.up_bias)
         if self.gate is None:
             hidden = jax.nn.gelu(hidden, approximate=True)  # the tanh form, as in GPT-2
         else:
-            gate = self.add(jnp.einsum("btd,df->btf", x, self.read(self.gate)), self.gate_bias)
+            gate = self.add(self.matmul(x, self.gate), self.gate_bias)
             hidden = jax.nn.silu(gate) * hidden
-        return self.add(jnp.einsum("btf,fd->btd", hidden, self.read(self.down)), self.down_bias)
+        return self.add(self.matmul(hidden, self.down), self.down_bias)
 
 
 class Block(nnx.Module):

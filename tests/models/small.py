@@ -1,9 +1,10 @@
 """Small models of every option, and how the tests of this folder build and run them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import pytest
 from flax import nnx
@@ -62,6 +63,15 @@ def create(family: families.Family, **changes: Any) -> Any:
 def split(model: Any) -> tuple[Any, Any]:
     """(graph, parameters) of a model."""
     return nnx.split(model, nnx.Param)
+
+
+def equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[int, Any]]:
+    """Every equation of a program with how often it runs, those inside loops and calls too."""
+    for equation in jaxpr.eqns:
+        yield times, equation
+        inside = times * equation.params["length"] if equation.primitive.name == "scan" else times
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from equations(inner, inside)
 
 
 def tokens(batch: int = 2, time: int = CONTEXT) -> Int[Array, "batch time"]:
