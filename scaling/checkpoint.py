@@ -16,6 +16,10 @@ Tree = TypeVar("Tree")
 KEPT = 2  # the newest checkpoint, and the one before it should the newest be unreadable
 
 
+class AnotherConfigError(ValueError):
+    """A checkpoint belongs to another configuration than the run that would go on from it."""
+
+
 class Checkpoints:
     """The checkpoints of one run: `folders` of its attempts, oldest first; only the last is written to.
 
@@ -28,23 +32,37 @@ class Checkpoints:
         self._writer: ocp.CheckpointManager | None = None
 
     def restore(self, shapes: Tree) -> tuple[Tree, dict[str, Any]] | None:
-        """The state of the newest step and the notes saved with it, or None where there is no checkpoint.
+        """The state of the newest readable step and the notes saved with it, or None where there is no checkpoint.
 
-        `shapes` gives structure, shapes, dtypes and shardings. Raises ValueError for a checkpoint of another config.
+        `shapes` gives structure, shapes, dtypes and shardings. Raises ValueError for a checkpoint of another config, and
+        where there are checkpoints and none can be read.
         """
         found = [(step, folder) for folder in self.folders if folder.is_dir() for step in _steps(folder)]
-        if not found:
-            return None
-        step, folder = max(found, key=lambda pair: (pair[0], str(pair[1])))
+        damaged = ""
+        for step, folder in sorted(found, key=lambda pair: (pair[0], str(pair[1])), reverse=True):
+            try:
+                state, notes = self._read(step, folder, shapes)
+            except AnotherConfigError:
+                raise
+            except Exception as error:  # whatever a file cut short makes Orbax raise: the checkpoint before it may do
+                damaged += f"{folder / str(step)}: {type(error).__name__}: {error}\n"
+                continue
+            return state, notes
+        if damaged:
+            raise ValueError(
+                f"none of the checkpoints of this run can be read; remove them to start it from the beginning\n{damaged}"
+            )
+        return None
+
+    def _read(self, step: int, folder: Path, shapes: Tree) -> tuple[Tree, dict[str, Any]]:
         with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
             notes = manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore())).notes
             if notes["fingerprint"] != self.fingerprint:
-                raise ValueError(
+                raise AnotherConfigError(
                     f"{folder / str(step)} is a checkpoint of another config ({notes['fingerprint']}, not "
                     f"{self.fingerprint}); remove the folder or run the config that it belongs to"
                 )
-            saved = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes)))
-        return saved.state, notes
+            return manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes))).state, notes
 
     def save(self, step: int, state: Any, notes: dict[str, Any]) -> None:
         """Save in the background, once the state is copied off the devices. Raises OSError where the disk is full."""

@@ -108,7 +108,7 @@ def train(
         result = validate(program, state.params, run, corpus)
         outcome = Outcome("finished", "", at, meter.seconds(), **dataclasses.asdict(result))
     if outcome.status != "stopped":
-        if execution.keep_last_checkpoint:
+        if execution.keep_last_checkpoint and outcome.status == "finished":  # of a diverged state nothing can be made
             saved.save(at, state, {"seconds": outcome.seconds})
             saved.remove_older_attempts()
         else:
