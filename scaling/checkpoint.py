@@ -34,8 +34,8 @@ class Checkpoints:
     def restore(self, shapes: Tree) -> tuple[Tree, dict[str, Any]] | None:
         """The state of the newest readable step and the notes saved with it, or None where there is no checkpoint.
 
-        `shapes` gives structure, shapes, dtypes and shardings. Raises ValueError for a checkpoint of another config, and
-        where there are checkpoints and none can be read.
+        `shapes` gives structure, shapes, dtypes and shardings. Raises ValueError for a checkpoint of another config,
+        and where there are checkpoints and none can be read.
         """
         found = [(step, folder) for folder in self.folders if folder.is_dir() for step in _steps(folder)]
         damaged = ""
@@ -50,7 +50,7 @@ class Checkpoints:
             return state, notes
         if damaged:
             raise ValueError(
-                f"none of the checkpoints of this run can be read; remove them to start it from the beginning\n{damaged}"
+                f"none of the checkpoints of this run can be read; remove them to start it anew\n{damaged}"
             )
         return None
 
