@@ -8,8 +8,8 @@ from scaling import config, families, optim, parametrization
 from scaling.data import corpus, sources, tokenizers
 from scaling.sweep import grid, rates
 
-# (width, depth, heads), head size 16 (12 at width 24): from 12 thousand to half a million parameters.
-SIZES = ((16, 1, 1), (24, 1, 2), (32, 1, 2), (32, 2, 2), (48, 2, 3), (64, 2, 4), (64, 3, 4), (80, 3, 5), (96, 4, 6))
+# (width, depth, heads): from 15 thousand to 0.4 million parameters. Two layers at least: one cannot copy from context.
+SIZES = ((16, 2, 1), (24, 2, 2), (32, 2, 2), (48, 2, 3), (64, 2, 4), (64, 3, 4), (80, 3, 5), (96, 3, 6))
 BUDGETS = (1e11, 2e11, 4e11, 8e11, 1.6e12)
 
 
