@@ -47,4 +47,5 @@ def status(store_path: Path, name: str | None, follow: bool) -> None:
     if follow:
         watch.follow(results, name)
     else:
-        rich.console.Console().print(watch.table(results, name))
+        width = None if rich.get_console().is_terminal else 200  # what a pipe or a file takes whole
+        rich.console.Console(width=width).print(watch.table(results, name))
