@@ -35,7 +35,7 @@ def attention(
     causal = jnp.tril(jnp.ones((time, time), bool))
     scores += jnp.where(causal, 0.0, -1e30)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    # Divided after the mixture: `size` divisions a query and not `time`, which takes a sixth off the step on CPU.
+    # Divided after the mixture: `size` divisions a query and not `time`: 5 to 17% off the step on CPU.
     total = jnp.moveaxis(weights.sum(axis=-1), -1, 1)[..., None]
     mixed = einsum_float32(f"bg{shared}ts,bsgk->btg{shared}k", weights.astype(value.dtype), value) / total
     return mixed.astype(value.dtype).reshape(batch, time, heads, size)
