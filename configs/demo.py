@@ -8,8 +8,8 @@ from scaling import config, families, optim, parametrization
 from scaling.data import corpus, sources, tokenizers
 from scaling.sweep import grid, rates
 
-# (width, depth, heads): from 15 thousand to 0.4 million parameters. Two layers at least: one cannot copy from context.
-SIZES = ((16, 2, 1), (24, 2, 2), (32, 2, 2), (48, 2, 3), (64, 2, 4), (64, 3, 4), (80, 3, 5), (96, 3, 6))
+# (width, depth, heads): from 10 thousand to 0.4 million parameters. Two layers at least: one cannot copy from context.
+SIZES = ((12, 2, 1), (16, 2, 1), (24, 2, 2), (32, 2, 2), (48, 2, 3), (64, 2, 4), (64, 3, 4), (80, 3, 5), (96, 3, 6))
 BUDGETS = (1e11, 2e11, 4e11, 8e11, 1.6e12)
 
 
@@ -28,11 +28,11 @@ def sweep() -> config.Sweep:
         clip=1.0,
     )
     sizes = grid.Ladder(sizes=tuple(grid.Size(width=w, depth=d, heads=h) for w, d, h in SIZES))
-    isoflop = grid.IsoFlop(budgets=BUDGETS, sizes=sizes, per_budget=5, tokens_per_param=30.0)
+    isoflop = grid.IsoFlop(budgets=BUDGETS, sizes=sizes, per_budget=5, tokens_per_param=45.0)
     again = grid.Product(
         parts=(
             grid.Axis(field="seed", values=(1,)),
-            grid.IsoFlop(budgets=BUDGETS[1:4], sizes=sizes, per_budget=1, tokens_per_param=30.0),
+            grid.IsoFlop(budgets=BUDGETS[1:4], sizes=sizes, per_budget=1, tokens_per_param=45.0),
         )
     )
     return config.Sweep(

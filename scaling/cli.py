@@ -10,6 +10,7 @@ import tyro
 Where = Annotated[Path, tyro.conf.Positional]
 Name = Annotated[str, tyro.conf.Positional]
 Overrides = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="set", metavar="FIELD=VALUE")]
+Columns = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="column", metavar="INPUT=COLUMN")]
 
 RESULTS = Path("results")
 
@@ -98,7 +99,12 @@ def status(
 
 
 def fit(
-    data: Where, law: str = "hoffmann", sweep: str | None = None, loss: str = "loss", save: Path | None = None
+    data: Where,
+    law: str = "hoffmann",
+    sweep: str | None = None,
+    loss: str = "loss",
+    columns: Columns = (),
+    save: Path | None = None,
 ) -> None:
     """Fit a law to a CSV (params, tokens, loss) or to a store, with intervals and a checklist.
 
@@ -107,11 +113,13 @@ def fit(
         law: Name of the law, for example hoffmann, kaplan, power_offset.
         sweep: Which sweep of the store; not needed where there is one.
         loss: Column that holds the loss, in nats a token.
+        columns: Read an input of the law from another column, for example --column params=params_non_embedding or
+            --column x=flops; repeat for more.
         save: Write the fit here as JSON, for `scaling predict`.
     """
     from scaling.commands import analysing
 
-    analysing.fit(data, law, sweep, loss, save)
+    analysing.fit(data, law, sweep, loss, columns, save)
 
 
 def predict(fit: Where, params: float | None = None, tokens: float | None = None, flops: float | None = None) -> None:

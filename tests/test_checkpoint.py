@@ -98,7 +98,9 @@ def test_where_every_checkpoint_is_damaged_the_error_says_so(tmp_path: Path) -> 
     save([tmp_path], [3])
     shutil.rmtree(tmp_path / "3")
     (tmp_path / "3").mkdir()
-    with pytest.raises(ValueError, match=r"none of the checkpoints of this run can be read; remove them to start it anew"):
+    with pytest.raises(
+        ValueError, match=r"none of the checkpoints of this run can be read; remove them to start it anew"
+    ):
         restored([tmp_path])
 
 

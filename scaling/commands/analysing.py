@@ -1,6 +1,7 @@
 """`scaling fit`, `predict` and `report`: laws and figures of a store's sweep, or of any CSV."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -36,10 +37,10 @@ def _one_sweep(results: store.Store, sweep: str | None) -> str:
     return names[0]
 
 
-def fit(data: Path, law: str, sweep: str | None, loss: str, save: Path | None) -> None:
+def fit(data: Path, law: str, sweep: str | None, loss: str, columns: Sequence[str], save: Path | None) -> None:
     """Fit a law, print its parameters with intervals and its checklist."""
     frame, name = read(data, sweep)
-    fitted = analysis.fit(law, frame, loss=loss)
+    fitted = analysis.fit(law, frame, loss=loss, **dict(_column(text) for text in columns))
     boot = fitted.bootstrap()
     print(f"{name}: {fitted.law.equation}")
     for parameter, value in fitted.params.items():
@@ -49,6 +50,13 @@ def fit(data: Path, law: str, sweep: str | None, loss: str, save: Path | None) -
     if save is not None:
         fitted.save(save)
         print(f"saved to {save}")
+
+
+def _column(text: str) -> tuple[str, str]:
+    given, equals, column = text.partition("=")
+    if not (given and equals and column):
+        raise ValueError(f"--column {text!r} names no input and column; write INPUT=COLUMN, for example x=flops")
+    return given, column
 
 
 def predict(path: Path, params: float | None, tokens: float | None, flops: float | None) -> None:

@@ -84,6 +84,7 @@ class Tuned(Rule):
             raise ValueError(f"learning_rate.tokens {self.tokens} is no whole number of batches; the nearest is {near}")
 
     def tuning_points(self, points: Sequence[grid.Point]) -> list[grid.Point]:
+        _refuse_other_axes(points)
         models: dict[families.Family, grid.Point] = {}
         for point in self.at.expand(points[0]) if self.at else points:
             models.setdefault(point.run.model, point)
@@ -108,6 +109,19 @@ class Tuned(Rule):
             return f"tuned for every size by a parabola in log lr over {grid_text}."
         widths = ", ".join(str(size.width) for size in self.at.sizes)
         return f"tuned at width {widths} by a parabola in log lr over {grid_text}, and transferred to all sizes by µP."
+
+
+def _refuse_other_axes(points: Sequence[grid.Point]) -> None:
+    """Refuse a sweep whose runs differ in more than size, tokens and seed: one optimum would not hold for all."""
+    first = points[0].run
+    for point in points:
+        for field in type(first).model_fields:
+            ours, theirs = getattr(point.run, field), getattr(first, field)
+            if field not in ("model", "tokens", "seed") and ours != theirs:
+                raise ValueError(
+                    f"runs differ in {field!r}, and learning rates are tuned once a size for all of them; tune a sweep "
+                    f"for each value of {field!r}, or give the learning rates"
+                )
 
 
 def model_key(model: families.Family) -> str:

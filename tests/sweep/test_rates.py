@@ -121,6 +121,15 @@ def test_one_optimum_is_transferred_by_mup(make_run: Make) -> None:
     assert "transferred to all sizes by µP" in rule.describe()
 
 
+def test_a_sweep_over_more_than_size_tokens_and_seed_is_not_tuned(make_run: Make) -> None:
+    """One optimum a size would silently serve runs of another batch size."""
+    same = [grid.Point(make_run(seed=seed), {}) for seed in (0, 1)]
+    assert len(tuned().tuning_points(same)) == 3
+    larger = grid.Point(make_run(batch_size=2 * make_run().batch_size, tokens=2 * make_run().tokens), {})
+    with pytest.raises(ValueError, match="runs differ in 'batch_size'.*tune a sweep for each value of 'batch_size'"):
+        tuned().tuning_points([*same, larger])
+
+
 def test_transfer_without_mup_is_refused(make_run: Make) -> None:
     at = {"kind": "ladder", "sizes": [{"width": 8, "depth": 1}]}
     rule = {"kind": "tuned", "learning_rates": [0.1, 0.2, 0.4], "tokens": 320, "at": at}
