@@ -259,9 +259,9 @@ def test_a_planted_law_is_fitted_saved_and_predicts(tmp_path: Path) -> None:
     loss = float(predicted.out.split("loss ")[1].split(",")[0])
     assert loss == pytest.approx(1.7 + 400 / 1e9**0.34 + 410 / 1e11**0.28, abs=1e-3)
     refused(scaling("predict", "law.json", "--params", 1e9, cwd=tmp_path), "needs --tokens")
-    one = scaling("fit", "law.csv", "--law", "power_offset", "--column", "x=tokens", cwd=tmp_path)
+    one = scaling("fit", "law.csv", "--law", "power", "--column", "x=tokens", cwd=tmp_path)
     assert one.code == 0, one.err
-    assert "L = E + A / x^α" in one.out
+    assert "y = a · x^(-b)" in one.out
     refused(scaling("fit", "law.csv", "--column", "tokens", cwd=tmp_path), "write INPUT=COLUMN")
 
 

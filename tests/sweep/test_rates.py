@@ -126,7 +126,7 @@ def test_a_sweep_over_more_than_size_tokens_and_seed_is_not_tuned(make_run: Make
     same = [grid.Point(make_run(seed=seed), {}) for seed in (0, 1)]
     assert len(tuned().tuning_points(same)) == 3
     larger = grid.Point(make_run(batch_size=2 * make_run().batch_size, tokens=2 * make_run().tokens), {})
-    with pytest.raises(ValueError, match="runs differ in 'batch_size'.*tune a sweep for each value of 'batch_size'"):
+    with pytest.raises(ValueError, match=r"runs differ in 'batch_size'.*tune a sweep for each value of 'batch_size'"):
         tuned().tuning_points([*same, larger])
 
 
