@@ -1,6 +1,7 @@
 """The `scaling` command: each subcommand imports what it needs only when it runs."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -173,6 +174,9 @@ def main() -> None:
             prog="scaling",
             description="Scaling-law experiments: plan a sweep, train it, fit the law, predict what comes next.",
         )
+    except BrokenPipeError:  # the reader of a pipe has had enough, as in `scaling status | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except (ValueError, OSError) as error:
         if os.environ.get("SCALING_DEBUG") == "1":
             raise
