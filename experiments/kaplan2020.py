@@ -79,7 +79,7 @@ def sweeps(scale: str) -> list[config.Sweep]:
         config.Sweep(name=name, base=base, grid=main, learning_rate=_rule(s, _ladder(s, (s.middle,))),
                      execution=execution),
         config.Sweep(name=f"{name}.lstm", base=lstm, grid=lstm_grid, execution=execution,
-                     learning_rate=_rule(s, grid.Ladder(sizes=lstm_grid.sizes[-2:-1] or lstm_grid.sizes))),
+                     learning_rate=_rule(s, grid.Ladder(sizes=lstm_grid.sizes[-2:-1] or lstm_grid.sizes), middle=2.4e-2)),
     ]  # fmt: skip
     fewer = config.Execution(evaluations=s.limited_evaluations, keep_last_checkpoint=False)
     for unique in s.limited:
@@ -114,10 +114,12 @@ def _seeds(*seeds: int) -> grid.Axis:
     return grid.Axis(field="seed", values=seeds)
 
 
-def _rule(s: Scale, at: grid.Ladder) -> rates.Rule:
+def _rule(s: Scale, at: grid.Ladder, middle: float = 6e-3) -> rates.Rule:
+    """Five learning rates, each twice the one before, about `middle`."""
     if s.tune_tokens is None:
         return rates.AsGiven()
-    return rates.Tuned(learning_rates=(1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2), tokens=s.tune_tokens, at=at)
+    around = tuple(middle * factor for factor in (0.25, 0.5, 1.0, 2.0, 4.0))
+    return rates.Tuned(learning_rates=around, tokens=s.tune_tokens, at=at)
 
 
 @dataclasses.dataclass(frozen=True)
