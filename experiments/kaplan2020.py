@@ -75,11 +75,12 @@ def sweeps(scale: str) -> list[config.Sweep]:
         {"model": families.Lstm(width=s.lstm_widths[0], depth=1, tied=True), "parametrization.base_depth": 1}
     )
     lstm_grid = grid.Ladder(sizes=tuple(grid.Size(width=width, depth=1) for width in s.lstm_widths))
+    lstm_tuned_at = grid.Ladder(sizes=lstm_grid.sizes[-2:-1] or lstm_grid.sizes)
     made = [
         config.Sweep(name=name, base=base, grid=main, learning_rate=_rule(s, _ladder(s, (s.middle,))),
                      execution=execution),
         config.Sweep(name=f"{name}.lstm", base=lstm, grid=lstm_grid, execution=execution,
-                     learning_rate=_rule(s, grid.Ladder(sizes=lstm_grid.sizes[-2:-1] or lstm_grid.sizes), middle=2.4e-2)),
+                     learning_rate=_rule(s, lstm_tuned_at, middle=2.4e-2)),
     ]  # fmt: skip
     fewer = config.Execution(evaluations=s.limited_evaluations, keep_last_checkpoint=False)
     for unique in s.limited:
