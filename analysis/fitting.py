@@ -33,7 +33,8 @@ class Fit:
     """A law fitted to runs.
 
     `objective` is Σ Huber_δ(log L_i − log f_i), δ = 1e-3, at the minimum; `status` is "converged" or says what is
-    wrong; `runs` holds the inputs and losses that were used, `columns` the column that each input came from.
+    wrong; `runs` holds the inputs and losses that were used, with `flops` and `flops_budget` where the table has them,
+    `columns` the column that each input came from.
     """
 
     law: laws.Law
@@ -91,7 +92,7 @@ class Fit:
             "objective": self.objective,
             "status": self.status,
             "starts": dataclasses.asdict(self.starts),
-            "runs": {name: self.runs[name].tolist() for name in self.runs.columns},
+            "runs": {name: [None if v != v else v for v in self.runs[name].tolist()] for name in self.runs.columns},
             "columns": self.columns,
             "warnings": list(self.warnings),
             "facts": list(self.facts),
@@ -169,11 +170,21 @@ def fit(law: str | laws.Law, frame: pd.DataFrame, *, loss: str = "loss", **colum
         objective=least,
         status=status,
         starts=starts,
-        runs=pd.DataFrame({**values, "loss": measured}),
+        runs=pd.DataFrame({**values, "loss": measured, **_spent(chosen.frame, [*values, "loss"])}),
         columns=names,
         warnings=chosen.warnings + _doubts(form, refined.theta[best], starts, values, measured, params),
         facts=_facts(chosen, list(names.values()), loss, values, measured),
     )
+
+
+def _spent(frame: pd.DataFrame, taken: Sequence[str]) -> dict[str, np.ndarray]:
+    """What the runs cost by the table's own columns: a frontier of the fit needs it for its FLOP rule."""
+    spent = {
+        name: pd.to_numeric(frame[name], errors="coerce").to_numpy(dtype=np.float64)
+        for name in ("flops", "flops_budget")
+        if name in frame.columns and name not in taken
+    }
+    return {name: values for name, values in spent.items() if not np.isnan(values).all()}
 
 
 def _doubts(

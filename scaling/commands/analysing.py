@@ -64,8 +64,13 @@ def predict(path: Path, params: float | None, tokens: float | None, flops: float
     fitted = analysis.load(path)
     given = {"params": params, "tokens": tokens, "flops": flops}
     if fitted.law.name == "hoffmann" and flops is not None and params is None and tokens is None:
-        spent = analysis.frontier(fitted.runs, 3).allocate(flops)
+        numbered = fitted.runs.assign(run=range(len(fitted.runs)))  # two runs may agree in all that a fit keeps
+        found = analysis.frontier(numbered, 3)
+        spent = found.allocate(flops)
         print(f"at {flops:.3g} FLOPs: params {spent.params}, tokens {spent.tokens}, loss {spent.loss}")
+        print(f"made by {found.statements[0]}")
+        if "flops" not in fitted.runs:
+            print(found.statements[-1])
         return
     missing = [name for name in fitted.law.inputs if given.get(name) is None]
     if missing:

@@ -1,0 +1,34 @@
+"""`scaling fit`, `predict` and `report` on tables that people bring: what they say, and what they refuse."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import analysis
+from scaling.commands import analysing
+
+
+def table(**more: object) -> pd.DataFrame:
+    """30 runs of a planted law at five budgets."""
+    budget, size = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e12, 1e14, 5), np.geomspace(0.3, 3, 6)))
+    params = 1e5 * (budget / 1e12) ** 0.5 * size
+    tokens = budget / 6 / params
+    loss = 1.5 + 40 / params**0.35 + 90 / tokens**0.4
+    loss = loss * np.exp(0.002 * np.random.default_rng(0).normal(size=len(loss)))
+    return pd.DataFrame({"params": params, "tokens": tokens, "loss": loss, **more})
+
+
+def test_a_saved_fit_spends_flops_by_the_rule_of_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = table()
+    frame["flops"] = 9 * frame["params"] * frame["tokens"]
+    analysis.fit("hoffmann", frame).save(tmp_path / "fit.json")
+    analysing.predict(tmp_path / "fit.json", None, None, 1e15)
+    told = capsys.readouterr().out
+    bought = analysis.frontier(frame, 3).allocate(1e15)
+    assert f"params {bought.params}," in told
+    assert "C = 9 · N · D" in told
+    analysis.fit("hoffmann", frame.drop(columns="flops")).save(tmp_path / "fit.json")
+    analysing.predict(tmp_path / "fit.json", None, None, 1e15)
+    assert "6 · params · tokens (Kaplan" in capsys.readouterr().out
