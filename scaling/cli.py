@@ -45,8 +45,9 @@ def prepare(config: Where, overrides: Overrides = ()) -> None:
     from scaling.data import corpus
     from scaling.sweep import files
 
-    prepared = corpus.prepare(files.load(config, overrides).base.data)
-    print(f"{prepared.unique_tokens:,} training tokens, content {prepared.data_sha256[:16]}")
+    for data in dict.fromkeys(point.run.data for point in files.load(config, overrides).points()):
+        prepared = corpus.prepare(data)
+        print(f"{prepared.unique_tokens:,} training tokens, content {prepared.data_sha256[:16]}")
 
 
 def sweep(
@@ -107,7 +108,7 @@ def fit(
     columns: Columns = (),
     save: Path | None = None,
 ) -> None:
-    """Fit a law to a CSV (params, tokens, loss) or to a store, with intervals and a checklist.
+    """Fit a law to a CSV (the law's inputs and the loss) or to a store, with intervals and a checklist.
 
     Args:
         data: A CSV file, or the folder of a store.
@@ -123,18 +124,25 @@ def fit(
     analysing.fit(data, law, sweep, loss, columns, save)
 
 
-def predict(fit: Where, params: float | None = None, tokens: float | None = None, flops: float | None = None) -> None:
+def predict(
+    fit: Where,
+    params: float | None = None,
+    tokens: float | None = None,
+    flops: float | None = None,
+    x: float | None = None,
+) -> None:
     """Predict the loss of a saved fit at given parameters and tokens; or, at given FLOPs, the best way to spend them.
 
     Args:
         fit: A fit saved by `scaling fit --save`.
         params: Parameters of the model.
         tokens: Training tokens.
-        flops: Training FLOPs to allocate.
+        flops: Training FLOPs to allocate; the input of kaplan_c.
+        x: Input of power and power_offset, in the unit of the column that they were fitted to.
     """
     from scaling.commands import analysing
 
-    analysing.predict(fit, params, tokens, flops)
+    analysing.predict(fit, params, tokens, flops, x)
 
 
 def report(data: Where, sweep: str | None = None, out: Path | None = None, title: str | None = None) -> None:
@@ -177,6 +185,8 @@ def main() -> None:
     except BrokenPipeError:  # the reader of a pipe has had enough, as in `scaling status | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except (ValueError, OSError) as error:
         if os.environ.get("SCALING_DEBUG") == "1":
             raise

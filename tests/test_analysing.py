@@ -32,3 +32,26 @@ def test_a_saved_fit_spends_flops_by_the_rule_of_its_table(tmp_path: Path, capsy
     analysis.fit("hoffmann", frame.drop(columns="flops")).save(tmp_path / "fit.json")
     analysing.predict(tmp_path / "fit.json", None, None, 1e15)
     assert "6 · params · tokens (Kaplan" in capsys.readouterr().out
+
+
+def test_a_table_needs_the_columns_of_its_law_and_no_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = table()
+    frame.rename(columns={"loss": "loss_c4"}).to_csv(tmp_path / "named.csv", index=False)
+    analysing.fit(tmp_path / "named.csv", "hoffmann", None, "loss_c4", (), None)
+    flops = 6 * frame["params"] * frame["tokens"]
+    pd.DataFrame({"flops": flops, "loss": 30 / flops**0.07}).to_csv(tmp_path / "flops.csv", index=False)
+    analysing.fit(tmp_path / "flops.csv", "kaplan_c", None, "loss", (), None)
+    saved = tmp_path / "fit.json"
+    analysing.fit(tmp_path / "flops.csv", "power", None, "loss", ("x=flops",), saved)
+    capsys.readouterr()
+    analysing.predict(saved, None, None, None, 1e15)
+    assert f"loss {30 / 1e15**0.07:.4f}" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no column 'params'"):
+        analysing.fit(tmp_path / "flops.csv", "hoffmann", None, "loss", (), None)
+
+
+def test_a_folder_that_is_not_there_is_refused_before_fitting(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nowhere is no folder"):
+        analysing.fit(tmp_path / "unread.csv", "hoffmann", None, "loss", (), tmp_path / "nowhere" / "fit.json")

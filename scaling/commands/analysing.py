@@ -7,21 +7,22 @@ from pathlib import Path
 import pandas as pd
 
 import analysis
+from analysis import laws
 from scaling.launch import local
 from scaling.sweep import store
 
 
-def read(data: Path, sweep: str | None) -> tuple[pd.DataFrame, str]:
+def read(data: Path, sweep: str | None, required: Sequence[str] = ("params", "tokens", "loss")) -> tuple[pd.DataFrame, str]:
     """The runs in a CSV, or of a sweep of a store, and the name they go by.
 
-    Compiled fits are kept between processes. Raises ValueError where the store has several sweeps and none is named.
+    `required` are the columns that a CSV must have. Compiled fits are kept between processes. Raises ValueError where the store has several sweeps and none is named.
     """
     for setting, value in local.compiled_programs().items():
         os.environ.setdefault(setting, value)
     if not data.is_dir():
         if sweep is not None:
             raise ValueError(f"{data} is no store, so it has no sweep {sweep!r}; leave --sweep out for a CSV")
-        return analysis.read_csv(data), data.stem
+        return analysis.read_csv(data, required), data.stem
     results = store.Store(data)
     return results.runs(_one_sweep(results, sweep)), _one_sweep(results, sweep)
 
@@ -39,8 +40,12 @@ def _one_sweep(results: store.Store, sweep: str | None) -> str:
 
 def fit(data: Path, law: str, sweep: str | None, loss: str, columns: Sequence[str], save: Path | None) -> None:
     """Fit a law, print its parameters with intervals and its checklist."""
-    frame, name = read(data, sweep)
-    fitted = analysis.fit(law, frame, loss=loss, **dict(_column(text) for text in columns))
+    if save is not None and (save.is_dir() or not save.parent.is_dir()):
+        wrong = f"{save} is a folder" if save.is_dir() else f"{save.parent} is no folder"
+        raise ValueError(f"{wrong}: the fit cannot be saved there; make the folder, or name a file in one that is there")
+    mapped = dict(_column(text) for text in columns)
+    frame, name = read(data, sweep, [*(mapped.get(given, given) for given in laws.get(law).inputs), loss])
+    fitted = analysis.fit(law, frame, loss=loss, **mapped)
     boot = fitted.bootstrap()
     print(f"{name}: {fitted.law.equation}")
     for parameter, value in fitted.params.items():
@@ -59,10 +64,12 @@ def _column(text: str) -> tuple[str, str]:
     return given, column
 
 
-def predict(path: Path, params: float | None, tokens: float | None, flops: float | None) -> None:
+def predict(
+    path: Path, params: float | None, tokens: float | None, flops: float | None, x: float | None = None
+) -> None:
     """Print what a saved fit predicts, with the 95% interval of resampled runs."""
     fitted = analysis.load(path)
-    given = {"params": params, "tokens": tokens, "flops": flops}
+    given = {"params": params, "tokens": tokens, "flops": flops, "x": x}
     if fitted.law.name == "hoffmann" and flops is not None and params is None and tokens is None:
         numbered = fitted.runs.assign(run=range(len(fitted.runs)))  # two runs may agree in all that a fit keeps
         found = analysis.frontier(numbered, 3)
