@@ -48,10 +48,21 @@ def costed(frame: pd.DataFrame, params: str, tokens: str, flops: str) -> tuple[p
     return frame.assign(**{flops: 6.0 * frame[params] * frame[tokens]}), note
 
 
+def labelled(frame: pd.DataFrame) -> bool:
+    """Whether any run says which budget of a grid it belongs to."""
+    return "flops_budget" in frame.columns and bool(frame["flops_budget"].notna().any())
+
+
+def unlabelled(frame: pd.DataFrame) -> tuple[str, ...]:
+    """What to say of runs without a budget beside runs that have one; they are in no grid."""
+    missing = int(frame["flops_budget"].isna().sum()) if labelled(frame) else 0
+    return (f"{missing} runs without flops_budget, beside {len(frame) - missing} that have one",) if missing else ()
+
+
 def label(frame: pd.DataFrame, flops: Float[np.ndarray, " runs"]) -> Float[np.ndarray, " runs"]:
     """Each run's budget: `flops_budget` where there is one (NaN: in no grid), else runs of nearly equal FLOPs."""
-    if "flops_budget" in frame.columns and frame["flops_budget"].notna().any():
-        return frame["flops_budget"].to_numpy(dtype=np.float64)
+    if labelled(frame):
+        return checks.numbers(frame, "flops_budget")
     order = np.argsort(flops)
     steps = np.diff(np.log(flops[order])) > SAME_BUDGET
     group = np.empty(len(flops), dtype=int)
@@ -105,14 +116,26 @@ class Slice:
         return np.polyval(np.polyfit(self.u, values, degree), u)
 
 
-def slices(frame: pd.DataFrame, params: str, tokens: str, flops: str, loss: str) -> list[Slice]:
-    """The budgets of a frame in increasing order; single runs and runs of unequal FLOPs (over 20%) make none."""
+def slices(
+    frame: pd.DataFrame, params: str, tokens: str, flops: str, loss: str
+) -> tuple[list[Slice], tuple[str, ...], tuple[str, ...]]:
+    """The budgets of a frame in increasing order, the budgets of unequal FLOPs, and what is in no budget, with reasons.
+
+    Runs of one budget whose FLOPs differ by over 20% are no slice of equal compute; neither is a single run.
+    """
     n, d, c, y = (np.log(checks.column(frame, name, "iso-FLOP curves")) for name in (params, tokens, flops, loss))
     budget = label(frame, np.exp(c))
-    found = []
+    found: list[Slice] = []
+    unequal: list[str] = []
+    single = 0
     for value in np.unique(budget[~np.isnan(budget)]):
         mine = budget == value
-        if mine.sum() < 2 or np.ptp(c[mine]) > 4 * SAME_BUDGET:
+        if mine.sum() < 2:
+            single += 1
+            continue
+        if np.ptp(c[mine]) > 4 * SAME_BUDGET:
+            times = np.exp(np.ptp(c[mine]))
+            unequal.append(f"budget {value:.3g}: the FLOPs of its {mine.sum()} runs differ by a factor {times:.3g}")
             continue
         sizes = np.unique(n[mine])
         mean = np.array([np.exp(y[mine & (n == size)]).mean() for size in sizes])
@@ -123,7 +146,8 @@ def slices(frame: pd.DataFrame, params: str, tokens: str, flops: str, loss: str)
         found.append(
             Slice(value, log_n, d[near], c[near], np.exp(y[near]), float(np.mean(log_n)), int(mine.sum()), edge)
         )
-    return found
+    alone = (f"{single} budgets with one run only",) if single else ()
+    return found, tuple(unequal), (*alone, *unlabelled(frame))
 
 
 def parabola(cut: Slice) -> Parabola:

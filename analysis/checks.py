@@ -63,11 +63,7 @@ def column(frame: pd.DataFrame, name: str, purpose: str) -> np.ndarray:
             f"no column {name!r} for {purpose}: the frame has {', '.join(map(str, frame.columns))}{hint}. "
             "Rename one, or say which column to use"
         )
-    raw = frame[name]
-    values = pd.to_numeric(raw, errors="coerce")
-    if (text := values.isna() & raw.notna()).any():
-        raise errors.Refused(f"column {name!r} holds {raw[text].iloc[0]!r}, not a number; mend or drop that row")
-    array = values.to_numpy(dtype=np.float64)
+    raw, array = frame[name], numbers(frame, name)
     for bad, what in ((np.isnan(array), "NaN"), (np.isinf(array), "infinite"), (array <= 0, "zero or negative")):
         if bad.any():
             row = frame.index[bad][0]
@@ -76,6 +72,15 @@ def column(frame: pd.DataFrame, name: str, purpose: str) -> np.ndarray:
                 "a law in logarithms needs positive finite numbers; drop these rows and say why"
             )
     return array
+
+
+def numbers(frame: pd.DataFrame, name: str) -> np.ndarray:
+    """One column as float64, NaN where a row has none; `Refused` where it holds text."""
+    raw = frame[name]
+    values = pd.to_numeric(raw, errors="coerce")
+    if (text := values.isna() & raw.notna()).any():
+        raise errors.Refused(f"column {name!r} holds {raw[text].iloc[0]!r}, not a number; mend or drop that row")
+    return values.to_numpy(dtype=np.float64)
 
 
 def one_of_each(frame: pd.DataFrame) -> tuple[str, ...]:

@@ -218,9 +218,9 @@ def _envelope(
     frame = chosen.frame
     table = pd.DataFrame({key: checks.column(frame, name, "the envelope") for key, name in names.items()})
     table["loss"] = checks.column(frame, loss, "the envelope")
-    labelled = "flops_budget" in frame.columns and frame["flops_budget"].notna().any()
+    labelled = budgets.labelled(frame)
     low = np.log(table["flops"]).min()
-    table["bin"] = frame["flops_budget"].to_numpy() if labelled else ((np.log(table["flops"]) - low) // BIN)
+    table["bin"] = checks.numbers(frame, "flops_budget") if labelled else ((np.log(table["flops"]) - low) // BIN)
     table = table.groupby(["bin", "params", "tokens"], as_index=False).mean()  # seeds of one configuration are one
     logs = np.log(table[["flops", *QUANTITIES]].to_numpy())
     drawn = np.concatenate([np.ones((1, len(table))), uncertainty.counts(len(table), resamples, seed)])
@@ -251,15 +251,18 @@ def _envelope(
     )
     if alone := len(sizes) - len(contested):
         excluded += (f"approach 1: {alone} budgets with one size only",)
+    excluded += tuple(f"approach 1: {told}" for told in budgets.unlabelled(frame))
     return Frontier(1, level, _lines(optima), found, _statements(frame, names, how), excluded, chosen.warnings)
 
 
 def _isoflop(
     chosen: checks.Selection, names: dict[str, str], loss: str, level: float, resamples: int, seed: int
 ) -> Frontier:
-    cuts = budgets.slices(chosen.frame, names["params"], names["tokens"], names["flops"], loss)
+    cuts, unequal, apart = budgets.slices(chosen.frame, names["params"], names["tokens"], names["flops"], loss)
     parabolas = tuple(budgets.parabola(cut) for cut in cuts)
-    excluded = tuple(f"budget {p.budget:.3g}: {p.refused}" for p in parabolas if p.refused)
+    total = len(parabolas) + len(unequal)
+    excluded = (*(f"budget {p.budget:.3g}: {p.refused}" for p in parabolas if p.refused), *unequal)
+    excluded += tuple(f"approach 2: {told}" for told in apart)
     doubts = [(p.warning, f"{p.budget:.3g}") for p in parabolas if p.warning and not p.refused]
     warnings = tuple(
         f"{told} (budgets {', '.join(budget for same, budget in doubts if same == told)})"
@@ -268,8 +271,8 @@ def _isoflop(
     good = [(cut, p) for cut, p in zip(cuts, parabolas, strict=True) if not p.refused]
     if len(good) < FEWEST_BUDGETS:
         raise errors.Refused(
-            f"approach 2: {len(good)} of {len(parabolas)} budgets have a minimum that counts; it needs "
-            f"{FEWEST_BUDGETS}. {'; '.join(excluded) or 'No two runs share a budget'}. Run sizes on both sides of the "
+            f"approach 2: {len(good)} of {total} budgets have a minimum that counts; it needs "
+            f"{FEWEST_BUDGETS}. {'; '.join(excluded) if total else 'No two runs share a budget'}. Run sizes on both sides of the "
             "best one at each budget, or label the grid by a column flops_budget"
         )
     optima = np.stack([_minima(cut, p, resamples, seed + i) for i, (cut, p) in enumerate(good)], axis=1)
@@ -280,7 +283,7 @@ def _isoflop(
             f"{lost:.0%} of resamples kept fewer than {FEWEST_BUDGETS} budgets with a minimum and were left out",
         )
     how = (
-        f"approach 2: least-squares parabolas in log N through {len(good)} of {len(parabolas)} budgets, a straight "
+        f"approach 2: least-squares parabolas in log N through {len(good)} of {total} budgets, a straight "
         f"line in logarithms through their minima; {_LOSS}"
     )
     return Frontier(

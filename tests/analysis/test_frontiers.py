@@ -134,3 +134,19 @@ def test_one_ratio_of_tokens_to_parameters_is_refused(approach, table) -> None:
 def test_an_unknown_approach_names_the_three(sweep) -> None:
     with pytest.raises(ValueError, match="there are 1"):
         analysis.frontier(sweep, 4)
+
+
+def test_no_run_falls_out_uncounted(planted) -> None:
+    frame = planted(noise=0.001)
+    budget = np.sort(frame["flops_budget"].unique())
+    unequal = frame.assign(flops=frame["flops"].where((frame["flops_budget"] != budget[4]) | (frame.index % 2 == 0),
+                                                      1.5 * frame["flops"]))  # fmt: skip
+    found = analysis.frontier(unequal, 2, resamples=50)
+    assert any(f"budget {budget[4]:.3g}" in told and "differ by a factor 1.5" in told for told in found.excluded)
+    assert "through 4 of 5 budgets" in found.statements[0]
+    some = frame.assign(flops_budget=frame["flops_budget"].where(frame["flops_budget"] != budget[4]))
+    for approach in (1, 2):
+        found = analysis.frontier(some, approach, resamples=50)
+        assert f"approach {approach}: 6 runs without flops_budget, beside 30 that have one" in found.excluded
+    single = frame[(frame["flops_budget"] != budget[4]) | (frame.index == frame.index.max())]
+    assert "approach 2: 1 budgets with one run only" in analysis.frontier(single, 2, resamples=50).excluded
