@@ -45,7 +45,8 @@ def costed(frame: pd.DataFrame, params: str, tokens: str, flops: str) -> tuple[p
     note = (
         f"{flops} = 6 · {params} · {tokens} (Kaplan et al. 2020, arXiv 2001.08361): the table has no column {flops!r}"
     )
-    return frame.assign(**{flops: 6.0 * frame[params] * frame[tokens]}), note
+    n, d = (pd.to_numeric(frame[name], errors="coerce") for name in (params, tokens))  # text is refused where it counts
+    return frame.assign(**{flops: 6.0 * n * d}), note
 
 
 def labelled(frame: pd.DataFrame) -> bool:

@@ -15,6 +15,10 @@ from analysis import errors, laws
 
 ONE_EACH = ("tokenizer_id", "vocabulary_size", "context", "precision", "validation_id")
 EPOCHS_WARN, EPOCHS_REFUSE = 1.0, 4.0  # Muennighoff et al. 2023, arXiv 2305.16264: little lost up to about 4 epochs
+NUMERIC = (
+    "params", "params_non_embedding", "params_with_head", "tokens", "unique_tokens", "flops", "flops_6nd",
+    "flops_budget", "loss", "epochs", "batch_tokens", "learning_rate", "seed",
+)  # fmt: skip
 RATIO_SPREAD = 0.05  # least standard deviation of log D given log N; 5% apart is one ratio
 
 
@@ -30,7 +34,10 @@ class Selection:
 
 
 def runs(frame: pd.DataFrame) -> Selection:
-    """Finished runs that are not trunks: status "finished" where there is a status, role other than "trunk"."""
+    """Finished runs that are not trunks: status "finished" where there is a status, role other than "trunk".
+
+    A column of numbers that is text for the sake of other rows ("-" in a failed one) is numbers again in the selection.
+    """
     if not isinstance(frame, pd.DataFrame):
         raise errors.Refused(f"got a {type(frame).__name__}: the analysis takes a pandas DataFrame; build one of it")
     keep = pd.Series(True, index=frame.index)
@@ -51,6 +58,11 @@ def runs(frame: pd.DataFrame) -> Selection:
     if "run_id" in chosen and chosen["run_id"].duplicated().any():
         repeated = chosen.loc[chosen["run_id"].duplicated(), "run_id"].iloc[0]
         raise errors.Refused(f"run_id {repeated!r} is in two rows: a run counts once; drop the repeats")
+    for name in NUMERIC:
+        if name in chosen.columns and chosen[name].dtype == object:
+            values = pd.to_numeric(chosen[name], errors="coerce")
+            if not (values.isna() & chosen[name].notna()).any():
+                chosen = chosen.assign(**{name: values})
     return Selection(chosen, len(frame), tuple(dropped.items()), (), tuple(notes))
 
 
@@ -105,16 +117,17 @@ def epochs(frame: pd.DataFrame) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Warnings and notes on repeated data; refuses laws of fresh tokens beyond EPOCHS_REFUSE epochs."""
     if "epochs" not in frame.columns or frame["epochs"].isna().all():
         return (), ("epochs: not checked (no column)",)
-    most = float(frame["epochs"].max())
+    seen = numbers(frame, "epochs")
+    most = float(np.nanmax(seen))
     if most > EPOCHS_REFUSE:
-        count = int((frame["epochs"] > EPOCHS_REFUSE).sum())
+        count = int((seen > EPOCHS_REFUSE).sum())
         raise errors.Refused(
             f"{count} runs saw their data up to {most:.3g} times: a law of fresh tokens holds to about "
             f"{EPOCHS_REFUSE:g} epochs (arXiv 2305.16264); drop runs with epochs > {EPOCHS_REFUSE:g} or use a "
             "data-constrained law"
         )
     if most > EPOCHS_WARN:
-        count = int((frame["epochs"] > EPOCHS_WARN).sum())
+        count = int((seen > EPOCHS_WARN).sum())
         return (f"{count} runs repeat data (up to {most:.2g} epochs); the law counts repeated tokens as fresh",), ()
     return (), (f"epochs: at most {most:.2g}",)
 

@@ -100,7 +100,8 @@ class _Draft:
     def runs(self) -> None:
         runs = self.chosen.frame
         dropped = ", ".join(f"{count} where {why}" for why, count in self.chosen.dropped) or "none"
-        best = runs.groupby(self.params)[self.loss].min().sort_index()
+        sizes_of, losses = (checks.column(runs, name, "the report") for name in (self.params, self.loss))
+        best = pd.Series(losses).groupby(sizes_of).min().sort_index()
         gain = float(best.iloc[0] - best.iloc[-1])
         beside = f", {gain / self.noise.sd:.0f} seed deviations" if self.noise.sd > 0 else ""
         sizes = [plots.axes.human(float(size)) for size in (best.index[-1], best.index[0])]
@@ -132,7 +133,7 @@ class _Draft:
         self.conventions()
         if self.made:
             self.page.text("What a budget should buy: at the largest measured budget, and at 10 and 100 times it.")
-            largest = float(self.frame["flops"].max())
+            largest = float(checks.column(checks.runs(self.frame).frame, "flops", "the largest budget").max())
             bought = [(found, found.allocate(largest * more)) for found in self.made for more in (1.0, 10.0, 100.0)]
             self.page.table(
                 ("approach", "FLOPs", "N*", "D*", "loss"),
@@ -146,7 +147,7 @@ class _Draft:
         """The exponents again under every other parameter count that the runs carry (Porian et al. 2406.19146)."""
         others = [name for name in ("params", "params_non_embedding", "params_with_head") if name != self.params]
         rows = []
-        for name in (name for name in others if name in self.frame.columns and self.chosen.frame[name].gt(0).all()):
+        for name in (name for name in others if name in self.frame.columns and _counts(self.chosen.frame[name])):
             for found in self.made:
                 again = _try(functools.partial(self._frontier, found.approach, name))
                 told = str(again) if isinstance(again, errors.Refused) else _short(again.exponent_params)
@@ -229,6 +230,10 @@ class _Draft:
             self.page.text("Checklist of the fitted law (Li et al. 2025, arXiv 2502.18969):")
             self.page.verbatim("\n".join(checklist))
         self.lines += [*(line for found in self.made for line in found.excluded), *warned, *checklist]
+
+
+def _counts(column: pd.Series) -> bool:
+    return bool(pd.to_numeric(column, errors="coerce").gt(0).all())
 
 
 def _short(found: uncertainty.Estimate) -> str:

@@ -111,3 +111,17 @@ def test_an_error_of_ours_is_not_swallowed(tmp_path, sweep, monkeypatch) -> None
     monkeypatch.setattr(frontiers, "frontier", broken)
     with pytest.raises(ValueError, match="a bug"):
         analysis.report.write(sweep, tmp_path, "Broken")
+
+
+@pytest.mark.parametrize("costed", [True, False])
+def test_a_failed_row_without_numbers_does_not_stop_the_report(costed, tmp_path, sweep) -> None:
+    failed = {"run_id": "failed", "status": "failed", "family": "transformer"}
+    numbers = ["params", "tokens", "loss", "flops", "flops_budget", "epochs", "seed"]
+    rows = pd.concat([sweep, pd.DataFrame([{**sweep.iloc[0], **failed, **dict.fromkeys(numbers, "-")}])])
+    rows = rows if costed else rows.drop(columns=["flops", "flops_budget"])
+    sweep = sweep if costed else sweep.drop(columns=["flops", "flops_budget"])
+    rows.to_csv(tmp_path / "runs.csv", index=False)
+    summary = analysis.report.write(analysis.read_csv(tmp_path / "runs.csv"), tmp_path / "a", "Failed", resamples=20)
+    clean = analysis.report.write(sweep, tmp_path / "b", "Clean", resamples=20)
+    assert "36 finished of 37; dropped: 1 where status is failed" in str(summary)
+    assert summary.lines[1:8] == clean.lines[1:8]
