@@ -59,7 +59,7 @@ def runs(frame: pd.DataFrame) -> Selection:
         repeated = chosen.loc[chosen["run_id"].duplicated(), "run_id"].iloc[0]
         raise errors.Refused(f"run_id {repeated!r} is in two rows: a run counts once; drop the repeats")
     for name in NUMERIC:
-        if name in chosen.columns and chosen[name].dtype == object:
+        if name in chosen.columns and not pd.api.types.is_numeric_dtype(chosen[name]):
             values = pd.to_numeric(chosen[name], errors="coerce")
             if not (values.isna() & chosen[name].notna()).any():
                 chosen = chosen.assign(**{name: values})

@@ -13,6 +13,7 @@ import pandas as pd
 from analysis import checks, errors, laws, solver, uncertainty
 
 STARTS = 32
+_SAVED = ("law", "params", "objective", "status", "starts", "runs", "columns", "warnings", "facts")
 SAME = 1e-6  # relative difference of objectives below which two starts reached the same minimum
 
 
@@ -115,6 +116,8 @@ def load(path: str | os.PathLike[str], law: laws.Law | None = None) -> Fit:
         raise ValueError(f"{path} is not JSON ({error}); pass a file that Fit.save wrote") from error
     if not isinstance(record, dict) or record.get("format") != "scaling-fit-1":
         raise ValueError(f"{path} is not a saved fit (format scaling-fit-1); pass a file that Fit.save wrote")
+    if missing := [name for name in _SAVED if name not in record]:
+        raise ValueError(f"{path} lacks {', '.join(missing)}: it is no whole saved fit; save the fit again")
     known = law or laws.LAWS.get(record["law"])
     if known is None or known.name != record["law"]:
         raise ValueError(f"{path} was fitted with law {record['law']!r}; pass that law: load(path, law=...)")
@@ -132,7 +135,7 @@ def load(path: str | os.PathLike[str], law: laws.Law | None = None) -> Fit:
 
 
 def inputs(fit: Fit, at: pd.DataFrame | Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The law's inputs in `at`: under the column the fit used, else under the input's own name."""
+    """The law's inputs in `at`, positive and finite: under the column the fit used, else under the input's own name."""
     found = {}
     for name in fit.law.inputs:
         key = fit.columns[name] if fit.columns[name] in at else name
@@ -141,6 +144,11 @@ def inputs(fit: Fit, at: pd.DataFrame | Mapping[str, Any]) -> dict[str, np.ndarr
                 f"prediction by {fit.law.name!r} needs {fit.columns[name]!r}; got {', '.join(map(str, at))}; add it"
             )
         found[name] = np.asarray(at[key], dtype=np.float64)
+        if (bad := ~(np.isfinite(found[name]) & (found[name] > 0))).any():
+            raise ValueError(
+                f"{key} = {found[name][bad].flat[0]:g}: prediction by {fit.law.name!r} needs positive finite numbers; "
+                "mend or drop it"
+            )
     return found
 
 

@@ -270,10 +270,11 @@ def _isoflop(
     )
     good = [(cut, p) for cut, p in zip(cuts, parabolas, strict=True) if not p.refused]
     if len(good) < FEWEST_BUDGETS:
+        why = "; ".join(excluded) if total else "No two runs share a budget"
         raise errors.Refused(
             f"approach 2: {len(good)} of {total} budgets have a minimum that counts; it needs "
-            f"{FEWEST_BUDGETS}. {'; '.join(excluded) if total else 'No two runs share a budget'}. Run sizes on both sides of the "
-            "best one at each budget, or label the grid by a column flops_budget"
+            f"{FEWEST_BUDGETS}. {why}. Run sizes on both sides of the best one at "
+            " each budget, or label the grid by a column flops_budget"
         )
     optima = np.stack([_minima(cut, p, resamples, seed + i) for i, (cut, p) in enumerate(good)], axis=1)
     lines = _lines(optima)

@@ -12,10 +12,13 @@ from scaling.launch import local
 from scaling.sweep import store
 
 
-def read(data: Path, sweep: str | None, required: Sequence[str] = ("params", "tokens", "loss")) -> tuple[pd.DataFrame, str]:
+def read(
+    data: Path, sweep: str | None, required: Sequence[str] = ("params", "tokens", "loss")
+) -> tuple[pd.DataFrame, str]:
     """The runs in a CSV, or of a sweep of a store, and the name they go by.
 
-    `required` are the columns that a CSV must have. Compiled fits are kept between processes. Raises ValueError where the store has several sweeps and none is named.
+    `required` are the columns that a CSV must have. Compiled fits are kept between processes.
+    Raises ValueError where the store has several sweeps and none is named.
     """
     for setting, value in local.compiled_programs().items():
         os.environ.setdefault(setting, value)
@@ -42,7 +45,9 @@ def fit(data: Path, law: str, sweep: str | None, loss: str, columns: Sequence[st
     """Fit a law, print its parameters with intervals and its checklist."""
     if save is not None and (save.is_dir() or not save.parent.is_dir()):
         wrong = f"{save} is a folder" if save.is_dir() else f"{save.parent} is no folder"
-        raise ValueError(f"{wrong}: the fit cannot be saved there; make the folder, or name a file in one that is there")
+        raise ValueError(
+            f"{wrong}: the fit cannot be saved there; make the folder, or name a file in one that is there"
+        )
     mapped = dict(_column(text) for text in columns)
     frame, name = read(data, sweep, [*(mapped.get(given, given) for given in laws.get(law).inputs), loss])
     fitted = analysis.fit(law, frame, loss=loss, **mapped)

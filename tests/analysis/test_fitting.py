@@ -183,3 +183,17 @@ def test_float64_is_used_and_the_configuration_left_alone(sweep) -> None:
     fit = analysis.fit("hoffmann", sweep)
     assert jax.config.jax_enable_x64 == before
     assert fit.predict(sweep).dtype == np.float64
+
+
+@pytest.mark.parametrize("params", [-1e6, 0.0, np.nan, np.inf, [1e6, -1e6]])
+def test_a_prediction_at_what_cannot_be_is_refused(params, sweep) -> None:
+    fit = analysis.fit("hoffmann", sweep)
+    for predict in (fit.predict, fit.bootstrap(5).predict_interval):
+        with pytest.raises(ValueError, match="params = .* needs positive finite numbers"):
+            predict({"params": params, "tokens": 1e8})
+
+
+def test_a_saved_fit_with_parts_missing_is_refused_by_their_names(tmp_path) -> None:
+    (tmp_path / "fit.json").write_text('{"format": "scaling-fit-1", "law": "hoffmann"}')
+    with pytest.raises(ValueError, match="lacks params, objective, status"):
+        analysis.load(tmp_path / "fit.json")
