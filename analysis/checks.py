@@ -15,6 +15,8 @@ from analysis import errors, laws
 
 ONE_EACH = ("tokenizer_id", "vocabulary_size", "context", "precision", "validation_id")
 EPOCHS_WARN, EPOCHS_REFUSE = 1.0, 4.0  # Muennighoff et al. 2023, arXiv 2305.16264: little lost up to about 4 epochs
+TOLD = ("family", "parametrization", "optimizer", "schedule", "batch_tokens")  # what a law may hold of only one of
+KINDS = ("family", "parametrization", "optimizer")  # mixed, these change the law itself
 NUMERIC = (
     "params", "params_non_embedding", "params_with_head", "tokens", "unique_tokens", "flops", "flops_6nd",
     "flops_budget", "loss", "epochs", "batch_tokens", "learning_rate", "seed",
@@ -113,6 +115,28 @@ def one_of_each(frame: pd.DataFrame) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def mixture(frame: pd.DataFrame) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Warnings and notes on what kinds of runs the frame holds, and how many of each."""
+    warnings, notes = [], []
+    for name in TOLD:
+        if name not in frame.columns or frame[name].isna().all():
+            notes.append(f"one {name}: not checked (no column)")
+            continue
+        counts = frame[name].astype(object).where(frame[name].notna(), "not recorded").value_counts()
+        if len(counts) == 1:
+            notes.append(f"one {name}: {counts.index[0]}")
+            continue
+        listed = ", ".join(f"{value} ({count})" for value, count in counts.iloc[:6].items())
+        listed += f", and {len(counts) - 6} more" if len(counts) > 6 else ""
+        notes.append(f"{name}: {listed}")
+        if name in KINDS:
+            warnings.append(
+                f"runs of {len(counts)} kinds of {name} in one law ({listed}): it is the law of none of them; fit each "
+                "on its own"
+            )
+    return tuple(warnings), tuple(notes)
+
+
 def epochs(frame: pd.DataFrame) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Warnings and notes on repeated data; refuses laws of fresh tokens beyond EPOCHS_REFUSE epochs."""
     if "epochs" not in frame.columns or frame["epochs"].isna().all():
@@ -189,6 +213,9 @@ def measurements(
         raise errors.Refused(f"{names[first]!r} is the same in all {got} runs: {law.name!r} needs it to vary; add runs")
     warnings, notes = list(learning_rates(chosen.frame)), list(chosen.notes)
     notes += one_of_each(chosen.frame)
+    more, told = mixture(chosen.frame)
+    warnings += more
+    notes += told
     if "tokens" in law.inputs:
         more, told = epochs(chosen.frame)
         warnings += more

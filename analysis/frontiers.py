@@ -147,6 +147,8 @@ def frontier(
     with_flops, note = budgets.costed(frame, params, tokens, flops)
     chosen = checks.runs(with_flops)
     checks.one_of_each(chosen.frame)
+    mixed, _ = checks.mixture(chosen.frame)
+    chosen = dataclasses.replace(chosen, warnings=(*chosen.warnings, *mixed))
     checks.separable(*(checks.column(chosen.frame, name, "the frontier") for name in (params, tokens)))
     made = _APPROACHES[approach](chosen, names, loss, level, resamples, seed)
     return dataclasses.replace(made, statements=(*made.statements, note)) if note else made
@@ -273,8 +275,8 @@ def _isoflop(
         why = "; ".join(excluded) if total else "No two runs share a budget"
         raise errors.Refused(
             f"approach 2: {len(good)} of {total} budgets have a minimum that counts; it needs "
-            f"{FEWEST_BUDGETS}. {why}. Run sizes on both sides of the best one at "
-            " each budget, or label the grid by a column flops_budget"
+            f"{FEWEST_BUDGETS}. {why}. Run sizes on both sides of the best one at each "
+            "budget, or label the grid by a column flops_budget"
         )
     optima = np.stack([_minima(cut, p, resamples, seed + i) for i, (cut, p) in enumerate(good)], axis=1)
     lines = _lines(optima)

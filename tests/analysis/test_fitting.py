@@ -189,7 +189,7 @@ def test_float64_is_used_and_the_configuration_left_alone(sweep) -> None:
 def test_a_prediction_at_what_cannot_be_is_refused(params, sweep) -> None:
     fit = analysis.fit("hoffmann", sweep)
     for predict in (fit.predict, fit.bootstrap(5).predict_interval):
-        with pytest.raises(ValueError, match="params = .* needs positive finite numbers"):
+        with pytest.raises(ValueError, match=r"params = .* needs positive finite numbers"):
             predict({"params": params, "tokens": 1e8})
 
 
@@ -197,3 +197,19 @@ def test_a_saved_fit_with_parts_missing_is_refused_by_their_names(tmp_path) -> N
     (tmp_path / "fit.json").write_text('{"format": "scaling-fit-1", "law": "hoffmann"}')
     with pytest.raises(ValueError, match="lacks params, objective, status"):
         analysis.load(tmp_path / "fit.json")
+
+
+def test_the_checklist_counts_what_is_mixed_and_a_mixture_of_kinds_is_warned_about(sweep) -> None:
+    told = analysis.fit("hoffmann", sweep).checklist()
+    assert "one family: transformer" in told
+    assert "one optimizer: not checked (no column)" in told
+    half = np.arange(len(sweep)) % 3 == 0
+    mixed = sweep.assign(
+        family=np.where(half, "lstm", "transformer"), optimizer="adamw", batch_tokens=np.where(half, 4096, 8192)
+    )
+    fit = analysis.fit("hoffmann", mixed)
+    assert "family: transformer (24), lstm (12)" in fit.checklist()
+    assert "batch_tokens: 8192 (24), 4096 (12)" in fit.checklist()
+    for warnings in (fit.warnings, analysis.frontier(mixed, 1, resamples=20).warnings):
+        assert sum("kinds of family in one law" in warning for warning in warnings) == 1
+        assert not any("kinds of optimizer" in warning or "batch_tokens" in warning for warning in warnings)
