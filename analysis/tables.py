@@ -22,6 +22,7 @@ def read_csv(path: str | os.PathLike[str], required: Sequence[str] = REQUIRED) -
         raise errors.Refused(f"{source} is {what}: pass a CSV file with columns {', '.join(required)}")
     try:
         frame = pd.read_csv(source, encoding="utf-8")
+        header = pd.read_csv(source, encoding="utf-8", header=None, nrows=1, dtype=str).iloc[0].dropna().str.strip()
     except pd.errors.EmptyDataError as error:
         raise errors.Refused(f"{source} is empty; it needs a header with {', '.join(required)}") from error
     except pd.errors.ParserError as error:
@@ -30,6 +31,11 @@ def read_csv(path: str | os.PathLike[str], required: Sequence[str] = REQUIRED) -
         raise errors.Refused(
             f"{source} is not UTF-8 text ({error.reason} at byte {error.start}); export it as CSV"
         ) from error
+    if header.duplicated().any():
+        raise errors.Refused(
+            f"{source} has several columns {header[header.duplicated()].iloc[0]!r}: which one counts cannot be told; "
+            "rename or drop the others"
+        )
     frame.columns = frame.columns.str.strip()
     if not len(frame):
         raise errors.Refused(f"{source} has a header and no rows; it needs a row a run")

@@ -70,6 +70,8 @@ def test_read_csv_takes_a_table(tmp_path, sweep) -> None:
         (b"params,tokens,loss\n1,2,3\n1,2,3,4,5\n", "cannot be read as CSV"),
         (b"params,tokens,loss\n1,2,abc\n", "holds 'abc'"),
         (b"params,tokens,loss\n1,2,\n", "is NaN"),
+        (b"params,tokens,loss,loss\n1,2,3,4\n", "several columns 'loss'"),
+        (b"params,tokens,loss, loss\n1,2,3,4\n", "several columns 'loss'"),
         (b"\xff\xfe\x00\x01\x89", "not UTF-8"),
     ],
 )
