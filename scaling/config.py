@@ -63,6 +63,7 @@ class Run(schema.Config):
                 f"the nearest is {near}"
             )
         optim.check_parametrization(self.optimizer, self.parametrization.kind)
+        self.schedule.warmup_steps(self.steps, self.batch_tokens)
         return self
 
     @property
@@ -137,11 +138,18 @@ class Sweep(schema.Config):
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
         self.learning_rate.check(self.base)
+        if self.name.endswith(".tune"):
+            raise ValueError(f"name {self.name!r} ends as the tune stage of a sweep does; drop the ending .tune")
         return self
 
     def points(self) -> list[grids.Point]:
         """Every run of the grid once, in the grid's order, learning rates as in the base run (see `rates`)."""
         unique: dict[Run, grids.Point] = {}
         for point in self.grid.expand(grids.Point(self.base, {"role": "single"})):
+            micro = self.execution.microbatch
+            if micro is not None and point.run.batch_size % micro:
+                raise ValueError(
+                    f"execution.microbatch {micro} does not divide batch_size {point.run.batch_size}; choose a divisor"
+                )
             unique.setdefault(point.run, grids.Point(point.run, {"family": point.run.model.kind, **point.labels}))
         return list(unique.values())

@@ -88,7 +88,8 @@ class Family(schema.Variant):
 class Transformer(Family):
     """A decoder-only transformer with pre-normalisation; `gpt2` and `modern` give the two usual forms.
 
-    `head_size` None means width / heads, `kv_heads` None means heads, `mlp_width` None means 4 width.
+    `head_size` None means width / heads, `kv_heads` None means heads, `mlp_width` None means
+    4 width, or 8/3 width rounded up to a multiple of 8 for swiglu.
     """
 
     kind: Literal["transformer"] = "transformer"
@@ -122,7 +123,7 @@ class Transformer(Family):
     def modern(cls, width: int, depth: int, heads: int, tied: bool = False) -> Self:
         """The present-day form: RMSNorm, rotary positions, SwiGLU of 8/3 width (in steps of 8), qk-norm, no biases."""
         return cls(width=width, depth=depth, heads=heads, norm="rmsnorm", position="rotary", mlp="swiglu",
-                   biases=False, qk_norm=True, tied=tied, mlp_width=_swiglu_width(width))  # fmt: skip
+                   biases=False, qk_norm=True, tied=tied)  # fmt: skip
 
     @property
     def size_of_head(self) -> int:
@@ -137,7 +138,9 @@ class Transformer(Family):
     @property
     def hidden(self) -> int:
         """Width of the MLP."""
-        return self.mlp_width or 4 * self.width
+        if self.mlp_width is not None:
+            return self.mlp_width
+        return _swiglu_width(self.width) if self.mlp == "swiglu" else 4 * self.width
 
     @property
     def attention_width(self) -> int:
@@ -204,12 +207,13 @@ class Transformer(Family):
         return 4 * self.width + attention + (projections + 1) * self.hidden
 
     def resize(self, width: int, depth: int, heads: int | None) -> Self:
-        """Another size: the MLP and the key heads keep their ratio to width and heads, head size follows heads."""
+        """Another size. Where set, `mlp_width`, `head_size` and `kv_heads` keep their ratios to width and heads."""
         heads = heads or self.heads
         changes: dict[str, object] = {"width": width, "depth": depth, "heads": heads}
         if self.mlp_width is not None:
-            same = self.mlp == "swiglu" and self.mlp_width == _swiglu_width(self.width)
-            changes["mlp_width"] = _swiglu_width(width) if same else round(self.mlp_width * width / self.width)
+            changes["mlp_width"] = round(self.mlp_width * width / self.width)
+        if self.head_size is not None:
+            changes["head_size"] = max(2, 2 * round(self.attention_width * width / self.width / heads / 2))
         if self.kv_heads is not None:
             changes["kv_heads"] = max(1, round(self.kv_heads * heads / self.heads))
         return self.edit(changes)

@@ -108,11 +108,11 @@ def train(
         result = validate(program, state.params, run, corpus)
         outcome = Outcome("finished", "", at, meter.seconds(), **dataclasses.asdict(result))
     if outcome.status != "stopped":
-        if execution.keep_last_checkpoint and outcome.status == "finished":  # of a diverged state nothing can be made
+        keep = execution.keep_last_checkpoint and outcome.status == "finished"  # a diverged state is of no use
+        if keep:
             saved.save(at, state, {"seconds": outcome.seconds})
-            saved.remove_older_attempts()
-        else:
-            saved.remove()
+        if not stop():  # else the run may be another's by now, who may be restoring from what would be removed
+            saved.remove_older_attempts() if keep else saved.remove()
     saved.close()
     return outcome
 
@@ -161,7 +161,7 @@ class Meter:
 def validate(program: step.Program, params: step.Params, run: config.Run, corpus: corpora.Corpus) -> Validation:
     """Loss on every validation token. The standard error is that of the mean over sequences: tokens in one are kin."""
     windows = batches.validation_windows(corpus, run.context)
-    size = step.validation_batch(run, program.mesh)
+    size = program.validation_batch
     share = size // jax.process_count()
     mine = slice(share * jax.process_index(), share * (jax.process_index() + 1))
     losses = []

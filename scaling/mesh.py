@@ -32,7 +32,7 @@ def make(settings: config.Mesh) -> jax.sharding.Mesh:
     if data * fixed != devices:
         raise ValueError(
             f"a mesh of data {data} × fsdp {settings.fsdp} × tensor {settings.tensor} needs {data * fixed} devices and "
-            f"there are {devices}; leave mesh.data out to use the devices that are left"
+            f"there are {devices}; make fsdp × tensor a divisor of that and leave mesh.data out to use all of them"
         )
     auto = (jax.sharding.AxisType.Auto,) * len(AXES)
     return jax.make_mesh((data, settings.fsdp, settings.tensor), AXES, axis_types=auto)

@@ -232,6 +232,16 @@ class Schedule(schema.Variant):
         """The multiplier after warm-up: a function of the step, from 0 at the peak to `steps` at the end."""
         raise NotImplementedError
 
+    def warmup_steps(self, steps: int, batch_tokens: int) -> int:
+        """Steps of warm-up. Raises ValueError where they leave no step at the peak."""
+        warmup = self.warmup.steps(steps, batch_tokens)
+        if warmup >= steps:
+            raise ValueError(
+                f"a warm-up of {warmup} steps does not end within a run of {steps} steps; shorten schedule.warmup or "
+                "train on more tokens"
+            )
+        return warmup
+
     def values(self, peak: float, steps: int, batch_tokens: int) -> "np.ndarray":
         """The learning rate of every step, shape (steps,), float32.
 
@@ -241,12 +251,7 @@ class Schedule(schema.Variant):
         import numpy as np
         import optax
 
-        warmup = self.warmup.steps(steps, batch_tokens)
-        if warmup >= steps:
-            raise ValueError(
-                f"a warm-up of {warmup} steps does not end within a run of {steps} steps; shorten schedule.warmup or "
-                "train on more tokens"
-            )
+        warmup = self.warmup_steps(steps, batch_tokens)
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             rise = optax.linear_schedule(1 / (warmup + 1), 1.0, warmup)
             joined = optax.join_schedules([rise, self.shape(steps - warmup)], [warmup])
@@ -289,7 +294,9 @@ class Linear(Schedule):
 
 
 class Wsd(Schedule):
-    """Warm-up, stable, decay: a cooldown to zero over the last share of the steps (Hägele et al. 2405.18392)."""
+    """Warm-up, stable, decay: a cooldown to zero over the last share of the steps after warm-up
+
+    (Hägele et al. 2405.18392), linear or as 1 − √t."""
 
     kind: Literal["wsd"] = "wsd"
     cooldown: Fraction = 0.2

@@ -44,6 +44,7 @@ class Program:
 
     mesh: jax.sharding.Mesh
     steps_per_dispatch: int
+    validation_batch: int
     init: Callable[[ArrayLike], State]
     train: Callable[[State, ArrayLike, ArrayLike, ArrayLike, ArrayLike], tuple[State, Metrics]]
     evaluate: Callable[[Params, ArrayLike], Array]
@@ -151,13 +152,15 @@ def _program(run: config.Run, execution: config.Execution) -> Program:
     whole = mesh.replicated(devices)
     chunk, length = execution.steps_per_dispatch, run.context + 1
     batches = mesh.shape_of(devices, (chunk, run.batch_size, length), (None, "batch", None), jnp.int32)
-    windows = mesh.shape_of(devices, (validation_batch(run, devices), length), ("batch", None), jnp.int32)
+    sequences = _validation_batch(run, execution, devices)
+    windows = mesh.shape_of(devices, (sequences, length), ("batch", None), jnp.int32)
     rates = jax.ShapeDtypeStruct((chunk,), jnp.float32)
     count, seed = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.uint32)
     trained = jax.jit(train, donate_argnums=0, out_shardings=(shards, whole))
     return Program(
         mesh=devices,
         steps_per_dispatch=chunk,
+        validation_batch=sequences,
         init=jax.jit(init, out_shardings=shards).lower(seed).compile(),
         train=trained.lower(shapes, batches, rates, rates, count).compile(),
         evaluate=jax.jit(evaluate, out_shardings=whole).lower(shapes.params, windows).compile(),
@@ -165,10 +168,10 @@ def _program(run: config.Run, execution: config.Execution) -> Program:
     )
 
 
-def validation_batch(run: config.Run, devices: jax.sharding.Mesh) -> int:
-    """Sequences in one batch of validation: as many as in training, or more where those would not split evenly."""
+def _validation_batch(run: config.Run, execution: config.Execution, devices: jax.sharding.Mesh) -> int:
+    """Sequences of one forward pass of validation: as in training, or more where those would not split evenly."""
     shards = mesh.batch_shards(devices)
-    return math.ceil(run.batch_size / shards) * shards
+    return math.ceil((execution.microbatch or run.batch_size) / shards) * shards
 
 
 def flat(state: nnx.State) -> Params:

@@ -70,3 +70,10 @@ def test_swiglu_matrices_hold_what_two_of_four_widths_do() -> None:
     model = families.Transformer.modern(768, 12, 12)
     assert model.hidden == 2048
     assert 3 * 768 * model.hidden == 2 * 768 * 4 * 768
+
+
+def test_a_size_set_by_hand_keeps_its_ratios_and_one_that_is_not_follows_the_rule() -> None:
+    modern = families.Transformer.modern(width=16, depth=1, heads=2)
+    assert modern.edit({"width": 64}).hidden == families.Transformer.modern(width=64, depth=1, heads=2).hidden == 176
+    wide = modern.edit({"head_size": 16, "mlp_width": 24}).resize(width=32, depth=1, heads=4)
+    assert (wide.attention_width, wide.hidden) == (64, 48)

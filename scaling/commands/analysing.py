@@ -9,7 +9,7 @@ import pandas as pd
 import analysis
 from analysis import laws
 from scaling.launch import local
-from scaling.sweep import store
+from scaling.sweep import rates, store
 
 
 def read(
@@ -115,9 +115,7 @@ def report(data: Path, sweep: str | None, out: Path | None, title: str | None, n
 
 def learning_rate_notes(results: store.Store, name: str) -> tuple[str, ...]:
     """How the learning rates of a sweep were chosen, in sentences for its report."""
-    from scaling import config
-
-    rule = config.Sweep.model_validate(results.sweep(name)["config"]).learning_rate
+    rule = rates.Rule.model_validate(results.sweep(name)["config"]["learning_rate"])
     used = sorted(set(results.runs(name)["learning_rate"]))
     span = f"{used[0]:.3g}" if len(used) == 1 else f"{used[0]:.3g} to {used[-1]:.3g}"
     return (f"Learning rates: {rule.describe()} In this sweep: {span}.",)

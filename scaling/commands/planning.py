@@ -20,8 +20,7 @@ def show(config: Path, overrides: Sequence[str], store_path: Path, device: str) 
     """Print the plan of a sweep. Writes nothing and starts no backend."""
     sweep = files.load(config, overrides)
     results = store.Store(store_path)
-    corpus = corpora.find(sweep.base.data)
-    resolved = plan.resolve(sweep, corpus, results)
+    resolved = plan.resolve(sweep, corpora.find, results)
     rate, source = plan.rate(device, results.training_rate(device))
     console = rich.console.Console(width=None if rich.get_console().is_terminal else 200)
 
@@ -30,7 +29,7 @@ def show(config: Path, overrides: Sequence[str], store_path: Path, device: str) 
     for stage, runs in (("tune stage", resolved.tune), ("sweep", resolved.runs)):
         if not runs:
             continue
-        rows = [plan.row(p, rate, corpus) for p in runs]
+        rows = [plan.row(p, rate, sweep.execution) for p in runs]
         states = [_state(row["run_id"], results) for row in rows]
         console.print(_table(f"{sweep.name}: {stage}, {len(rows)} runs", rows, states, bool(resolved.pending)))
         for row, state in zip(rows, states, strict=True):
@@ -43,7 +42,7 @@ def show(config: Path, overrides: Sequence[str], store_path: Path, device: str) 
         f"total {total['flops']:.3g} FLOPs, {total['tokens']:,} tokens, {duration(total['seconds'])} on {device} "
         f"({duration(total['todo'])} to do), at {rate / 1e9:,.0f} GFLOP/s: {source}"
     )
-    if corpus is None:
+    if any(p.corpus is None for p in resolved.all):
         console.print(f"the text is not prepared: run names and epochs are known after `scaling prepare {config}`")
     if resolved.pending:
         console.print(f"learning rates of the sweep are those of the base run until it is tuned: {resolved.pending}")

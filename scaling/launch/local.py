@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from scaling import config
 from scaling.data import cache
 from scaling.sweep import store, worker
 
@@ -62,7 +63,8 @@ def launch(
     if retry_failed:
         for member in results.sweep(sweep_name)["members"]:
             results.retry(member["run_id"])
-    accelerators = find_accelerators()
+    mesh = config.Mesh.model_validate(results.sweep(sweep_name)["config"]["execution"]["mesh"])
+    accelerators = grouped(find_accelerators(), mesh.fsdp * mesh.tensor * (mesh.data or 1))
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     wanted = workers or len(accelerators) or len(cores)
     count = min(wanted, sum(status in store.OPEN for status in results.statuses(sweep_name).values()))
@@ -248,6 +250,22 @@ def find_accelerators() -> list[dict[str, str]]:
     if importlib.util.find_spec("libtpu") and glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*"):
         return [{}]
     return []
+
+
+def grouped(accelerators: Sequence[dict[str, str]], size: int) -> list[dict[str, str]]:
+    """Environments that give a process `size` accelerators each; those that are left over stay idle.
+
+    Raises ValueError where there are fewer than `size`. A TPU host's chips are one group as they are.
+    """
+    if not any(accelerators):
+        return list(accelerators)
+    if size > len(accelerators):
+        raise ValueError(
+            f"a run on execution.mesh needs {size} accelerators and this machine has {len(accelerators)}; make "
+            "data × fsdp × tensor smaller"
+        )
+    groups = [accelerators[first : first + size] for first in range(0, len(accelerators) - size + 1, size)]
+    return [{name: ",".join(one[name] for one in group) for name in group[0]} for group in groups]
 
 
 def split(cores: Sequence[int], workers: int) -> list[list[int]]:

@@ -33,11 +33,12 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> config.Sweep:
 
 
 def _from_python(path: Path) -> config.Sweep:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"scaling_sweep_{path.stem}"  # a name of its own, which shadows no library
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)  # so that new families defined in it can be found by name
+    sys.modules[name] = module  # so that new families defined in it can be found by name
     spec.loader.exec_module(module)
     if not callable(getattr(module, "sweep", None)):
         raise ValueError(

@@ -6,8 +6,9 @@ says what a careful reader would object to.
 
 import collections
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from scaling import config, counting, devices
@@ -26,10 +27,11 @@ WIDEST_GRID = 30.0
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """A run of a sweep; `run_id` is None while the corpus is not prepared or the learning rate is not tuned."""
+    """A run of a sweep; `corpus` is None while the text is not prepared, `run_id` also while it is not tuned."""
 
     run: config.Run
     labels: Mapping[str, grid.Label]
+    corpus: corpora.Corpus | None
     run_id: str | None
 
     @property
@@ -53,25 +55,36 @@ class Plan:
         return self.tune + self.runs
 
 
-def resolve(sweep: config.Sweep, corpus: corpora.Corpus | None, results: store.Store | None) -> Plan:
+def resolve(
+    sweep: config.Sweep,
+    corpus_of: Callable[[corpora.Data], corpora.Corpus | None],
+    results: store.Store | None,
+) -> Plan:
     """The runs of a sweep with their learning rates, as far as the store's results allow.
 
-    Raises ValueError where tuning ended at an edge of its grid (see `rates.optimum`).
+    `corpus_of` is `corpus.find` or `corpus.prepare`; it is called once for each text of the sweep. Raises ValueError
+    where tuning ended at an edge of its grid (see `rates.optimum`), or a rule makes one run of several.
     """
     points = sweep.points()
-    tune = tuple(_planned(point, corpus) for point in sweep.learning_rate.tuning_points(points))
+    found = functools.cache(corpus_of)
+    tune = tuple(_planned(point, found(point.run.data)) for point in sweep.learning_rate.tuning_points(points))
     optima, pending = _optima(tune, results)
     if pending:
-        return Plan(tune, tuple(Planned(p.run, p.labels, None) for p in points), pending, {})
+        return Plan(tune, tuple(Planned(p.run, p.labels, found(p.run.data), None) for p in points), pending, {})
     chosen = [
         point.edit({"optimizer.learning_rate": sweep.learning_rate.learning_rate(point.run, optima)})
         for point in points
     ]
-    return Plan(tune, tuple(_planned(point, corpus) for point in chosen), "", optima)
+    if len({point.run for point in chosen}) < len(chosen):
+        raise ValueError(
+            f"the learning-rate rule {sweep.learning_rate.kind!r} gives runs that differ in nothing else one learning "
+            "rate; an axis over optimizer.learning_rate goes with the rule 'as_given'"
+        )
+    return Plan(tune, tuple(_planned(point, found(point.run.data)) for point in chosen), "", optima)
 
 
 def _planned(point: grid.Point, corpus: corpora.Corpus | None) -> Planned:
-    return Planned(point.run, point.labels, point.run.run_id(corpus.data_sha256) if corpus else None)
+    return Planned(point.run, point.labels, corpus, point.run.run_id(corpus.data_sha256) if corpus else None)
 
 
 def _optima(tune: Sequence[Planned], results: store.Store | None) -> tuple[dict[str, float], str]:
@@ -87,16 +100,25 @@ def _optima(tune: Sequence[Planned], results: store.Store | None) -> tuple[dict[
         assert row is not None
         loss = math.inf if row["loss"] is None else row["loss"]
         trials[rates.model_key(planned.run.model)].append((planned.run.optimizer.learning_rate, loss))
-    return {key: rates.optimum(*zip(*pairs, strict=True)) for key, pairs in trials.items()}, ""
+    models = {rates.model_key(planned.run.model): planned.run.model for planned in tune}
+    optima = {}
+    for key, pairs in trials.items():
+        try:
+            optima[key] = rates.optimum(*zip(*pairs, strict=True))
+        except ValueError as error:
+            model = models[key]
+            raise ValueError(f"{model.kind} of width {model.width}, depth {model.depth}: {error}") from error
+    return optima, ""
 
 
-def row(planned: Planned, rate: float, corpus: corpora.Corpus | None) -> dict[str, Any]:
+def row(planned: Planned, rate: float, execution: config.Execution) -> dict[str, Any]:
     """What a run is and costs: the columns of the plan, in SI units; `rate` is the device's FLOP/s in training."""
-    run = planned.run
+    run, corpus = planned.run, planned.corpus
     shape = (run.model, run.vocabulary_size, run.context)
     flops = counting.flops(*shape, run.tokens)
     memory = counting.memory_bytes(
-        *shape, microbatch=run.batch_size, state_floats_per_param=run.optimizer.state_floats_per_param,
+        *shape, microbatch=execution.microbatch or run.batch_size, remat=execution.remat,
+        state_floats_per_param=run.optimizer.state_floats_per_param,
         parameter_bytes=2 if run.precision.parameters == "bfloat16" else 4,
         compute_bytes=2 if run.precision.compute == "bfloat16" else 4,
     )  # fmt: skip
@@ -209,13 +231,23 @@ def _warn_rates(plan: Plan) -> list[str]:
     return found
 
 
-def register(
-    name: str, sweep: config.Sweep, planned: Sequence[Planned], corpus: corpora.Corpus, results: store.Store
-) -> None:
-    """Write a sweep and its runs to the store; what is there already stays as it is."""
+def register(name: str, sweep: config.Sweep, planned: Sequence[Planned], results: store.Store) -> None:
+    """Write a sweep and its runs to the store; what is there already stays as it is.
+
+    Raises ValueError, before anything is written, where the store has a sweep of this name with runs that this lacks.
+    """
+    if name in results.sweeps():
+        before = {member["run_id"] for member in results.sweep(name)["members"]}
+        lost = before - {p.run_id for p in planned}
+        if lost:
+            raise ValueError(
+                f"{results.path} has a sweep {name!r} of {len(before)} runs, {len(lost)} of which are not in this one; "
+                "give this sweep another name (--set name=…) or another store"
+            )
     members = []
     for p in planned:
         assert p.run_id is not None
-        results.add_run(p.run_id, record.config_record(p.run, corpus))
+        assert p.corpus is not None
+        results.add_run(p.run_id, record.config_record(p.run, p.corpus))
         members.append({"run_id": p.run_id, "labels": dict(p.labels)})
     results.add_sweep(name, sweep.model_dump(mode="json"), members)

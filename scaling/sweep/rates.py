@@ -52,6 +52,13 @@ class StepLaw(Rule):
 
     kind: Literal["step_law"] = "step_law"
 
+    def check(self, base: "config.Run") -> None:
+        if base.parametrization.kind != "standard":
+            raise ValueError(
+                f"the step law was fitted under the standard parametrization and would follow size twice under "
+                f"{base.parametrization.kind!r}; use 'standard', or another learning_rate rule"
+            )
+
     def learning_rate(self, run: "config.Run", optima: Mapping[str, float]) -> float:
         params = counting.params_non_embedding(run.model, run.vocabulary_size, run.context)
         return 1.79 * params**-0.713 * run.tokens**0.307
@@ -74,6 +81,8 @@ class Tuned(Rule):
     at: grid.Ladder | None = None
 
     def check(self, base: "config.Run") -> None:
+        if len(set(self.learning_rates)) < len(self.learning_rates):
+            raise ValueError(f"learning_rates {list(self.learning_rates)} repeat a value; give at least 3, each once")
         if self.at is not None and base.parametrization.kind != "mup":
             raise ValueError(
                 f"learning_rate.at transfers one optimum to all sizes, which parametrization "

@@ -1,5 +1,6 @@
 """A whole sweep from its config to its results: prepare the text, tune learning rates where the sweep asks, train."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,19 +25,23 @@ def run(
     its runs never enter the law. Raises ValueError where tuning failed, before the ladder is started.
     """
     results = store.Store(store_path)
-    sweep.points()  # a grid that cannot be expanded is refused before any text is prepared
-    corpus = corpora.prepare(sweep.base.data, log)
-    resolved = plan.resolve(sweep, corpus, results)
+    if workers is not None and workers < 1:
+        raise ValueError(f"{workers} workers train nothing; start at least 1")
+    sweep.learning_rate.tuning_points(sweep.points())  # what cannot be planned is refused before text is prepared
+    prepare = functools.partial(corpora.prepare, log=log)
+    resolved = plan.resolve(sweep, prepare, results)
     stages = [(f"{sweep.name}.tune", resolved.tune)] if resolved.tune else []
     for name, planned in stages:
-        plan.register(name, sweep, planned, corpus, results)
+        plan.register(name, sweep, planned, results)
         if not _train(results, name, workers, retry_failed, config_path, log):
             return False
-        resolved = plan.resolve(sweep, corpus, results)
+        resolved = plan.resolve(sweep, prepare, results)
         if resolved.pending:
-            raise ValueError(f"{resolved.pending}; see `scaling status {store_path} {name}` and mend what failed")
+            raise ValueError(
+                f"{resolved.pending}; see `scaling status {name} --store {store_path}` and mend what failed"
+            )
         log(tuned(resolved))
-    plan.register(sweep.name, sweep, resolved.runs, corpus, results)
+    plan.register(sweep.name, sweep, resolved.runs, results)
     return _train(results, sweep.name, workers, retry_failed, config_path, log)
 
 
@@ -54,6 +59,9 @@ def _train(
     left = frame[~frame["status"].isin(["finished", "diverged"])]
     for row in left[left["status"] == "failed"].itertuples():
         log(f"run {row.run_id} failed: {row.reason} (traceback in {results.path}/runs/{row.run_id}/status.json)")
+    if (left["status"] == "failed").any():
+        stored = results.sweep_folder(name) / "sweep.json"
+        log(f"failed runs are left alone until `scaling sweep {stored} --store {results.path} --retry-failed`")
     return len(left) == 0
 
 

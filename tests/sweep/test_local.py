@@ -295,3 +295,13 @@ def test_two_launchers_at_once_train_each_run_once(
     for member in members:
         assert logs.count(f"{member['run_id']} attempt") == 1
     assert len(results.curves("small")) == 4
+
+
+def test_a_run_on_a_mesh_gets_as_many_accelerators_as_it_names() -> None:
+    four = [{"CUDA_VISIBLE_DEVICES": str(number)} for number in range(4)]
+    assert local.grouped(four, 1) == four
+    assert local.grouped(four, 2) == [{"CUDA_VISIBLE_DEVICES": "0,1"}, {"CUDA_VISIBLE_DEVICES": "2,3"}]
+    assert local.grouped(four, 3) == [{"CUDA_VISIBLE_DEVICES": "0,1,2"}]
+    assert local.grouped([], 4) == []
+    with pytest.raises(ValueError, match="needs 8 accelerators and this machine has 4"):
+        local.grouped(four, 8)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ def ladder(*widths: int) -> grid.Ladder:
 
 
 def planned(run: config.Run, of: grid.Grid, corpus: Any = None, **rule: Any) -> tuple[plan.Plan, list[dict[str, Any]]]:
-    made = plan.resolve(config.Sweep(name="s", base=run, grid=of, **rule), corpus, None)
-    return made, [plan.row(p, 1e9, corpus) for p in made.runs]
+    made = plan.resolve(config.Sweep(name="s", base=run, grid=of, **rule), lambda data: corpus, None)
+    return made, [plan.row(p, 1e9, config.Execution()) for p in made.runs]
 
 
 def warned(run: config.Run, of: grid.Grid, corpus: Any = None, **rule: Any) -> list[str]:
@@ -164,7 +165,7 @@ def test_a_tuned_ladder_waits_for_its_tune_stage_and_then_takes_the_optima(make_
     import math
 
     sweep = tuned_sweep(make_run())
-    waiting = plan.resolve(sweep, identity, None)
+    waiting = plan.resolve(sweep, lambda data: identity, None)
     assert waiting.pending == "8 of 8 runs of the tune stage are not trained yet"
     assert [p.run_id for p in waiting.runs] == [None, None]
     assert all(p.tuning for p in waiting.tune)
@@ -173,10 +174,12 @@ def test_a_tuned_ladder_waits_for_its_tune_stage_and_then_takes_the_optima(make_
         str(p.run_id): 2 + math.log(p.run.optimizer.learning_rate / best[p.run.model.width]) ** 2 for p in waiting.tune
     }
     some: Any = Trained(dict(list(losses.items())[:5]))
-    assert plan.resolve(sweep, identity, some).pending == "3 of 8 runs of the tune stage are not trained yet"
+    assert (
+        plan.resolve(sweep, lambda data: identity, some).pending == "3 of 8 runs of the tune stage are not trained yet"
+    )
     losses[str(waiting.tune[7].run_id)] = None  # width 16 at 0.08 diverged
     every: Any = Trained(losses)
-    done = plan.resolve(sweep, identity, every)
+    done = plan.resolve(sweep, lambda data: identity, every)
     assert done.pending == ""
     assert [p.run.optimizer.learning_rate for p in done.runs] == pytest.approx([0.03, 0.018])
     assert not any(p.tuning for p in done.runs)
@@ -185,10 +188,10 @@ def test_a_tuned_ladder_waits_for_its_tune_stage_and_then_takes_the_optima(make_
 
 def test_a_tune_stage_that_ends_at_its_edge_is_refused(make_run: Make, identity: Any) -> None:
     sweep = tuned_sweep(make_run())
-    waiting = plan.resolve(sweep, identity, None)
+    waiting = plan.resolve(sweep, lambda data: identity, None)
     edge: Any = Trained({str(p.run_id): 1 / p.run.optimizer.learning_rate for p in waiting.tune})
     with pytest.raises(ValueError, match="is the edge of the grid"):
-        plan.resolve(sweep, identity, edge)
+        plan.resolve(sweep, lambda data: identity, edge)
 
 
 # Costs
@@ -229,12 +232,54 @@ def test_the_peak_of_a_device_is_found_by_its_name(kind: str, peak: float | None
 def test_registering_a_plan_twice_keeps_the_runs_it_has(make_run: Make, identity: Any, tmp_path: Path) -> None:
     results = store.Store(tmp_path / "store")
     sweep = config.Sweep(name="s", base=make_run(), grid=ladder(8, 16))
-    made = plan.resolve(sweep, identity, results)
+    made = plan.resolve(sweep, lambda data: identity, results)
     assert not (tmp_path / "store").exists()
     for _ in range(2):
-        plan.register("s", sweep, made.runs, identity, results)
+        plan.register("s", sweep, made.runs, results)
     assert [m["run_id"] for m in results.sweep("s")["members"]] == [p.run_id for p in made.runs]
     assert len(results.run_ids()) == 2
+    wider = plan.resolve(sweep.edit({"grid": ladder(8, 16, 24)}), lambda data: identity, results)
+    plan.register("s", sweep, wider.runs, results)
+    with pytest.raises(
+        ValueError, match="a sweep 's' of 3 runs, 1 of which are not in this one; give this sweep another"
+    ):
+        plan.register("s", sweep, made.runs, results)
+    assert len(results.sweep("s")["members"]) == 3
+
+
+def test_each_text_of_a_sweep_gives_its_own_runs(make_run: Make) -> None:
+    """An axis over data: run ids follow the text of each run, and not that of the base run."""
+    texts = {1024: types.SimpleNamespace(data_sha256="a" * 64, unique_tokens=1024)}
+    texts[2048] = types.SimpleNamespace(data_sha256="a" * 64, unique_tokens=2048)
+    over = grid.Axis(field="data.train_tokens", values=tuple(texts))
+    sweep = config.Sweep(name="s", base=make_run(), grid=over)
+    made = plan.resolve(sweep, lambda data: texts[data.train_tokens], None)
+    assert [p.corpus.unique_tokens for p in made.runs] == [1024, 2048]
+    assert len({p.run_id for p in made.runs}) == 2
+    rows = [plan.row(p, 1e9, sweep.execution) for p in made.runs]
+    assert rows[0]["epochs"] == pytest.approx(2 * rows[1]["epochs"])
+
+
+def test_runs_that_a_rule_would_make_one_are_refused(make_run: Make) -> None:
+    over = grid.Axis(field="optimizer.learning_rate", values=(0.1, 0.2))
+    with pytest.raises(ValueError, match="'step_law' gives runs that differ in nothing else one learning rate"):
+        planned(make_run(), over, learning_rate=rates.StepLaw())
+
+
+def test_what_no_run_could_train_is_refused_before_it_is_planned(make_run: Make) -> None:
+    with pytest.raises(ValueError, match="does not end within a run of"):
+        make_run(schedule={"kind": "constant", "warmup": {"kind": "fraction", "fraction": 1.0}})
+    micro = config.Sweep(name="s", base=make_run(), execution={"microbatch": make_run().batch_size + 1})
+    with pytest.raises(ValueError, match="does not divide batch_size"):
+        micro.points()
+    with pytest.raises(ValueError, match="drop the ending"):
+        config.Sweep(name="s.tune", base=make_run())
+    repeated = rates.Tuned(learning_rates=(0.1, 0.1, 0.2), tokens=320)
+    with pytest.raises(ValueError, match="repeat a value"):
+        config.Sweep(name="s", base=make_run(), learning_rate=repeated)
+    mup = make_run(parametrization={"kind": "mup", "base_width": 8, "base_depth": 1, "base_head_size": 4})
+    with pytest.raises(ValueError, match="step law was fitted under the standard parametrization"):
+        config.Sweep(name="s", base=mup, learning_rate=rates.StepLaw())
 
 
 THOUSAND = """
@@ -250,8 +295,9 @@ whole = grid.Product(parts=(
 class Identity: data_sha256, unique_tokens = "a" * 64, 10_000
 results = store.Store({store!r})
 begun = time.process_time()
-made = plan.resolve(config.Sweep(name="s", base=run, grid=whole), Identity, results)
-rows = [plan.row(p, 1e9, Identity) for p in made.runs]
+sweep = config.Sweep(name="s", base=run, grid=whole)
+made = plan.resolve(sweep, lambda data: Identity, results)
+rows = [plan.row(p, 1e9, sweep.execution) for p in made.runs]
 plan.warnings(made, rows)
 [results.status(row["run_id"]) for row in rows]
 spent = time.process_time() - begun
