@@ -34,13 +34,11 @@ def test_a_saved_fit_spends_flops_by_the_rule_of_its_table(tmp_path: Path, capsy
     assert "6 · params · tokens (Kaplan" in capsys.readouterr().out
 
 
-def test_a_table_needs_the_columns_of_its_law_and_no_others(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_table_needs_the_columns_of_its_law_and_no_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     frame = table()
     frame.rename(columns={"loss": "loss_c4"}).to_csv(tmp_path / "named.csv", index=False)
     analysing.fit(tmp_path / "named.csv", "hoffmann", None, "loss_c4", (), None)
-    flops = 6 * frame["params"] * frame["tokens"]
+    flops = np.geomspace(1e12, 1e14, 30)
     pd.DataFrame({"flops": flops, "loss": 30 / flops**0.07}).to_csv(tmp_path / "flops.csv", index=False)
     analysing.fit(tmp_path / "flops.csv", "kaplan_c", None, "loss", (), None)
     saved = tmp_path / "fit.json"
@@ -55,3 +53,11 @@ def test_a_table_needs_the_columns_of_its_law_and_no_others(
 def test_a_folder_that_is_not_there_is_refused_before_fitting(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere is no folder"):
         analysing.fit(tmp_path / "unread.csv", "hoffmann", None, "loss", (), tmp_path / "nowhere" / "fit.json")
+
+
+def test_a_failed_row_that_fit_accepts_is_reported_too(tmp_path: Path) -> None:
+    frame = table(status="finished").astype(object)
+    frame.loc[len(frame)] = ["-", "-", "-", "failed"]
+    frame.to_csv(tmp_path / "runs.csv", index=False)
+    analysing.report(tmp_path / "runs.csv", None, tmp_path / "out", None)
+    assert "30 finished of 31" in (tmp_path / "out" / "report.md").read_text()
