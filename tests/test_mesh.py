@@ -114,7 +114,7 @@ def test_every_axis_of_every_weight_is_in_the_table_or_meant_to_be_whole(tiny: M
 
 @pytest.mark.parametrize("settings", [{"data": 3}, {"fsdp": 3}, {"tensor": 2, "fsdp": 2}])
 def test_a_mesh_of_more_devices_than_there_are_is_refused(settings: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=r"needs \d devices and there are 1; leave mesh.data out"):
+    with pytest.raises(ValueError, match=r"needs \d devices and there are 1; make fsdp × tensor a divisor of that"):
         mesh.make(config.Mesh(**settings))
 
 
