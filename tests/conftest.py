@@ -16,7 +16,7 @@ os.environ.setdefault("XLA_FLAGS", FAST_COMPILE)
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Corpora and compiled programs go to a folder of this session."""
+    """Corpora and compiled programs go to a folder of this test run."""
     before = os.environ.get("SCALING_CACHE")
     folder = str(tmp_path_factory.mktemp("cache"))
     os.environ["SCALING_CACHE"] = folder
