@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from analysis.fitting import Fit as Fit
     from analysis.fitting import fit as fit
     from analysis.fitting import load as load
+    from analysis.forms import Law as Law
+    from analysis.forms import Parameter as Parameter
+    from analysis.forms import law as law
     from analysis.frontiers import frontier as frontier
     from analysis.laws import LAWS as LAWS
-    from analysis.laws import Law as Law
-    from analysis.laws import Parameter as Parameter
-    from analysis.laws import law as law
     from analysis.noise import seed_noise as seed_noise
     from analysis.tables import read_csv as read_csv
 
@@ -34,9 +34,9 @@ _HOMES = {
     "load": "fitting",
     "frontier": "frontiers",
     "LAWS": "laws",
-    "Law": "laws",
-    "Parameter": "laws",
-    "law": "laws",
+    "Law": "forms",
+    "Parameter": "forms",
+    "law": "forms",
     "seed_noise": "noise",
     "read_csv": "tables",
 }

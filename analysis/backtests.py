@@ -1,9 +1,11 @@
 """Back-tests: fit below, predict above, and compare with what was measured there."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
-from analysis import budgets, checks, errors, fitting, laws, noise, uncertainty
+from analysis import budgets, checks, errors, fitting, laws, noise
 
 
 def backtest(
@@ -15,7 +17,7 @@ def backtest(
     level: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
-    **columns: str,
+    **columns: Any,
 ) -> pd.DataFrame:
     """The runs of the largest budget, predicted by the law fitted to all the others.
 
@@ -42,10 +44,7 @@ def backtest(
     measured = checks.column(held, loss, "the held-out loss")
     at = {name: checks.column(held, fit.columns[name], "the held-out runs") for name in form.inputs}
     predicted = fit.predict(at)
-    spread = boot.predictions(at)
-    freedom = np.sqrt(len(fit.runs) / (len(fit.runs) - len(form.names)))
-    drawn = np.random.default_rng(seed).choice(fit.residuals, size=spread.shape) * freedom
-    low, high = uncertainty.percentiles(spread * np.exp(drawn), level)
+    low, high = boot.predict_interval(at, level)
     others = [name for name in ("flops", "flops_budget", "seed") if name in held.columns and name not in at]
     return pd.DataFrame(
         {

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from analysis import errors, laws
+from analysis import errors, forms
 
 ONE_EACH = ("tokenizer_id", "vocabulary_size", "context", "precision", "validation_id")
 EPOCHS_WARN, EPOCHS_REFUSE = 1.0, 4.0  # Muennighoff et al. 2023, arXiv 2305.16264: little lost up to about 4 epochs
@@ -35,9 +35,10 @@ class Selection:
     notes: tuple[str, ...]
 
 
-def runs(frame: pd.DataFrame) -> Selection:
+def runs(frame: pd.DataFrame, cluster: str | None = None) -> Selection:
     """Finished runs that are not trunks: status "finished" where there is a status, role other than "trunk".
 
+    A run_id may repeat only where the rows of a run are a `cluster` of its checkpoints.
     A column of numbers that is text for the sake of other rows ("-" in a failed one) is numbers again in the selection.
     """
     if not isinstance(frame, pd.DataFrame):
@@ -57,9 +58,12 @@ def runs(frame: pd.DataFrame) -> Selection:
             dropped["role is trunk"] = int(trunks.sum())
         keep &= frame["role"] != "trunk"
     chosen = frame[keep]
-    if "run_id" in chosen and chosen["run_id"].duplicated().any():
+    if cluster is None and "run_id" in chosen and chosen["run_id"].duplicated().any():
         repeated = chosen.loc[chosen["run_id"].duplicated(), "run_id"].iloc[0]
-        raise errors.Refused(f"run_id {repeated!r} is in two rows: a run counts once; drop the repeats")
+        raise errors.Refused(
+            f"run_id {repeated!r} is in two rows: a run counts once; drop the repeats, or pass cluster='run_id' where "
+            "they are checkpoints"
+        )
     for name in NUMERIC:
         if name in chosen.columns and not pd.api.types.is_numeric_dtype(chosen[name]):
             values = pd.to_numeric(chosen[name], errors="coerce")
@@ -68,8 +72,8 @@ def runs(frame: pd.DataFrame) -> Selection:
     return Selection(chosen, len(frame), tuple(dropped.items()), (), tuple(notes))
 
 
-def column(frame: pd.DataFrame, name: str, purpose: str) -> np.ndarray:
-    """One column as positive finite float64, or `Refused` that names the first bad value."""
+def column(frame: pd.DataFrame, name: str, purpose: str, positive: bool = True) -> np.ndarray:
+    """One column as finite float64, positive unless it need not be, or `Refused` that names the first bad value."""
     if name not in frame.columns:
         near = difflib.get_close_matches(name, [str(c) for c in frame.columns], n=3, cutoff=0.5)
         hint = f"; nearest are {', '.join(near)}" if near else ""
@@ -79,11 +83,12 @@ def column(frame: pd.DataFrame, name: str, purpose: str) -> np.ndarray:
         )
     raw, array = frame[name], numbers(frame, name)
     for bad, what in ((np.isnan(array), "NaN"), (np.isinf(array), "infinite"), (array <= 0, "zero or negative")):
-        if bad.any():
+        if bad.any() and (positive or what != "zero or negative"):
             row = frame.index[bad][0]
+            needs = "a law in logarithms needs positive finite numbers" if positive else "a law needs finite numbers"
             raise errors.Refused(
-                f"column {name!r} is {what} in {int(bad.sum())} rows (first at index {row!r}, value {raw.loc[row]!r}): "
-                "a law in logarithms needs positive finite numbers; drop these rows and say why"
+                f"column {name!r} is {what} in {int(bad.sum())} rows (first at index {row!r}, value "
+                f"{raw[bad].iloc[0]!r}): {needs}; drop these rows and say why"
             )
     return array
 
@@ -97,10 +102,13 @@ def numbers(frame: pd.DataFrame, name: str) -> np.ndarray:
     return values.to_numpy(dtype=np.float64)
 
 
-def one_of_each(frame: pd.DataFrame) -> tuple[str, ...]:
-    """One fit, one tokenizer, vocabulary, context, precision and validation set; a note for what is not recorded."""
+def one_of_each(frame: pd.DataFrame, varies: Sequence[str] = ()) -> tuple[str, ...]:
+    """One fit, one tokenizer, vocabulary, context, precision and validation set, but for what `varies` in the law.
+
+    Returns a note for what is not recorded.
+    """
     notes = []
-    for name in ONE_EACH:
+    for name in (name for name in ONE_EACH if name not in varies):
         if name not in frame.columns or frame[name].isna().all():
             notes.append(f"one {name}: not checked (no column)")
             continue
@@ -188,40 +196,80 @@ def learning_rates(frame: pd.DataFrame) -> tuple[str, ...]:
     return (f"{several} (N, D) pairs were trained at several learning rates; keep the best of each before fitting",)
 
 
+def independent(inputs: Mapping[str, np.ndarray], law: str) -> None:
+    """Refuse runs in which one input is constant or follows from the others: their effects cannot be told apart."""
+    logs = {name: np.log(values) for name, values in inputs.items() if (values > 0).all()}
+    for name, values in logs.items():
+        others = [np.ones_like(values), *(other for key, other in logs.items() if key != name)]
+        design = np.stack(others, axis=1)
+        rest = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
+        if np.std(rest) < RATIO_SPREAD:
+            same = np.ptp(values) < RATIO_SPREAD
+            raise errors.Refused(
+                f"{name} is {'the same in all' if same else 'a function of the other inputs in all'} {len(values)} "
+                f"runs: {law!r} cannot tell its effect from theirs; add runs that vary it on its own, or use a law "
+                "without it"
+            )
+
+
 def measurements(
-    law: laws.Law, frame: pd.DataFrame, loss: str, columns: Mapping[str, str]
+    law: forms.Law,
+    frame: pd.DataFrame,
+    loss: str,
+    columns: Mapping[str, str],
+    scale: str,
+    fixed: Mapping[str, float],
+    cluster: str | None,
 ) -> tuple[Selection, dict[str, np.ndarray], np.ndarray]:
-    """What a fit of `law` may use: the selection, its inputs by name, and the losses."""
+    """What a fit of `law` may use: the selection, its inputs by name, and the losses.
+
+    A fit with fixed parameters is not refused for inputs that do not vary on their own.
+    """
     if unknown := set(columns) - set(law.inputs):
         raise errors.Refused(f"{sorted(unknown)} are no inputs of {law.name!r}; it takes {', '.join(law.inputs)}")
-    chosen = runs(frame)
+    chosen = runs(frame, cluster)
+    if cluster is not None and (cluster not in frame.columns or chosen.frame[cluster].isna().any()):
+        raise errors.Refused(f"cluster {cluster!r} is no column with a value in every row; name one that says the run")
     names = {name: columns.get(name, name) for name in law.inputs}
     if not len(chosen.frame):
         raise errors.Refused(f"0 of {chosen.total} rows are finished runs; there is nothing to fit: {chosen.dropped}")
-    inputs = {name: column(chosen.frame, names[name], f"input {name!r} of {law.name}") for name in law.inputs}
-    measured = column(chosen.frame, loss, "the loss")
+    inputs = {
+        name: column(chosen.frame, names[name], f"input {name!r} of {law.name}", name not in law.real)
+        for name in law.inputs
+    }
+    measured = column(chosen.frame, loss, "the loss", scale != "linear")
     if chosen.frame.duplicated().any():
         row = chosen.frame.index[chosen.frame.duplicated()][0]
         raise errors.Refused(
             f"{int(chosen.frame.duplicated().sum())} rows repeat another in every column (first at index {row!r}): a "
             "run counts once; use frame.drop_duplicates(), or add a seed column if they are runs of their own"
         )
-    needed, got = len(law.names), len(measured)
+    needed, got = len(law.names) - len(fixed), len(measured)
     if got <= needed:
         raise errors.Refused(f"{got} runs for {needed} parameters of {law.name!r}: need more than {needed}; add runs")
-    if (first := law.inputs[0]) and len(law.inputs) == 1 and np.ptp(np.log(inputs[first])) < RATIO_SPREAD:
-        raise errors.Refused(f"{names[first]!r} is the same in all {got} runs: {law.name!r} needs it to vary; add runs")
-    warnings, notes = list(learning_rates(chosen.frame)), list(chosen.notes)
-    notes += one_of_each(chosen.frame)
+    if len(law.inputs) == 1:
+        first = law.inputs[0]
+        size = inputs[first] if first in law.real else np.log(inputs[first])
+        if np.ptp(size) < (1e-9 * np.abs(size).max() if first in law.real else RATIO_SPREAD):
+            raise errors.Refused(
+                f"{names[first]!r} is the same in all {got} runs: {law.name!r} needs it to vary; add runs"
+            )
+    warnings, notes = list[str](), list(chosen.notes)
+    if "learning_rate" not in law.inputs:
+        warnings += learning_rates(chosen.frame)
+    notes += one_of_each(chosen.frame, law.varies)
     more, told = mixture(chosen.frame)
     warnings += more
     notes += told
-    if "tokens" in law.inputs:
+    if "tokens" in law.inputs and "unique_tokens" not in law.inputs:
         more, told = epochs(chosen.frame)
         warnings += more
         notes += told
-    if {"params", "tokens"} <= set(law.inputs):
-        separable(inputs["params"], inputs["tokens"])
+    if not fixed:
+        if {"params", "tokens"} <= set(law.inputs):
+            separable(inputs["params"], inputs["tokens"])
+        if len(law.inputs) > 1:
+            independent(inputs, law.name)
     return dataclasses.replace(chosen, warnings=tuple(warnings), notes=tuple(notes)), inputs, measured
 
 

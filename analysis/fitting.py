@@ -1,6 +1,7 @@
 """Fits of a law to runs: `fit`, its result `Fit`, and `load`."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -10,19 +11,29 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import checks, errors, laws, solver, uncertainty
+from analysis import checks, errors, laws, profiles, solver, uncertainty
+from analysis.criteria import DELTA, Criterion, Kind
+from analysis.diagnostics import Diagnostics, diagnose, rounded
+from analysis.forms import Scale
 
 STARTS = 32
-_SAVED = ("law", "params", "objective", "status", "starts", "runs", "columns", "warnings", "facts")
+FORMAT = "scaling-fit-2"
+_SAVED = (
+    "law", "params", "objective", "status", "starts", "runs", "columns", "warnings", "facts", "criterion", "fixed",
+)  # fmt: skip
 SAME = 1e-6  # relative difference of objectives below which two starts reached the same minimum
 
 
 @dataclasses.dataclass(frozen=True)
 class Starts:
-    """How many starts were refined to a minimum, and how many of them reached the best one."""
+    """How many starts were refined to a minimum, how many reached the best one, and the gradient left there.
+
+    `gradient` is the largest component that no bound holds, in the search's coordinates, over the objective.
+    """
 
     count: int
     reached: int
+    gradient: float
 
     @property
     def share(self) -> float:
@@ -33,9 +44,10 @@ class Starts:
 class Fit:
     """A law fitted to runs.
 
-    `objective` is Σ Huber_δ(log L_i − log f_i), δ = 1e-3, at the minimum; `status` is "converged" or says what is
-    wrong; `runs` holds the inputs and losses that were used, with `flops` and `flops_budget` where the table has them,
-    `columns` the column that each input came from.
+    `objective` is the criterion's sum at the minimum, by default Σ Huber_δ(log L_i − log f_i), δ = 1e-3; `status` is
+    "converged" or says what is wrong; `fixed` are the parameters that were given. `runs` holds the inputs and losses
+    that were used (the measured quantity under the name `loss`), with `flops` and `flops_budget` where the table has
+    them, a `weight` and a `cluster` where the fit has them; `columns` the column that each input came from.
     """
 
     law: laws.Law
@@ -47,52 +59,90 @@ class Fit:
     columns: dict[str, str]
     warnings: tuple[str, ...]
     facts: tuple[str, ...]
+    criterion: Criterion
+    fixed: dict[str, float]
 
     def predict(self, at: pd.DataFrame | Mapping[str, Any]) -> np.ndarray:
-        """The law's loss (nats per token where it was fitted to such) at `at`, by the columns of the fit or its inputs.
+        """The law's value (nats per token where it was fitted to such) at `at`, by the fit's columns or its inputs.
 
         Raises ValueError where an input is missing.
         """
-        return np.asarray(self.law(inputs(self, at), self.params), dtype=np.float64)
+        with solver.precise():
+            return np.asarray(self.law(inputs(self, at), self.params), dtype=np.float64)
 
-    @property
+    @functools.cached_property
     def residuals(self) -> np.ndarray:
-        """log(measured) − log(predicted), by run."""
-        return np.log(self.runs["loss"].to_numpy()) - np.log(self.predict(self.runs))
+        """Measured less predicted on the criterion's scale (by default log L − log f), by run."""
+        measured, predicted = self.runs["loss"].to_numpy(), self.predict(self.runs)
+        return np.asarray(self.criterion.transform(measured) - self.criterion.transform(predicted))
+
+    @functools.cached_property
+    def diagnostics(self) -> Diagnostics:
+        """Standard errors, condition number, and which parameters the data cannot tell apart."""
+        return diagnose(self)
+
+    def points(self) -> solver.Points:
+        """The runs as the solver takes them."""
+        weight = self.runs["weight"].to_numpy() if "weight" in self.runs else None
+        return solver.points(
+            {name: self.runs[name].to_numpy() for name in self.law.inputs}, self.runs["loss"].to_numpy(), weight
+        )
 
     def bootstrap(self, resamples: int = 1000, seed: int = 0) -> "uncertainty.Bootstrap":
-        """The fit again on `resamples` samples of its runs, drawn with replacement."""
+        """The fit again on `resamples` samples of its runs (of its clusters where it has them), with replacement."""
         return uncertainty.bootstrap(self, resamples, seed)
+
+    def profile(self, name: str, level: float = 0.95) -> "profiles.Profile":
+        """The least objective against one parameter, and the interval that it gives."""
+        return profiles.profile(self, name, level)
 
     def checklist(self) -> str:
         """What a reader must know to judge the fit (Li et al. 2025, arXiv 2502.18969), one line each."""
-        residuals = self.residuals
-        spread = np.log(self.runs["loss"].to_numpy())
+        residuals, told = self.residuals, self.diagnostics
+        spread = self.criterion.transform(self.runs["loss"].to_numpy())
         r2 = 1 - np.sum(residuals**2) / max(np.sum((spread - spread.mean()) ** 2), 1e-300)
+        quantity = {"log": "log L", "log1p": "log(1 + y)", "linear": "y"}[self.criterion.scale]
+        clusters = self.runs["cluster"].nunique() if "cluster" in self.runs else 0
         lines = [
-            f"form: {self.law.equation}  [{self.law.source}]",
-            f"free parameters: {', '.join(f'{k} = {v:.6g}' for k, v in self.params.items())}",
+            f"form: {self.law.equation}  [{self.law.source}; {self.law.validated}]",
+            f"free parameters: {', '.join(self._told(name, told) for name in self.params if name not in self.fixed)}",
+            *([f"fixed: {', '.join(f'{k} = {v:.6g}' for k, v in self.fixed.items())}"] if self.fixed else []),
             *self.facts,
-            "checkpoints: the final loss of each run, none from the middle of a schedule",
-            f"objective: sum of Huber(log L − log f), δ = {solver.DELTA:g}; at the minimum {self.objective:.10g}",
-            "optimizer: variable projection on a grid of exponents, then projected Newton, float64, exact derivatives",
+            f"checkpoints: {clusters} runs, several rows each, resampled by run"
+            if clusters
+            else "checkpoints: the final loss of each run, none from the middle of a schedule",
+            f"objective: {self.criterion}{', weighted' if 'weight' in self.runs else ''}; at the minimum "
+            f"{self.objective:.10g}",
+            "optimizer: variable projection on a grid of starts, then projected Newton, float64, exact derivatives",
             f"starts: {self.starts.reached} of {self.starts.count} refined starts reached the best minimum",
-            f"status: {self.status}",
-            f"goodness of fit: rms residual of log L {np.sqrt(np.mean(residuals**2)):.3g}, largest "
+            f"status: {self.status}; largest gradient {self.starts.gradient:.2g} of the objective, condition number "
+            f"{told.condition:.3g}",
+            f"goodness of fit: rms residual of {quantity} {np.sqrt(np.mean(residuals**2)):.3g}, largest "
             f"{np.abs(residuals).max():.3g}, R² {r2:.5f}",
             *(f"warning: {warning}" for warning in self.warnings),
         ]
         return "\n".join(lines)
 
+    def _told(self, name: str, told: Diagnostics) -> str:
+        """A parameter to the digits that the data support, or that they do not determine it."""
+        value, error = self.params[name], told.standard_error[name]
+        if self.law.parameter(name).log:
+            error *= abs(value)
+        if any(name in group for group in told.undetermined):
+            return f"{name} not determined (about {value:.1g})"
+        return f"{name} = {rounded(value, error)}" + (f" ± {error:.2g}" if error > 0 else "")
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fit as JSON, runs included, whole or not at all."""
         record = {
-            "format": "scaling-fit-1",
+            "format": FORMAT,
             "law": self.law.name,
             "params": self.params,
             "objective": self.objective,
             "status": self.status,
             "starts": dataclasses.asdict(self.starts),
+            "criterion": dataclasses.asdict(self.criterion),
+            "fixed": self.fixed,
             "runs": {name: [None if v != v else v for v in self.runs[name].tolist()] for name in self.runs.columns},
             "columns": self.columns,
             "warnings": list(self.warnings),
@@ -114,8 +164,8 @@ def load(path: str | os.PathLike[str], law: laws.Law | None = None) -> Fit:
         record = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON ({error}); pass a file that Fit.save wrote") from error
-    if not isinstance(record, dict) or record.get("format") != "scaling-fit-1":
-        raise ValueError(f"{path} is not a saved fit (format scaling-fit-1); pass a file that Fit.save wrote")
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a saved fit (format {FORMAT}); pass a file that Fit.save wrote")
     if missing := [name for name in _SAVED if name not in record]:
         raise ValueError(f"{path} lacks {', '.join(missing)}: it is no whole saved fit; save the fit again")
     known = law or laws.LAWS.get(record["law"])
@@ -131,11 +181,13 @@ def load(path: str | os.PathLike[str], law: laws.Law | None = None) -> Fit:
         columns=record["columns"],
         warnings=tuple(record["warnings"]),
         facts=tuple(record["facts"]),
+        criterion=Criterion(**record["criterion"]),
+        fixed=record["fixed"],
     )
 
 
 def inputs(fit: Fit, at: pd.DataFrame | Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The law's inputs in `at`, positive and finite: under the column the fit used, else under the input's own name."""
+    """The law's inputs in `at`, as it takes them: under the column the fit used, else under the input's own name."""
     found = {}
     for name in fit.law.inputs:
         key = fit.columns[name] if fit.columns[name] in at else name
@@ -144,45 +196,111 @@ def inputs(fit: Fit, at: pd.DataFrame | Mapping[str, Any]) -> dict[str, np.ndarr
                 f"prediction by {fit.law.name!r} needs {fit.columns[name]!r}; got {', '.join(map(str, at))}; add it"
             )
         found[name] = np.asarray(at[key], dtype=np.float64)
-        if (bad := ~(np.isfinite(found[name]) & (found[name] > 0))).any():
+        positive = name not in fit.law.real
+        if (bad := ~(np.isfinite(found[name]) & ((found[name] > 0) | (not positive)))).any():
             raise ValueError(
-                f"{key} = {found[name][bad].flat[0]:g}: prediction by {fit.law.name!r} needs positive finite numbers; "
-                "mend or drop it"
+                f"{key} = {found[name][bad].flat[0]:g}: prediction by {fit.law.name!r} needs "
+                f"{'positive ' * positive}finite numbers; mend or drop it"
             )
     return found
 
 
-def fit(law: str | laws.Law, frame: pd.DataFrame, *, loss: str = "loss", **columns: str) -> Fit:
-    """The law's parameters at the least Σ Huber_δ(log L − log f) over the finished runs of `frame`.
+def fit(
+    law: str | laws.Law,
+    frame: pd.DataFrame,
+    *,
+    loss: str = "loss",
+    objective: Kind = "huber",
+    delta: float = DELTA,
+    scale: Scale | None = None,
+    weights: str | None = None,
+    fixed: Mapping[str, float] | None = None,
+    start: Mapping[str, float] | None = None,
+    cluster: str | None = None,
+    **columns: str,
+) -> Fit:
+    """The law's parameters at the least Σ w ρ(residual) over the finished runs of `frame`.
 
-    `columns` says where an input is under another name: fit("hoffmann", frame, params="params_non_embedding").
+    `objective` is ρ: "huber" or "log_cosh" with `delta`, or "squared"; `scale` is that of the residuals, "log", "log1p"
+    or "linear", by default the law's own (log for a loss). `weights` names a column of standard errors of the loss: a
+    run weighs 1/se², relative to the mean. `fixed` holds parameters at given values; `start` refines from that point
+    alone instead of many. `cluster` names the column that says which run a row is a checkpoint of: such rows are
+    resampled together. `columns` says where an input is under another name:
+    fit("hoffmann", frame, params="params_non_embedding").
     Raises `Refused` (a ValueError) where the data cannot support the fit.
     """
     form = laws.get(law)
-    chosen, values, measured = checks.measurements(form, frame, loss, columns)
+    criterion = Criterion(objective, delta, scale or form.scale)
+    given = _given(form, fixed or {}, "fixed")
+    chosen, values, measured = checks.measurements(form, frame, loss, columns, criterion.scale, given, cluster)
     names = {name: columns.get(name, name) for name in form.inputs}
-    data = solver.points(values, measured)
+    kept = _spent(chosen.frame, [*values, "loss"])
+    if weights is not None:
+        kept["weight"] = _weights(checks.column(chosen.frame, weights, "weights"), measured, criterion)
+    if cluster is not None:
+        kept["cluster"] = chosen.frame[cluster].astype(str).to_numpy()
+    data = solver.points(values, measured, kept.get("weight"))
+    low, high = solver.box(form, given)
     with solver.precise():
-        theta = solver.starts(form, data, STARTS)
-        refined = solver.refine(form, theta, data, np.tile(data.real, (len(theta), 1)))
+        if start is None:
+            theta = solver.starts(form, data, STARTS, criterion, given)
+        else:
+            theta = np.clip(solver.coordinates(form, _given(form, {**start, **given}, "start")), low, high)
+        if not len(theta):
+            raise errors.Refused(
+                f"{form.name!r} has no finite value at any of its starting points on these {len(measured)} rows: check "
+                "the units of its inputs, or pass start="
+            )
+        refined = solver.refine(form, theta, data, np.tile(data.weight, (len(theta), 1)), criterion, low, high)
+        if not np.isfinite(refined.objective).any():
+            raise errors.Refused(
+                f"{form.name!r} is not finite on these {len(measured)} rows from {'start' if start else 'any start'}; "
+                "check the units of its inputs, or pass another start="
+            )
         best = int(np.nanargmin(refined.objective))
-        params = {name: float(value) for name, value in solver.named(form, refined.theta[best]).items()}
-    least = float(refined.objective[best])
+        params = {name: float(values[best]) for name, values in solver.named(form, refined.theta).items()}
+    least, at = float(refined.objective[best]), refined.theta[best]
     reached = int(np.sum(refined.objective <= least + SAME * max(least, solver.EXACT)))
-    starts = Starts(len(theta), reached)
+    slope = np.where(((at <= low) | (at >= high)), 0.0, refined.gradient[best])
+    starts = Starts(len(theta), reached, float(np.abs(slope).max() / max(least, solver.EXACT)))
     converged = bool(refined.converged[best])
     status = "converged" if converged else f"not converged (Newton decrement {refined.decrement[best]:.1e})"
-    return Fit(
+    made = Fit(
         law=form,
-        params=params,
+        params={**params, **given},
         objective=least,
         status=status,
         starts=starts,
-        runs=pd.DataFrame({**values, "loss": measured, **_spent(chosen.frame, [*values, "loss"])}),
+        runs=pd.DataFrame({**values, "loss": measured, **kept}),
         columns=names,
-        warnings=chosen.warnings + _doubts(form, refined.theta[best], starts, values, measured, params),
+        warnings=chosen.warnings,
         facts=_facts(chosen, list(names.values()), loss, values, measured),
+        criterion=criterion,
+        fixed=given,
     )
+    return dataclasses.replace(made, warnings=made.warnings + _doubts(made, at))
+
+
+def _given(law: laws.Law, values: Mapping[str, float], what: str) -> dict[str, float]:
+    """Values of parameters by name; ValueError names what is unknown, missing or out of bounds."""
+    if unknown := set(values) - set(law.names):
+        raise ValueError(f"{what} names {sorted(unknown)}; the parameters of {law.name!r} are {', '.join(law.names)}")
+    if what == "start" and (missing := set(law.names) - set(values)):
+        raise ValueError(f"start lacks {', '.join(sorted(missing))}; give every parameter of {law.name!r}")
+    for name, value in values.items():
+        parameter = law.parameter(name)
+        if not (np.isfinite(value) and parameter.lower <= value <= parameter.upper):
+            raise ValueError(
+                f"{what} {name} = {value}: must lie within its bounds, {parameter.lower:g} to {parameter.upper:g}"
+            )
+    return {name: float(values[name]) for name in law.names if name in values}
+
+
+def _weights(error: np.ndarray, measured: np.ndarray, criterion: Criterion) -> np.ndarray:
+    """1/se² on the residuals' scale, relative to the mean: d log y = dy/y, d log(1 + y) = dy/(1 + y)."""
+    unit = {"log": measured, "log1p": 1 + measured, "linear": np.ones_like(measured)}[criterion.scale]
+    weight = (unit / error) ** 2
+    return np.asarray(weight / weight.mean())
 
 
 def _spent(frame: pd.DataFrame, taken: Sequence[str]) -> dict[str, np.ndarray]:
@@ -195,30 +313,33 @@ def _spent(frame: pd.DataFrame, taken: Sequence[str]) -> dict[str, np.ndarray]:
     return {name: values for name, values in spent.items() if not np.isnan(values).all()}
 
 
-def _doubts(
-    law: laws.Law,
-    theta: np.ndarray,
-    starts: Starts,
-    values: Mapping[str, np.ndarray],
-    measured: np.ndarray,
-    params: Mapping[str, float],
-) -> tuple[str, ...]:
-    low, high = solver.box(law)
+def _doubts(fit: Fit, theta: np.ndarray) -> tuple[str, ...]:
+    low, high = solver.box(fit.law, fit.fixed)
     warnings = []
-    for i, name in enumerate(law.names):
+    for i, name in enumerate(fit.law.names):
         side = "lower" if theta[i] <= low[i] + 1e-9 else "upper" if theta[i] >= high[i] - 1e-9 else None
-        if side:
-            warnings.append(f"{name} = {params[name]:.4g} is at its {side} bound: the data do not determine it")
-    for name in law.linear:
-        without = np.asarray(law(values, {**params, name: 0.0}))
-        if law.parameter(name).log and np.max(1 - without / law(values, params)) < 1e-4:
-            warnings.append(f"the term of {name} is below 1e-4 of the loss everywhere: the data do not determine it")
-    if starts.share < 0.25:
+        if side and name not in fit.fixed:
+            warnings.append(f"{name} = {fit.params[name]:.4g} is at its {side} bound: the data do not determine it")
+    for name in fit.law.linear:
+        if fit.law.parameter(name).log and name not in fit.fixed:
+            without = dataclasses.replace(fit, params={**fit.params, name: 0.0}).predict(fit.runs)
+            if np.max(1 - without / fit.predict(fit.runs)) < 1e-4:
+                warnings.append(
+                    f"the term of {name} is below 1e-4 of the loss everywhere: the data do not determine it"
+                )
+    for group in fit.diagnostics.undetermined:
         warnings.append(
-            f"only {starts.reached} of {starts.count} starts reached the best minimum: it may not be global"
+            f"the data do not tell {' and '.join(group)} apart: they can move together by more than a factor e"
+            if len(group) > 1
+            else f"the data do not determine {group[0]}: its standard error is above 100%"
         )
-    if len(measured) < 3 * len(law.names):
-        warnings.append(f"{len(measured)} runs for {len(law.names)} parameters: expect wide intervals")
+    if fit.starts.share < 0.25 and fit.starts.count > 1:
+        warnings.append(
+            f"only {fit.starts.reached} of {fit.starts.count} starts reached the best minimum: it may not be global"
+        )
+    free = len(fit.law.names) - len(fit.fixed)
+    if len(fit.runs) < 3 * free:
+        warnings.append(f"{len(fit.runs)} runs for {free} parameters: expect wide intervals")
     return tuple(warnings)
 
 

@@ -62,11 +62,30 @@ class Bootstrap:
         from analysis import fitting
 
         values = {name: np.atleast_1d(v)[None, :] for name, v in fitting.inputs(self.fit, at).items()}
-        return np.asarray(self.fit.law(values, {n: self.samples[n].to_numpy()[:, None] for n in self.fit.law.names}))
+        law = self.fit.law
+        with solver.precise():
+            found = law(values, {name: self.samples[name].to_numpy()[:, None] for name in law.names})
+            return np.broadcast_to(
+                np.asarray(found, dtype=np.float64), (len(self.samples), *np.shape(next(iter(values.values())))[1:])
+            )
 
-    def predict_interval(self, at: pd.DataFrame | Mapping[str, Any], level: float = 0.95) -> tuple[Any, Any]:
-        """Low and high of the law's value at `at`: the uncertainty of the fit, without the scatter of single runs."""
-        return percentiles(self.predictions(at), level)
+    def predict_interval(
+        self, at: pd.DataFrame | Mapping[str, Any], level: float = 0.95, noise: bool = True
+    ) -> tuple[Any, Any]:
+        """Low and high of a new run's loss at `at`: the uncertainty of the fit and the scatter between runs.
+
+        The scatter is a residual of the fit drawn at random, times sqrt(n / (n − p)) for the p parameters fitted to the
+        n runs; it holds what differs between seeds and what the law misses. `noise=False` gives the interval of the law
+        itself, the mean over many such runs.
+        """
+        values = self.predictions(at)
+        if noise:
+            criterion, residuals = self.fit.criterion, self.fit.residuals
+            free = len(self.fit.law.names) - len(self.fit.fixed)
+            drawn = np.random.default_rng(self.seed).choice(residuals, size=values.shape)
+            drawn *= np.sqrt(len(residuals) / max(len(residuals) - free, 1))
+            values = criterion.invert(criterion.transform(values) + drawn)
+        return percentiles(values, level)
 
 
 def counts(runs: int, resamples: int, seed: int) -> np.ndarray:
@@ -79,16 +98,19 @@ def counts(runs: int, resamples: int, seed: int) -> np.ndarray:
 def bootstrap(fit: "fitting.Fit", resamples: int, seed: int) -> Bootstrap:
     """Refit on runs drawn with replacement, every resample started from the optimum of the full sample.
 
-    Resamples that do not reach a minimum are left out of `samples` and counted in `converged`; fewer than nine in
-    ten raise `Refused`.
+    Rows of one cluster are drawn together. Resamples that do not reach a minimum are left out of `samples` and counted
+    in `converged`; fewer than nine in ten raise `Refused`.
     """
-    data = solver.points({name: fit.runs[name].to_numpy() for name in fit.law.inputs}, fit.runs["loss"].to_numpy())
+    data = fit.points()
     runs = len(fit.runs)
-    weights = np.zeros((resamples, len(data.real)))
-    weights[:, :runs] = counts(runs, resamples, seed)
+    cluster = pd.factorize(fit.runs["cluster"])[0] if "cluster" in fit.runs else np.arange(runs)
+    weights = np.zeros((resamples, len(data.weight)))
+    weights[:, :runs] = counts(int(cluster.max()) + 1, resamples, seed)[:, cluster] * data.weight[:runs]
+    low, high = solver.box(fit.law, fit.fixed)
     with solver.precise():
-        optimum = solver.coordinates(fit.law, {name: np.array([value]) for name, value in fit.params.items()})
-        refined = solver.refine(fit.law, np.tile(optimum, (resamples, 1)), data, weights)
+        optimum = solver.coordinates(fit.law, fit.params)
+        start = np.clip(np.tile(optimum, (resamples, 1)), low, high)
+        refined = solver.refine(fit.law, start, data, weights, fit.criterion, low, high)
         params = {name: np.asarray(values) for name, values in solver.named(fit.law, refined.theta).items()}
     share = float(refined.converged.mean())
     if share < 0.9:

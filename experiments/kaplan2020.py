@@ -5,6 +5,7 @@ read off the learning curves, as in their section 3.3: Hoffmann et al. 2203.1555
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -189,7 +190,7 @@ def _size_exponent(p: Parts, params: str, flops: str) -> uncertainty.Estimate:
     return papers.jackknife(slices(p, flops), "size", lambda f: frontier(f, params).exponent_params.value)
 
 
-def _parameter(law: str, frame: pd.DataFrame, name: str, **columns: str) -> uncertainty.Estimate:
+def _parameter(law: str, frame: pd.DataFrame, name: str, **columns: Any) -> uncertainty.Estimate:
     fit = analysis.fit(law, frame, loss="loss", **columns)
     fitting.refuse_unconverged(fit)
     return uncertainty.Estimate(fit.params[name], fit.bootstrap(papers.RESAMPLES).interval(name), papers.LEVEL)
@@ -292,7 +293,8 @@ def _drawings(p: Parts, rows: tuple[papers.Comparison, ...]) -> list[papers.Draw
 def _law(panel: mpl_axes.Axes, law: str, frame: pd.DataFrame, column: str, told: str, label: str = "") -> None:
     """The law through the points of a panel, with its exponent, or why there is none."""
     try:
-        fit = analysis.fit(law, frame, loss="loss", **{analysis.LAWS[law].inputs[0]: column})
+        named: dict[str, Any] = {analysis.LAWS[law].inputs[0]: column}
+        fit = analysis.fit(law, frame, loss="loss", **named)
     except errors.Refused:
         panels.power_law(panel, frame[column].to_numpy(dtype=float), None, "not enough runs for a law")
         return

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -48,7 +49,7 @@ def fit(data: Path, law: str, sweep: str | None, loss: str, columns: Sequence[st
         raise ValueError(
             f"{wrong}: the fit cannot be saved there; make the folder, or name a file in one that is there"
         )
-    mapped = dict(_column(text) for text in columns)
+    mapped: dict[str, Any] = dict(_column(text) for text in columns)
     frame, name = read(data, sweep, [*(mapped.get(given, given) for given in laws.get(law).inputs), loss])
     fitted = analysis.fit(law, frame, loss=loss, **mapped)
     boot = fitted.bootstrap()

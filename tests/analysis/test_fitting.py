@@ -52,8 +52,8 @@ def test_a_planted_law_is_recovered(name: str) -> None:
 def test_any_hoffmann_law_is_recovered(E: float, alpha: float, beta: float, first: float, second: float) -> None:
     """`first` and `second` are the sizes of the two terms at the smallest model and the fewest tokens."""
     truth = {"E": E, "A": first * 1e6**alpha, "B": second * 1e6**beta, "alpha": alpha, "beta": beta}
-    frame = grid(laws.hoffmann)
-    frame["loss"] = laws.hoffmann(frame, truth)
+    frame = grid(laws.LAWS["hoffmann"])
+    frame["loss"] = laws.LAWS["hoffmann"](frame, truth)
     fit = analysis.fit("hoffmann", frame)
     assert fit.params["alpha"] == pytest.approx(alpha, rel=1e-4)
     assert fit.params["beta"] == pytest.approx(beta, rel=1e-4)
@@ -194,7 +194,7 @@ def test_a_prediction_at_what_cannot_be_is_refused(params, sweep) -> None:
 
 
 def test_a_saved_fit_with_parts_missing_is_refused_by_their_names(tmp_path) -> None:
-    (tmp_path / "fit.json").write_text('{"format": "scaling-fit-1", "law": "hoffmann"}')
+    (tmp_path / "fit.json").write_text('{"format": "scaling-fit-2", "law": "hoffmann"}')
     with pytest.raises(ValueError, match="lacks params, objective, status"):
         analysis.load(tmp_path / "fit.json")
 

@@ -1,0 +1,139 @@
+"""What a law is: a plain function with named parameters, their bounds and where to start from.
+
+A new law is one function and one call of `law`; nothing else has to be edited to fit it:
+
+    def saturating(tokens, *, E, B, beta):
+        return E + B / tokens**beta
+
+    mine = analysis.law(
+        saturating,
+        equation="L = E + B / D^β",
+        source="this page",
+        parameters={"E": Parameter(0.0), "B": Parameter(0.0, log=True), "beta": Parameter(0.0, 3.0, start=(0.2, 0.5))},
+        linear=("E", "B"),
+    )
+
+The positional arguments are the inputs, the keyword-only ones the parameters. A function may use `jax.numpy`; it is
+differentiated twice, and evaluated in float64. Losses are nats per token, `params` a count of parameters, `tokens` a
+count of training tokens, `flops` floating-point operations, unless a law says otherwise.
+"""
+
+import dataclasses
+import inspect
+import math
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+Starts = Callable[[Mapping[str, np.ndarray], np.ndarray], dict[str, np.ndarray]]
+Scale = Literal["log", "log1p", "linear"]
+UNVALIDATED = "not validated on measurements"
+EXPONENTS = tuple(np.geomspace(0.02, 1.6, 24).tolist())
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """A fitted parameter: bounds, whether it is searched on a log scale, and the values that starts are made from."""
+
+    lower: float
+    upper: float = math.inf
+    log: bool = False
+    start: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.lower < self.upper:
+            raise ValueError(f"bounds ({self.lower}, {self.upper}): lower must be below upper; swap or widen them")
+        if self.log and self.lower < 0:
+            raise ValueError(f"lower = {self.lower} with log=True: a log scale needs lower >= 0; raise it or drop log")
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+    """An equation with named parameters.
+
+    `linear` names the parameters in which the law is linear and homogeneous (variable projection solves for them);
+    `starts` makes the starting points where there are none, from the data and closed forms. `scale` says in what
+    residuals are taken: "log" is log y − log f, "log1p" is log(1 + y) − log(1 + f), "linear" is y − f. `real` names
+    inputs that may be zero or negative, `varies` the columns that runs of one fit may differ in although losses under
+    different ones are not comparable otherwise. `validated` says on which measurements the law was tested here.
+    """
+
+    name: str
+    equation: str
+    source: str
+    function: Callable[..., Any]
+    inputs: tuple[str, ...]
+    parameters: tuple[tuple[str, Parameter], ...]
+    linear: tuple[str, ...] = ()
+    starts: Starts | None = None
+    scale: Scale = "log"
+    real: tuple[str, ...] = ()
+    varies: tuple[str, ...] = ()
+    unit: str = "nats per token"
+    validated: str = UNVALIDATED
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.parameters)
+
+    @property
+    def nonlinear(self) -> tuple[str, ...]:
+        return tuple(name for name in self.names if name not in self.linear)
+
+    def parameter(self, name: str) -> Parameter:
+        return dict(self.parameters)[name]
+
+    def __call__(self, inputs: Mapping[str, Any], params: Mapping[str, Any]) -> Any:
+        """The law's value at `inputs` (a mapping from input name to array)."""
+        return self.function(*(inputs[name] for name in self.inputs), **{name: params[name] for name in self.names})
+
+
+def law(
+    function: Callable[..., Any],
+    *,
+    equation: str,
+    source: str,
+    parameters: Mapping[str, Parameter],
+    linear: Sequence[str] = (),
+    starts: Starts | None = None,
+    name: str | None = None,
+    scale: Scale = "log",
+    real: Sequence[str] = (),
+    varies: Sequence[str] = (),
+    unit: str = "nats per token",
+    validated: str = UNVALIDATED,
+) -> Law:
+    """A law from a plain function whose positional arguments are inputs and keyword-only arguments parameters.
+
+    `starts(inputs, y)` gives arrays of one length, an entry a start, for every parameter that is not linear; linear
+    ones that it leaves out are solved for. Without it the starts are the products of each `Parameter.start`.
+    Raises ValueError where the names disagree, or where nothing says from which values to start.
+    """
+    arguments = inspect.signature(function).parameters.values()
+    inputs = tuple(a.name for a in arguments if a.kind in (a.POSITIONAL_OR_KEYWORD, a.POSITIONAL_ONLY))
+    keywords = tuple(a.name for a in arguments if a.kind is a.KEYWORD_ONLY)
+    label = name or function.__name__
+    if not inputs or not keywords:
+        raise ValueError(f"law {label!r} has inputs {inputs} and parameters {keywords}: write f(inputs, *, parameters)")
+    if set(keywords) != set(parameters):
+        raise ValueError(
+            f"law {label!r}: the function takes {sorted(keywords)} but `parameters` describes {sorted(parameters)}; "
+            "make the two agree"
+        )
+    if unknown := set(linear) - set(keywords):
+        raise ValueError(f"law {label!r}: linear names {sorted(unknown)}, which are no parameters of it; drop them")
+    if unknown := set(real) - set(inputs):
+        raise ValueError(f"law {label!r}: real names {sorted(unknown)}, which are no inputs of it; drop them")
+    if scale not in typing.get_args(Scale):
+        raise ValueError(f"law {label!r}: scale = {scale!r}; choose one of {', '.join(typing.get_args(Scale))}")
+    unstarted = [key for key in keywords if key not in linear and not parameters[key].start]
+    if unstarted and starts is None:
+        raise ValueError(f"law {label!r}: nothing to start {unstarted} from; give Parameter(start=...) or starts=")
+    pairs = tuple((key, parameters[key]) for key in keywords)
+    ordered = tuple(key for key in keywords if key in linear)
+    return Law(
+        label, equation, source, function, inputs, pairs, ordered, starts, scale, tuple(real), tuple(varies), unit,
+        validated,
+    )  # fmt: skip

@@ -1,0 +1,123 @@
+"""Likelihood profiles: a parameter held at each of many values, the others refitted."""
+
+import dataclasses
+import typing
+
+import numpy as np
+import scipy.stats
+from jaxtyping import Float
+
+from analysis import diagnostics, errors, solver
+
+if typing.TYPE_CHECKING:
+    from analysis import fitting
+
+POINTS = 32
+REACH = 5.0  # standard errors to either side, doubled until the profile has risen enough or a bound is met
+WIDENINGS = 5
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Profile:
+    """The least objective at each value of a parameter, as a deviance, and the interval below its quantile.
+
+    `deviance` is 2 κ (objective − minimum), approximately F with 1 and n − p degrees of freedom where the value is
+    true; κ = (n − p) E[ψ′] / Σψ² makes a robust objective a likelihood (Schrader and Hettmansperger 1980). An end of
+    `interval` that the deviance never reaches is the parameter's bound, and `open_ends` names it.
+    """
+
+    name: str
+    values: Float[np.ndarray, " points"]
+    deviance: Float[np.ndarray, " points"]
+    best: float
+    level: float
+    quantile: float
+    interval: tuple[float, float]
+    open_ends: tuple[str, ...]
+
+    def __str__(self) -> str:
+        ends = f" ({' and '.join(self.open_ends)} end open: the data do not bound it)" if self.open_ends else ""
+        return (
+            f"{self.name} = {self.best:.5g} ({self.level:.0%}: {self.interval[0]:.4g} to {self.interval[1]:.4g}){ends}"
+        )
+
+
+def profile(fit: "fitting.Fit", name: str, level: float) -> Profile:
+    """The profile of one parameter and its interval at `level`; Refused where the fit holds it fixed."""
+    if name not in fit.params:
+        raise ValueError(f"{name!r} is no parameter of {fit.law.name!r}; name one of {', '.join(fit.params)}")
+    if not 0 < level < 1:
+        raise ValueError(f"level = {level}: must lie between 0 and 1; 0.95 is usual")
+    if name in fit.fixed:
+        raise errors.Refused(f"{name} is fixed at {fit.fixed[name]:g} in this fit: it has no profile; fit it free")
+    law, data = fit.law, fit.points()
+    index = law.names.index(name)
+    told = diagnostics.diagnose(fit)
+    theta = solver.coordinates(law, fit.params)[0]
+    low, high = solver.box(law, fit.fixed)
+    freedom = max(len(fit.runs) - len(told.free), 1)
+    quantile = float(scipy.stats.f.ppf(level, 1, freedom))
+    mean_weight = float(data.weight[data.weight > 0].mean())
+    kappa = 1 / max(told.stiffness * told.variance, 1e-300) / mean_weight
+    error = float(np.sqrt(told.covariance[index, index])) or 0.1 * max(abs(theta[index]), 1.0)
+    ridge = told.covariance[:, index] / error**2 if name in told.free else np.eye(len(theta))[index]
+    below = above = REACH * error
+    for _ in range(WIDENINGS + 1):
+        first, last = max(theta[index] - below, low[index]), min(theta[index] + above, high[index])
+        at = np.unique(
+            np.concatenate(
+                [np.linspace(first, theta[index], POINTS // 2 + 1), np.linspace(theta[index], last, POINTS // 2)]
+            )
+        )
+        objective = _objectives(fit, data, theta + (at - theta[index])[:, None] * ridge, index, at, low, high)
+        deviance = 2 * kappa * (objective - min(fit.objective, np.nanmin(objective)))
+        falls_short = deviance[0] < quantile and first > low[index], deviance[-1] < quantile and last < high[index]
+        if not any(falls_short):
+            break
+        below, above = below * (3 if falls_short[0] else 1), above * (3 if falls_short[1] else 1)
+    middle = int(np.argmin(np.abs(at - theta[index])))
+    left, left_open = _crossing(at[: middle + 1][::-1], deviance[: middle + 1][::-1], quantile)
+    right, right_open = _crossing(at[middle:], deviance[middle:], quantile)
+    back = np.exp if law.parameter(name).log else np.asarray
+    open_ends = tuple(end for end, is_open in (("lower", left_open), ("upper", right_open)) if is_open)
+    parameter = law.parameter(name)
+    interval = (
+        parameter.lower if left_open else float(back(left)),
+        parameter.upper if right_open else float(back(right)),
+    )
+    return Profile(name, back(at), deviance, fit.params[name], level, quantile, interval, open_ends)
+
+
+def _objectives(
+    fit: "fitting.Fit",
+    data: solver.Points,
+    theta: np.ndarray,
+    index: int,
+    at: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+) -> np.ndarray:
+    """The least objective with parameter `index` held at each of `at`, from `theta` and from each inner neighbour."""
+    rows, fit_at = len(at), solver.coordinates(fit.law, fit.params)[0][index]
+    held_low, held_high = np.tile(low, (rows, 1)), np.tile(high, (rows, 1))
+    held_low[:, index] = held_high[:, index] = at
+    weights = np.tile(data.weight, (rows, 1))
+    with solver.precise():
+        found = solver.refine(
+            fit.law, np.clip(theta, held_low, held_high), data, weights, fit.criterion, held_low, held_high
+        )
+        inward = np.where((at > fit_at)[:, None], np.roll(found.theta, 1, axis=0), np.roll(found.theta, -1, axis=0))
+        again = solver.refine(
+            fit.law, np.clip(inward, held_low, held_high), data, weights, fit.criterion, held_low, held_high
+        )
+    return np.fmin(found.objective, again.objective)
+
+
+def _crossing(at: np.ndarray, deviance: np.ndarray, quantile: float) -> tuple[float, bool]:
+    """Where the deviance first exceeds the quantile going outward (√deviance is nearly straight); True: never."""
+    beyond = np.flatnonzero(deviance > quantile)
+    if not len(beyond) or beyond[0] == 0:
+        return float(at[-1]), True
+    i = int(beyond[0])
+    inner, outer = np.sqrt(np.maximum(deviance[i - 1 : i + 1], 0.0))
+    return float(at[i - 1] + (np.sqrt(quantile) - inner) / (outer - inner) * (at[i] - at[i - 1])), False
