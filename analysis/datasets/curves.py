@@ -1,0 +1,69 @@
+"""Public curves y(x), of one quantity each: no table of parameters and tokens."""
+
+from analysis.datasets import tidying
+from analysis.datasets.entry import NO_FLOPS, NO_PARAMS, NONE_STATED, SPLIT, Entry
+
+ENTRIES = (
+    Entry(
+        name="alabdulmohsin2022",
+        paper="Alabdulmohsin, Neyshabur, Zhai 2022, Revisiting Neural Scaling Laws in Language and Vision, "
+        "arXiv 2209.06640 (its language tasks)",
+        repository="google-research/google-research",
+        commit="9853680c781781bd8d3de20aa61c7373ce059913",
+        path="revisiting_neural_scaling_laws/data/benchmark.lang.csv",
+        licence="CC BY 4.0",
+        file="alabdulmohsin2022_language.csv",
+        rows=712,
+        columns={
+            "domain": "NMT (translation), LM (language model) or BB (BIG-Bench)",
+            "task": "what is measured; with domain and model it names one of 20 curves",
+            "model": "architecture or size",
+            "params_approx": "parameters, roughly",
+            "seen": "examples (NMT) or tokens (LM, BB) seen",
+            "loss": "error rate, log-perplexity or the task's metric",
+            "split": SPLIT,
+        },
+        params_convention="params_approx: rounded, from the README",
+        flops_convention=NO_FLOPS,
+        sha256="63c346db00a66b692e1ea9a0f71a2f2b267e55f74be5b863a92e199dffbf0983",
+        tidy=tidying.alabdulmohsin,
+    ),
+    Entry(
+        name="nakkiran2020",
+        paper="Nakkiran et al. 2020, Deep Double Descent, arXiv 1912.02292",
+        repository="DongWooLee-Eli/nslpfn",
+        commit="10a5a60",
+        path="data/dd_data.pkl",
+        licence="MIT (of the repository that holds the copy)",
+        file="nakkiran2020_double_descent.csv",
+        rows=927,
+        columns={
+            "series": "name of the curve, one of 16",
+            "x_kind": "what x is: model_size, embedding_dimension or sample_size",
+            "y_kind": "what y is: test_error (0 to 1) or test_loss",
+            "x": "size",
+            "y": "error or loss; not monotone by design",
+        },
+        params_convention=NO_PARAMS,
+        flops_convention=NO_FLOPS,
+    ),
+    Entry(
+        name="caballero2022",
+        paper="Caballero et al. 2022, Broken Neural Scaling Laws, arXiv 2210.14891, Fig. 4 (left)",
+        repository="ethancaballero/broken_neural_scaling_laws",
+        commit="0d9fb55d51d73d92ba7a950f856712c3ec9db352",
+        path="fit_bnsl_and_extrapolate__4_digit_addition__dataset_size_x-axis.py",
+        licence=NONE_STATED,
+        file="caballero2022_bnsl_addition.csv",
+        rows=17,
+        columns={
+            "train_examples": "training examples of 4-digit addition",
+            "loss": "test cross-entropy, nats",
+            "split": SPLIT,
+        },
+        params_convention=NO_PARAMS,
+        flops_convention=NO_FLOPS,
+        sha256="4399cf60334be61ebd0e7dc954e355ce530bf5a202b498b61e59d1231d3ba43b",
+        tidy=tidying.caballero,
+    ),
+)
