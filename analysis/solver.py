@@ -204,13 +204,20 @@ def starts(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _newton(
-    law: forms.Law, criterion: Criterion, theta: Array, data: Points, weights: Array, low: Array, high: Array
+    law: forms.Law,
+    criterion: Criterion,
+    theta: Array,
+    inputs: dict[str, Array],
+    y: Array,
+    weights: Array,
+    low: Array,
+    high: Array,
 ) -> tuple[Array, ...]:
-    measured = criterion.transform(jnp.asarray(data.y))
+    def one(theta: Array, y: Array, weights: Array, low: Array, high: Array) -> tuple[Array, ...]:
+        measured = criterion.transform(y)
 
-    def one(theta: Array, weights: Array, low: Array, high: Array) -> tuple[Array, ...]:
         def predict(t: Array) -> tuple[Array, Array]:
-            predicted = criterion.transform(jnp.asarray(law(data.inputs, named(law, t))))
+            predicted = criterion.transform(jnp.asarray(law(inputs, named(law, t))))
             return predicted, predicted
 
         def slope(t: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -263,7 +270,7 @@ def _newton(
         (f, gradient, *_), theta, _, _, decrement, _ = jax.lax.while_loop(unfinished, step, start)
         return theta, f, decrement, gradient
 
-    return jax.vmap(one)(theta, weights, low, high)
+    return jax.vmap(one)(theta, y, weights, low, high)
 
 
 def refine(
@@ -274,11 +281,12 @@ def refine(
     criterion: Criterion,
     low: np.ndarray,
     high: np.ndarray,
+    y: np.ndarray | None = None,
 ) -> Refined:
     """Every row of `theta` carried to a minimum of Σ_i w_i ρ(r_i) under its own row of weights and of bounds.
 
-    A sum and not a mean (Besiroglu et al., arXiv 2404.10102). `weights` (rows, points) replace the points' own; `low`
-    and `high` are (parameters,) or (rows, parameters). Damped projected Newton: the step is
+    A sum and not a mean (Besiroglu et al., arXiv 2404.10102). `weights` (rows, points) replace the points' own, and so
+    does `y`, (points,) or (rows, points); `low` and `high` are (parameters,) or (rows, parameters). Damped projected Newton: the step is
     (|H| + λM)⁻¹ g with the exact Hessian H by automatic differentiation (its eigenvalues by magnitude in the metric M,
     so a saddle repels), M = Σ w ρ'(r)/r ∇f ∇fᵀ the curvature of the quadratic that majorizes the robust loss (so
     λ ≥ 1 steps stay sane far from the minimum, where H vanishes), and bounds hold the coordinates that push against
@@ -287,8 +295,9 @@ def refine(
     """
     index = np.concatenate([np.arange(len(theta)), np.zeros(-len(theta) % CHUNK, dtype=int)])
     low, high = (np.broadcast_to(bound, theta.shape) for bound in (low, high))
+    y = np.broadcast_to(data.y if y is None else y, weights.shape)
     parts = [
-        _newton(law, criterion, theta[rows], data, weights[rows], low[rows], high[rows])
+        _newton(law, criterion, theta[rows], data.inputs, y[rows], weights[rows], low[rows], high[rows])
         for rows in np.split(index, len(index) // CHUNK)
     ]
     found, f, decrement, gradient = (np.concatenate(part)[: len(theta)] for part in zip(*parts, strict=True))
