@@ -1,0 +1,203 @@
+"""Laws of one curve y(x): the estimators M1 to M4 of Alabdulmohsin et al., and broken power laws.
+
+The input `x` is any positive scale (examples, tokens, parameters, FLOPs), y any positive measure that falls with it:
+a loss, an error rate, a perplexity. Nothing here knows the units of either: scales are searched in logarithms or
+solved for, and starts are made from the data.
+"""
+
+import functools
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+
+from analysis.forms import EXPONENTS, Law, Parameter, Starts, law
+
+NEWTON = 16  # steps to the root of M4's equation, from a side where they approach it without overshooting
+BROKEN_STARTS = 12  # log2 of how many points of a Sobol sequence a broken law starts from
+
+
+def _m1(x: Any, *, a: Any, c: Any) -> Any:
+    return a * x**-c
+
+
+def _m2(x: Any, *, a: Any, c: Any, e: Any) -> Any:
+    return a * x**-c + e
+
+
+def _m3(x: Any, *, a: Any, c: Any, d: Any) -> Any:
+    return a * (1 / x + d) ** c
+
+
+def _namespace(*values: Any) -> Any:
+    return jnp if any(isinstance(value, jax.Array) for value in values) else np
+
+
+def _newton(right: Any, alpha: Any, xp: Any) -> Any:
+    u = xp.where(right < 0, right, right / alpha)
+    for _ in range(NEWTON):
+        log_s, log_rest = -xp.logaddexp(0.0, -u), -xp.logaddexp(0.0, u)
+        u = u - (log_s - alpha * log_rest - right) / (xp.exp(log_rest) + alpha * xp.exp(log_s))
+    return u
+
+
+@jax.custom_jvp
+def _traced_logit(right: Any, alpha: Any) -> Any:
+    return _newton(right, alpha, jnp)
+
+
+@_traced_logit.defjvp
+def _slope(at: tuple[Any, Any], moved: tuple[Any, Any]) -> tuple[Any, Any]:
+    """By the implicit function theorem; the root inside is differentiated by this rule again."""
+    u = _traced_logit(*at)
+    rise = jnp.exp(-jnp.logaddexp(0.0, u)) + at[1] * jnp.exp(-jnp.logaddexp(0.0, -u))
+    return u, (moved[0] - moved[1] * jnp.logaddexp(0.0, u)) / rise
+
+
+def logit_fraction(right: Any, alpha: Any) -> Any:
+    """u = log(s/(1 − s)) of the s in (0, 1) that solves log s − α log(1 − s) = `right`, α > 0; shapes that broadcast.
+
+    In u the left side is g = −softplus(−u) + α softplus(u): increasing, concave for α < 1 and convex for α > 1, and
+    beyond its asymptotes (u for u < 0, αu for u > 0) on one side only. Newton's method from the asymptotes therefore
+    nears the root from one side. Derivatives of every order come from the equation, not from the iteration.
+    """
+    if isinstance(right, jax.Array) or isinstance(alpha, jax.Array):
+        return _traced_logit(*jnp.broadcast_arrays(right, alpha))
+    return _newton(right, alpha, np)
+
+
+def _m4(x: Any, *, e: Any, e0: Any, alpha: Any, x0: Any, c: Any) -> Any:
+    xp = _namespace(x, alpha, x0, c)
+    s = xp.exp(-xp.logaddexp(0.0, -logit_fraction(c * (xp.log(x0) - xp.log(x)), alpha)))
+    return e + (e0 - e) * s
+
+
+def _m3_starts(inputs: Mapping[str, np.ndarray], loss: np.ndarray) -> dict[str, np.ndarray]:
+    """Bends (1/d) from a hundredth of the smallest x to a hundred times the largest."""
+    scale = np.geomspace(inputs["x"].min() / 100, inputs["x"].max() * 100, 16)
+    c, d = (grid.ravel() for grid in np.meshgrid(EXPONENTS, 1 / scale, indexing="ij"))
+    return {"c": c, "d": d}
+
+
+def _m4_starts(inputs: Mapping[str, np.ndarray], loss: np.ndarray) -> dict[str, np.ndarray]:
+    """The curve's middle from a hundredth of the smallest x to the largest, α from nearly M2 to a slow start."""
+    scale = np.geomspace(inputs["x"].min() / 100, inputs["x"].max(), 10)
+    grids = np.meshgrid(np.geomspace(0.05, 2.0, 12), (0.02, 0.3, 1.0, 2.0, 4.0), scale, indexing="ij")
+    c, alpha, x0 = (grid.ravel() for grid in grids)
+    return {"c": c, "alpha": alpha, "x0": x0}
+
+
+def _broken_starts(breaks: int) -> Starts:
+    def starts(inputs: Mapping[str, np.ndarray], loss: np.ndarray) -> dict[str, np.ndarray]:
+        """Exponents of either sign, sharpness from sudden to a decade, breaks inside the data in rising order."""
+        point = scipy.stats.qmc.Sobol(1 + 3 * breaks, scramble=False).random_base2(BROKEN_STARTS)
+        made = {"c0": -0.2 + 1.2 * point[:, 0]}
+        log_d = np.quantile(np.log(inputs["x"]), np.sort(point[:, 1 : breaks + 1], axis=1))
+        for i in range(breaks):
+            size, sharp = point[:, 1 + breaks + i], point[:, 1 + 2 * breaks + i]
+            made[f"c{i + 1}"] = np.where(size < 0.25, -(10.0 ** (1 - 8 * size)), 10.0 ** (-1.5 + 3.0 * (size - 0.25)))
+            made[f"d{i + 1}"] = np.exp(log_d[:, i])
+            made[f"f{i + 1}"] = 10.0 ** (-2 + 2.2 * sharp)
+        return made
+
+    return starts
+
+
+@functools.cache
+def broken(breaks: int) -> Law:
+    """The broken power law with `breaks` breaks, y = a + b x^(−c0) Π_i (1 + (x/d_i)^(1/f_i))^(−c_i f_i).
+
+    Caballero et al. 2022, arXiv 2210.14891, eq. 1. `a` is the limit, b the offset of the first segment on a log-log
+    plot and c0 its slope; c_i is the change of slope at x = d_i, f_i its sharpness (smaller is more sudden). In units
+    of y and x. It may rise and fall. Raises ValueError where `breaks` is below 1 (that law is m2).
+    """
+    if breaks < 1:
+        raise ValueError(f"breaks = {breaks}: must be at least 1; without a break the law is m2")
+
+    def function(x: Any, **given: Any) -> Any:
+        xp = _namespace(x, *given.values())
+        log_x = xp.log(x)
+        bend = -given["c0"] * log_x
+        for i in range(1, breaks + 1):
+            f = given[f"f{i}"]
+            bend = bend - given[f"c{i}"] * f * xp.logaddexp(0.0, (log_x - xp.log(given[f"d{i}"])) / f)
+        return given["a"] + given["b"] * xp.exp(bend)
+
+    parameters = {"a": Parameter(0.0), "b": Parameter(0.0, log=True), "c0": Parameter(-3.0, 3.0)}
+    for i in range(1, breaks + 1):
+        parameters |= {f"c{i}": Parameter(-10.0, 20.0), f"d{i}": Parameter(0.0, log=True)}
+        parameters[f"f{i}"] = Parameter(1e-3, 10.0, log=True)
+    keyword, first = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter("x", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    signature = inspect.Signature([first, *(inspect.Parameter(name, keyword) for name in parameters)])
+    function.__signature__ = signature  # type: ignore[attr-defined]
+    return law(
+        function,
+        name=f"broken{breaks}",
+        equation="y = a + b · x^(-c0) · Π_i (1 + (x / d_i)^(1 / f_i))^(-c_i · f_i), i = 1"
+        + f"..{breaks}" * (breaks > 1),
+        source="Caballero et al. 2022, arXiv 2210.14891, eq. 1",
+        parameters=parameters,
+        linear=("a", "b"),
+        starts=_broken_starts(breaks),
+        unit="that of the measurements",
+    )
+
+
+_ALABDULMOHSIN = "Alabdulmohsin et al. 2022, arXiv 2209.06640, section 3"
+_UNIT = "that of the measurements"
+_offset = Parameter(0.0)
+_positive = Parameter(0.0, log=True)
+_exponent = Parameter(0.0, 5.0, start=EXPONENTS)
+
+m1 = law(
+    _m1,
+    name="m1",
+    equation="y = a · x^(-c)",
+    source=f"{_ALABDULMOHSIN}, M1 (their c is ours with its sign turned)",
+    parameters={"a": _positive, "c": _exponent},
+    linear=("a",),
+    unit=_UNIT,
+)
+m2 = law(
+    _m2,
+    name="m2",
+    equation="y = a · x^(-c) + e",
+    source=f"{_ALABDULMOHSIN}, M2 (their c is ours with its sign turned)",
+    parameters={"a": _positive, "c": _exponent, "e": _offset},
+    linear=("a", "e"),
+    unit=_UNIT,
+)
+m3 = law(
+    _m3,
+    name="m3",
+    equation="y = a · (1 / x + d)^c",
+    source=f"{_ALABDULMOHSIN}, M3",
+    parameters={"a": _positive, "c": _exponent, "d": _positive},
+    linear=("a",),
+    starts=_m3_starts,
+    unit=_UNIT,
+)
+# s = (y − e) / (e0 − e) turns the published (y − e) / (e0 − y)^α = β x^c into an equation without units, in which y is
+# linear in e and e0: β = x0^c (e0 − e)^(1 − α) with c of our sign.
+m4 = law(
+    _m4,
+    name="m4",
+    equation="(y - e) / (e0 - y)^α = β · x^(-c), β = x0^c · (e0 - e)^(1 - α)",
+    source=f"{_ALABDULMOHSIN}, M4 (their c is ours with its sign turned)",
+    parameters={
+        "e": _offset,
+        "e0": _offset,
+        "alpha": Parameter(0.01, 20.0, log=True),
+        "x0": _positive,
+        "c": Parameter(0.0, 5.0),
+    },
+    linear=("e", "e0"),
+    starts=_m4_starts,
+    unit=_UNIT,
+)
+broken1 = broken(1)
+broken2 = broken(2)
