@@ -11,9 +11,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from analysis import datasets as datasets
     from analysis import plots as plots
     from analysis import report as report
+    from analysis.backtests import Backtest as Backtest
     from analysis.backtests import backtest as backtest
+    from analysis.comparison import compare as compare
     from analysis.errors import Refused as Refused
     from analysis.fitting import Fit as Fit
     from analysis.fitting import fit as fit
@@ -27,7 +30,9 @@ if TYPE_CHECKING:
     from analysis.tables import read_csv as read_csv
 
 _HOMES = {
+    "Backtest": "backtests",
     "backtest": "backtests",
+    "compare": "comparison",
     "Refused": "errors",
     "Fit": "fitting",
     "fit": "fitting",
@@ -40,7 +45,7 @@ _HOMES = {
     "seed_noise": "noise",
     "read_csv": "tables",
 }
-_MODULES = ("plots", "report")
+_MODULES = ("datasets", "plots", "report")
 
 __all__ = [*_HOMES, *_MODULES]
 

@@ -1,5 +1,6 @@
-"""Back-tests: fit below, predict above, and compare with what was measured there."""
+"""Back-tests: fit below, predict above, and compare with what was measured there, from several origins."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -7,66 +8,164 @@ import pandas as pd
 
 from analysis import budgets, checks, errors, fitting, laws, noise
 
+MANY = 12  # more distinct values than this are no grid: held-out groups are then quarters of a decade
+QUARTER = np.log(10.0) / 4
+SAME = 0.05  # values within 5% of the next are one group
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Backtest:
+    """Runs above an origin, predicted by the law fitted to the runs below it, for each of several origins.
+
+    `rows` has a row an origin and held-out run: `origin` (the largest fitted value of the `hold_out` column), `reach`
+    (the run's value over it), the law's inputs, `measured`, `predicted`, `error` = predicted − measured, `log_error`
+    (on the fit's scale: by default log predicted − log measured), `low` to `high` the interval of a new run, `inside`,
+    and `flops`, `flops_budget`, `seed` where the table has them. `origins` has a row an origin, the largest first:
+    fitted and held-out runs, rms errors, share inside, or why it was `refused`.
+    """
+
+    law: laws.Law
+    hold_out: str
+    level: float
+    rows: pd.DataFrame
+    origins: pd.DataFrame
+    noise: noise.SeedNoise
+
+    @property
+    def latest(self) -> pd.DataFrame:
+        """The rows of the largest origin: only the largest group of runs is held out there."""
+        return self.rows[self.rows["origin"] == self.rows["origin"].max()]
+
+    @property
+    def error(self) -> float:
+        """The held-out error of the law: rms of log predicted − log measured, the mean over the origins."""
+        return float(self.origins["rms_log_error"].mean())
+
+    def summary(self) -> str:
+        """One line an origin, the error beside the noise between seeds."""
+        beside = f"seed noise {self.noise.sd:.4f}" if self.noise.sd > 0 else "seed noise not measured"
+        lines = [f"{self.law.name}: {self.law.equation}; fitted below, predicted above, by {self.hold_out}; {beside}"]
+        for row in self.origins.to_dict("records"):
+            if row["refused"]:
+                lines.append(f"  up to {row['origin']:.3g}: refused: {row['refused']}")
+                continue
+            lines.append(
+                f"  up to {row['origin']:.3g} ({row['fitted']} runs) predicts {row['held_out']} runs up to "
+                f"{row['reach']:.3g} times that: rms error {row['rms_error']:.4f} ({row['rms_log_error']:.2%}), mean "
+                f"{row['mean_error']:+.4f}, {row['inside']:.0%} inside the {self.level:.0%} interval"
+            )
+        return "\n".join(lines)
+
 
 def backtest(
     law: str | laws.Law,
     frame: pd.DataFrame,
     hold_out: str = "flops",
     *,
+    origins: int = 3,
     loss: str = "loss",
     level: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
-    **columns: Any,
-) -> pd.DataFrame:
-    """The runs of the largest budget, predicted by the law fitted to all the others.
+    **options: Any,
+) -> Backtest:
+    """The runs above each of `origins` origins, predicted by the law fitted to the runs up to it.
 
-    `hold_out` names the column whose largest value is held out; for "flops" that is the largest `flops_budget` where
-    runs have one, else the runs within 5% of the largest FLOPs (6ND in a
-    table without FLOPs). A row a held-out run: the law's inputs, `flops`,
-    `flops_budget` where there is one, `measured`, `predicted`, `error` = predicted − measured and
-    `relative_error` = error / measured, the interval `low` to `high` at `level` for a new run's loss (the fit's
-    uncertainty from resampled runs, times a residual of the fit drawn at random), `inside`, and `seed_noise`, the
-    deviation between seeds (NaN where no configuration has two). Raises `Refused` where either side is too small.
+    `hold_out` names the column that says what is large: the first origin leaves out its largest group of runs, the
+    next the two largest, and so on. A group is a budget (`flops_budget` where runs have one), else runs within 5% of
+    each other, or a quarter of a decade where there are more than 12 of those. `options` are those of `analysis.fit`.
+    Raises `Refused` where no origin leaves enough to fit; origins further down that are refused are listed as such.
     """
     form = laws.get(law)
+    if origins < 1:
+        raise ValueError(f"origins = {origins}: must be at least 1; 3 is usual")
     if hold_out == "flops":
-        frame, _ = budgets.costed(frame, columns.get("params", "params"), columns.get("tokens", "tokens"), "flops")
-    chosen = checks.runs(frame)
-    above = held_out(chosen.frame, hold_out)
-    if above.all() or not above.any():
-        raise errors.Refused(f"all {len(above)} runs share one {hold_out!r}: nothing is left to fit below; add budgets")
-    fit = fitting.fit(form, chosen.frame[~above], loss=loss, **columns)
+        frame, _ = budgets.costed(frame, options.get("params", "params"), options.get("tokens", "tokens"), "flops")
+    chosen = checks.runs(frame, options.get("cluster"))
+    size = checks.column(chosen.frame, hold_out, "the hold-out")
+    group = groups(chosen.frame, hold_out, size)
+    steps = np.unique(group)[::-1]
+    if len(steps) < 2:
+        raise errors.Refused(f"all {len(size)} runs share one {hold_out!r}: nothing is left to fit below; add budgets")
+    checks.column(chosen.frame, loss, "the held-out loss", (options.get("scale") or form.scale) != "linear")
+    checks.one_of_each(chosen.frame, form.varies)
+    told, tables = [], []
+    for smallest_held in steps[: min(origins, len(steps) - 1)]:
+        below = group < smallest_held
+        origin = float(size[below].max())
+        try:
+            table = _predicted(form, chosen.frame[below], chosen.frame[~below], loss, level, resamples, seed, options)
+        except errors.Refused as reason:
+            if not tables:
+                raise
+            told.append({"origin": origin, "fitted": int(below.sum()), "refused": str(reason)})
+            continue
+        table.insert(0, "origin", origin)
+        table.insert(1, "reach", size[~below] / origin)
+        tables.append(table)
+        told.append(
+            {
+                "origin": origin,
+                "fitted": int(below.sum()),
+                "held_out": len(table),
+                "reach": float(table["reach"].max()),
+                "rms_error": float(np.sqrt(np.mean(table["error"] ** 2))),
+                "rms_log_error": float(np.sqrt(np.mean(table["log_error"] ** 2))),
+                "mean_error": float(table["error"].mean()),
+                "inside": float(table["inside"].mean()),
+                "refused": "",
+            }
+        )
+    return Backtest(
+        form, hold_out, level, pd.concat(tables, ignore_index=True), pd.DataFrame(told), noise.seed_noise(frame, loss)
+    )
+
+
+def _predicted(
+    form: laws.Law,
+    below: pd.DataFrame,
+    above: pd.DataFrame,
+    loss: str,
+    level: float,
+    resamples: int,
+    seed: int,
+    options: dict[str, Any],
+) -> pd.DataFrame:
+    fit = fitting.fit(form, below, loss=loss, **options)
     fitting.refuse_unconverged(fit)
-    boot = fit.bootstrap(resamples, seed)
-    held = chosen.frame[above]
-    checks.one_of_each(chosen.frame)
-    measured = checks.column(held, loss, "the held-out loss")
-    at = {name: checks.column(held, fit.columns[name], "the held-out runs") for name in form.inputs}
+    measured = above[loss].to_numpy(dtype=np.float64)
+    at = fitting.inputs(fit, above)
     predicted = fit.predict(at)
-    low, high = boot.predict_interval(at, level)
-    others = [name for name in ("flops", "flops_budget", "seed") if name in held.columns and name not in at]
+    low, high = fit.bootstrap(resamples, seed).predict_interval(at, level)
+    others = [name for name in ("flops", "flops_budget", "seed") if name in above.columns and name not in at]
+    transform = fit.criterion.transform
     return pd.DataFrame(
         {
             **at,
-            **{name: held[name].to_numpy() for name in others},
+            **{name: above[name].to_numpy() for name in others},
             "measured": measured,
             "predicted": predicted,
             "error": predicted - measured,
-            "relative_error": predicted / measured - 1,
+            "log_error": transform(predicted) - transform(measured),
             "low": low,
             "high": high,
             "inside": (measured >= low) & (measured <= high),
-            "seed_noise": noise.seed_noise(frame, loss).sd,
         }
     )
 
 
-def held_out(frame: pd.DataFrame, column: str) -> np.ndarray:
-    """Which runs are at the largest value of `column`."""
-    values = checks.column(frame, column, "the hold-out")
-    if column != "flops":
-        return values == values.max()
-    budget = budgets.label(frame, values)
-    largest = np.nanmax(budget)
-    return (budget == largest) | (np.isnan(budget) & (values > largest))
+def groups(frame: pd.DataFrame, column: str, values: np.ndarray) -> np.ndarray:
+    """A number for each run that grows with its value of `column` and is the same within a group of equal ones."""
+    if column == "flops" and budgets.labelled(frame):
+        budget = checks.numbers(frame, "flops_budget")
+        unlabelled = np.isnan(budget)  # in no grid: beside the largest budget that they reach
+        known = np.unique(budget[~unlabelled])
+        place = np.searchsorted(known, np.where(unlabelled, values, budget) * (1 + 1e-9), side="right") - 1
+        return np.where(unlabelled & (values > known[-1] * (1 + SAME)), len(known), place)
+    order = np.argsort(values)
+    steps = np.diff(np.log(values[order])) > SAME
+    found = np.empty(len(values), dtype=int)
+    found[order] = np.concatenate([[0], np.cumsum(steps)])
+    if 1 < len(np.unique(found)) <= MANY:
+        return found
+    return np.asarray(np.floor((np.log(values) - np.log(values.max())) / QUARTER - 1e-9), dtype=int)

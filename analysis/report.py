@@ -9,8 +9,9 @@ from typing import TypeVar
 
 import numpy as np
 import pandas as pd
+from matplotlib import figure
 
-from analysis import backtests, budgets, checks, errors, frontiers, noise, pages, plots, uncertainty
+from analysis import axes, backtests, budgets, checks, errors, frontiers, noise, pages, plots, uncertainty
 
 T = TypeVar("T")
 
@@ -93,7 +94,7 @@ class _Draft:
         self.page.text(line)
         self.lines.append(line)
 
-    def draw(self, name: str, caption: str, figure: "plots.figure.Figure") -> None:
+    def draw(self, name: str, caption: str, figure: figure.Figure) -> None:
         self.drawn.append(plots.save(figure, self.place / f"{name}.png"))
         self.page.figure(self.drawn[-1], caption)
 
@@ -104,7 +105,7 @@ class _Draft:
         best = pd.Series(losses).groupby(sizes_of).min().sort_index()
         gain = float(best.iloc[0] - best.iloc[-1])
         beside = f", {gain / self.noise.sd:.0f} seed deviations" if self.noise.sd > 0 else ""
-        sizes = [plots.axes.human(float(size)) for size in (best.index[-1], best.index[0])]
+        sizes = [axes.human(float(size)) for size in (best.index[-1], best.index[0])]
         self.page.heading("Runs")
         self.say(f"runs: {len(runs)} finished of {self.chosen.total}; dropped: {dropped}")
         self.say(self.noise.message)
@@ -195,14 +196,15 @@ class _Draft:
 
     def held_out(self) -> None:
         self.page.heading("Held-out largest budget")
-        table = _try(
+        found = _try(
             lambda: backtests.backtest(
                 "hoffmann", self.frame, loss=self.loss, resamples=self.resamples, params=self.params
             )
         )
-        if isinstance(table, errors.Refused):
-            self.say(f"hold-out: refused: {table}")
+        if isinstance(found, errors.Refused):
+            self.say(f"hold-out: refused: {found}")
             return
+        table = found.latest
         rms = float(np.sqrt(np.mean(table["error"] ** 2)))
         beside = f"seed noise {self.noise.sd:.4f}" if self.noise.sd > 0 else "seed noise not measured"
         best = table.sort_values("measured").iloc[0]
@@ -211,13 +213,17 @@ class _Draft:
             f"{best['predicted']:.4f} ({best['low']:.4f} to {best['high']:.4f}); rms error {rms:.4f} nats/token beside "
             f"{beside}; {int(table['inside'].sum())} of {len(table)} inside the interval"
         )
-        self.draw("held_out", "The largest budget, predicted from the smaller ones.", plots.backtest(table))
+        self.draw("held_out", "The largest budget, predicted from the smaller ones.", plots.backtest(found))
         shown = ("measured", "predicted", "low", "high", "error")
         rows = [
-            (*(plots.axes.human(float(row[k])) for k in ("params", "tokens")), *(f"{row[k]:.4f}" for k in shown))
+            (*(axes.human(float(row[k])) for k in ("params", "tokens")), *(f"{row[k]:.4f}" for k in shown))
             for _, row in table.iterrows()
         ]
         self.page.table(("params", "tokens", *shown), rows)
+        if len(found.origins) > 1:
+            self.page.text("Rolling origin: the law fitted up to each of the largest budgets, predicting those above.")
+            for line in found.summary().splitlines()[1:]:
+                self.say(line.strip())
 
     def how(self) -> None:
         self.page.heading("How it was made")
@@ -241,7 +247,7 @@ def _short(found: uncertainty.Estimate) -> str:
 
 
 def _counted(found: uncertainty.Estimate) -> str:
-    value, low, high = (plots.axes.human(v) for v in (found.value, *found.interval))
+    value, low, high = (axes.human(v) for v in (found.value, *found.interval))
     return f"{value} ({low} to {high})"
 
 

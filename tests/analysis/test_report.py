@@ -8,27 +8,6 @@ from matplotlib import image
 import analysis
 
 
-def test_the_largest_budget_is_held_out_and_predicted(sweep, law_params) -> None:
-    table = analysis.backtest("hoffmann", sweep, resamples=200)
-    assert len(table) == 6
-    assert (table["flops_budget"] == sweep["flops_budget"].max()).all()
-    assert table["error"].abs().max() < 0.03
-    np.testing.assert_allclose(table["error"], table["predicted"] - table["measured"])
-    assert (table["low"] < table["high"]).all()
-    assert table["inside"].sum() >= 4  # 94% of held-out runs over 60 planted sweeps; this one has 4
-    assert table["seed_noise"].iloc[0] == pytest.approx(analysis.seed_noise(sweep).sd)
-    below = analysis.fit("hoffmann", sweep[sweep["flops_budget"] < sweep["flops_budget"].max()])
-    np.testing.assert_allclose(below.predict(table), table["predicted"])
-
-
-def test_a_backtest_by_another_column_and_its_refusal(sweep) -> None:
-    frame = sweep.assign(width=np.where(sweep["params"] > sweep["params"].median(), 128, 64))
-    table = analysis.backtest("hoffmann", frame, hold_out="width", resamples=100)
-    assert len(table) == int((frame["width"] == 128).sum())
-    with pytest.raises(analysis.Refused, match="nothing is left to fit below"):
-        analysis.backtest("hoffmann", frame.assign(width=1), hold_out="width")
-
-
 @pytest.fixture(scope="module")
 def curves(sweep) -> pd.DataFrame:
     share = np.linspace(0.05, 1, 20)

@@ -1,9 +1,4 @@
-"""Figures from results: every function takes runs or a result, fits nothing, and returns a matplotlib Figure."""
-
-import os
-import pathlib
-from collections.abc import Callable
-from typing import ParamSpec
+"""Figures of a sweep: its runs, its iso-FLOP curves, the law that was fitted to it."""
 
 import numpy as np
 import pandas as pd
@@ -11,34 +6,10 @@ from matplotlib import axes as mpl_axes
 from matplotlib import figure, ticker
 
 from analysis import axes, budgets, checks, frontiers
-
-LOSS = "loss (nats per token)"
-P = ParamSpec("P")
+from analysis.plots.drawing import LOSS, band, styled
 
 
-def _styled(draw: Callable[P, figure.Figure]) -> Callable[P, figure.Figure]:
-    """The project's style while drawing, and only then."""
-
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> figure.Figure:
-        with axes.style():
-            return draw(*args, **kwargs)
-
-    drawn.__doc__, drawn.__name__ = draw.__doc__, draw.__name__
-    return drawn
-
-
-def save(made: figure.Figure, path: str | os.PathLike[str]) -> pathlib.Path:
-    """Write a figure by its suffix: .png, .svg or .pdf."""
-    target = pathlib.Path(path)
-    if target.suffix not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"{target.name}: figures are written as .png, .svg or .pdf; change the suffix")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with axes.style():
-        made.savefig(target)
-    return target
-
-
-@_styled
+@styled
 def loss_compute(
     frame: pd.DataFrame,
     frontier: frontiers.Frontier | None = None,
@@ -69,17 +40,13 @@ def loss_compute(
         best = [frontier.allocate(float(value)).loss for value in at]
         panel.plot(at, [e.value for e in best], "--", color=axes.ACCENT, zorder=4,
                    label=f"efficient frontier (approach {frontier.approach})")  # fmt: skip
-        _band(panel, at, np.array([e.interval for e in best]))
+        band(panel, at, np.array([e.interval for e in best]))
     axes.logarithmic(panel, "x", np.concatenate([c, c.min()[None] / 3]) if len(shown) > 1 else c, flops=True)
     axes.log_loss(panel, np.concatenate(shown))
     panel.set(xlabel="training compute (FLOPs)", ylabel=LOSS)
     panel.legend(loc="upper right")
     axes.colorbar(made, panel, shade, "parameters")
     return made
-
-
-def _band(panel: mpl_axes.Axes, at: np.ndarray, intervals: np.ndarray) -> None:
-    panel.fill_between(at, intervals[:, 0], intervals[:, 1], color=axes.ACCENT, alpha=0.15, lw=0, zorder=2)
 
 
 def _by_budget(frame: pd.DataFrame, params: str, flops: str, loss: str) -> pd.DataFrame:
@@ -90,7 +57,7 @@ def _by_budget(frame: pd.DataFrame, params: str, flops: str, loss: str) -> pd.Da
     return table.dropna()
 
 
-@_styled
+@styled
 def loss_params(
     frame: pd.DataFrame, *, loss: str = "loss", params: str = "params", flops: str = "flops"
 ) -> figure.Figure:
@@ -112,7 +79,7 @@ def loss_params(
     return made
 
 
-@_styled
+@styled
 def isoflop(
     frame: pd.DataFrame,
     frontier: frontiers.Frontier,
@@ -151,7 +118,7 @@ def isoflop(
     ):
         values = [getattr(a, quantity) for a in allocated]
         panel.plot(reach, [v.value for v in values], "--", color=axes.ACCENT, zorder=3)
-        _band(panel, reach, np.array([v.interval for v in values]))
+        band(panel, reach, np.array([v.interval for v in values]))
         y = frontier.minima[quantity].to_numpy()
         panel.scatter(c, y, c=shade.to_rgba(_budgets(frontier)), s=34, zorder=4, edgecolor="white", lw=0.5)
         axes.logarithmic(panel, "x", reach, flops=True)
@@ -168,7 +135,7 @@ def _budgets(frontier: frontiers.Frontier) -> np.ndarray:
     return np.array([p.budget for p in frontier.parabolas if not p.refused])
 
 
-@_styled
+@styled
 def fitted(frontier: frontiers.Frontier, frame: pd.DataFrame, *, flops: str = "flops") -> figure.Figure:
     """The fitted law: loss contours over compute and size with the frontier, slices by budget, measured on predicted.
 
@@ -218,7 +185,7 @@ def _contours(
     panel.scatter(c, n, s=9, color=axes.INK, lw=0, alpha=0.75, zorder=3, label="runs")
     best = [frontier.allocate(float(value)).params for value in across]
     panel.plot(across, [e.value for e in best], "--", color=axes.ACCENT, zorder=4, label="efficient frontier")
-    _band(panel, across, np.array([e.interval for e in best]))
+    band(panel, across, np.array([e.interval for e in best]))
     axes.logarithmic(panel, "x", across, flops=True, pad=0.0)
     axes.logarithmic(panel, "y", up, pad=0.0)
     panel.set(xlabel="training compute (FLOPs)", ylabel="parameters")
@@ -242,25 +209,3 @@ def _slices(
     axes.logarithmic(panel, "x", n[shown], pad=0.1)
     axes.log_loss(panel, y[shown])
     panel.set(xlabel="parameters", ylabel=LOSS)
-
-
-@_styled
-def backtest(table: pd.DataFrame) -> figure.Figure:
-    """The held-out budget: measured losses over the law's prediction and its interval, from `analysis.backtest`."""
-    x = "params" if "params" in table.columns else "flops"
-    rows = table.sort_values(x)
-    made, (panel,) = axes.new(1, 5.6, 4.0)
-    told = "predicted from the smaller budgets"
-    if rows[x].nunique() > 2:
-        panel.plot(rows[x], rows["predicted"], "--", color=axes.ACCENT, label=told)
-        _band(panel, rows[x].to_numpy(), rows[["low", "high"]].to_numpy())
-    else:
-        bars = np.abs(rows[["low", "high"]].to_numpy().T - rows["predicted"].to_numpy())
-        panel.errorbar(rows[x], rows["predicted"], yerr=bars, fmt="s", mfc="white", color=axes.ACCENT, label=told)
-    noise = float(rows["seed_noise"].iloc[0])
-    panel.errorbar(rows[x], rows["measured"], yerr=None if np.isnan(noise) else noise, fmt="o", ms=5, color=axes.INK,
-                   capsize=2.5, lw=1, label="measured" + ("" if np.isnan(noise) else " ± seed noise"))  # fmt: skip
-    axes.logarithmic(panel, "x", rows[x].to_numpy(), flops=x == "flops")
-    panel.set(xlabel={"params": "parameters", "flops": "training compute (FLOPs)"}[x], ylabel=LOSS)
-    panel.legend(loc="best")
-    return made

@@ -1,0 +1,22 @@
+"""Figures from results: every function takes runs or a result, fits nothing, and returns a matplotlib Figure.
+
+`sweeps` draws the runs of a sweep and their frontier, `results` fits, profiles, back-tests, forecasts and designs of
+any law. `save` writes .png, .svg or .pdf.
+"""
+
+from analysis.plots.drawing import LOSS, save
+from analysis.plots.results import backtest, curve, profiles, residuals
+from analysis.plots.sweeps import fitted, isoflop, loss_compute, loss_params
+
+__all__ = [
+    "LOSS",
+    "backtest",
+    "curve",
+    "fitted",
+    "isoflop",
+    "loss_compute",
+    "loss_params",
+    "profiles",
+    "residuals",
+    "save",
+]
