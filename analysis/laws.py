@@ -7,7 +7,7 @@ from analysis.forms import Law, Parameter, law
 
 __all__ = ["LAWS", "Law", "Parameter", "get", "law"]
 
-SUBJECTS = ("pretraining", "curves", "repetition", "routing")
+SUBJECTS = ("pretraining", "curves", "hyperparameters", "trends", "transfer", "repetition", "routing")
 
 
 def _collect() -> dict[str, Law]:
