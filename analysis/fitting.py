@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import checks, errors, laws, profiles, solver, uncertainty
+from analysis import checklists, checks, errors, laws, profiles, solver, uncertainty
 from analysis.criteria import DELTA, Criterion, Kind
-from analysis.diagnostics import Diagnostics, diagnose, rounded
+from analysis.diagnostics import Diagnostics, diagnose
 from analysis.forms import Scale
 
 STARTS = 32
@@ -28,12 +28,14 @@ SAME = 1e-6  # relative difference of objectives below which two starts reached 
 class Starts:
     """How many starts were refined to a minimum, how many reached the best one, and the gradient left there.
 
-    `gradient` is the largest component that no bound holds, in the search's coordinates, over the objective.
+    `gradient` is the largest component that no bound holds, in the search's coordinates, over the objective. `others`
+    are further minima that starts converged to, the lowest three, as their objective and parameters.
     """
 
     count: int
     reached: int
     gradient: float
+    others: tuple[tuple[float, dict[str, float]], ...] = ()
 
     @property
     def share(self) -> float:
@@ -98,39 +100,7 @@ class Fit:
 
     def checklist(self) -> str:
         """What a reader must know to judge the fit (Li et al. 2025, arXiv 2502.18969), one line each."""
-        residuals, told = self.residuals, self.diagnostics
-        spread = self.criterion.transform(self.runs["loss"].to_numpy())
-        r2 = 1 - np.sum(residuals**2) / max(np.sum((spread - spread.mean()) ** 2), 1e-300)
-        quantity = {"log": "log L", "log1p": "log(1 + y)", "linear": "y"}[self.criterion.scale]
-        clusters = self.runs["cluster"].nunique() if "cluster" in self.runs else 0
-        lines = [
-            f"form: {self.law.equation}  [{self.law.source}; {self.law.validated}]",
-            f"free parameters: {', '.join(self._told(name, told) for name in self.params if name not in self.fixed)}",
-            *([f"fixed: {', '.join(f'{k} = {v:.6g}' for k, v in self.fixed.items())}"] if self.fixed else []),
-            *self.facts,
-            f"checkpoints: {clusters} runs, several rows each, resampled by run"
-            if clusters
-            else "checkpoints: the final loss of each run, none from the middle of a schedule",
-            f"objective: {self.criterion}{', weighted' if 'weight' in self.runs else ''}; at the minimum "
-            f"{self.objective:.10g}",
-            "optimizer: variable projection on a grid of starts, then projected Newton, float64, exact derivatives",
-            f"starts: {self.starts.reached} of {self.starts.count} refined starts reached the best minimum",
-            f"status: {self.status}; largest gradient {self.starts.gradient:.2g} of the objective, condition number "
-            f"{told.condition:.3g}",
-            f"goodness of fit: rms residual of {quantity} {np.sqrt(np.mean(residuals**2)):.3g}, largest "
-            f"{np.abs(residuals).max():.3g}, R² {r2:.5f}",
-            *(f"warning: {warning}" for warning in self.warnings),
-        ]
-        return "\n".join(lines)
-
-    def _told(self, name: str, told: Diagnostics) -> str:
-        """A parameter to the digits that the data support, or that they do not determine it."""
-        value, error = self.params[name], told.standard_error[name]
-        if self.law.parameter(name).log:
-            error *= abs(value)
-        if any(name in group for group in told.undetermined):
-            return f"{name} not determined (about {value:.1g})"
-        return f"{name} = {rounded(value, error)}" + (f" ± {error:.2g}" if error > 0 else "")
+        return checklists.checklist(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fit as JSON, runs included, whole or not at all."""
@@ -176,7 +146,7 @@ def load(path: str | os.PathLike[str], law: laws.Law | None = None) -> Fit:
         params=record["params"],
         objective=record["objective"],
         status=record["status"],
-        starts=Starts(**record["starts"]),
+        starts=Starts(**{**record["starts"], "others": tuple((f, p) for f, p in record["starts"]["others"])}),
         runs=pd.DataFrame(record["runs"]),
         columns=record["columns"],
         warnings=tuple(record["warnings"]),
@@ -262,7 +232,10 @@ def fit(
     least, at = float(refined.objective[best]), refined.theta[best]
     reached = int(np.sum(refined.objective <= least + SAME * max(least, solver.EXACT)))
     slope = np.where(((at <= low) | (at >= high)), 0.0, refined.gradient[best])
-    starts = Starts(len(theta), reached, float(np.abs(slope).max() / max(least, solver.EXACT)))
+    found = {name: np.asarray(values) for name, values in solver.named(form, refined.theta).items()}
+    starts = Starts(
+        len(theta), reached, float(np.abs(slope).max() / max(least, solver.EXACT)), _others(refined, found, least)
+    )
     converged = bool(refined.converged[best])
     status = "converged" if converged else f"not converged (Newton decrement {refined.decrement[best]:.1e})"
     made = Fit(
@@ -274,11 +247,24 @@ def fit(
         runs=pd.DataFrame({**values, "loss": measured, **kept}),
         columns=names,
         warnings=chosen.warnings,
-        facts=_facts(chosen, list(names.values()), loss, values, measured),
+        facts=checklists.facts(chosen, list(names.values()), loss, values, measured),
         criterion=criterion,
         fixed=given,
     )
-    return dataclasses.replace(made, warnings=made.warnings + _doubts(made, at))
+    return dataclasses.replace(made, warnings=made.warnings + checklists.doubts(made, at))
+
+
+def _others(
+    refined: solver.Refined, params: Mapping[str, np.ndarray], least: float
+) -> tuple[tuple[float, dict[str, float]], ...]:
+    """The lowest minima above the best one, each once."""
+    kept: list[tuple[float, dict[str, float]]] = []
+    floor = max(least, solver.EXACT)
+    for row in np.argsort(refined.objective, kind="stable"):
+        value, last = float(refined.objective[row]), kept[-1][0] if kept else least
+        if refined.converged[row] and value > last + 1e3 * SAME * floor and len(kept) < 3:
+            kept.append((value, {name: float(values[row]) for name, values in params.items()}))
+    return tuple(kept)
 
 
 def _given(law: laws.Law, values: Mapping[str, float], what: str) -> dict[str, float]:
@@ -311,50 +297,6 @@ def _spent(frame: pd.DataFrame, taken: Sequence[str]) -> dict[str, np.ndarray]:
         if name in frame.columns and name not in taken
     }
     return {name: values for name, values in spent.items() if not np.isnan(values).all()}
-
-
-def _doubts(fit: Fit, theta: np.ndarray) -> tuple[str, ...]:
-    low, high = solver.box(fit.law, fit.fixed)
-    warnings = []
-    for i, name in enumerate(fit.law.names):
-        side = "lower" if theta[i] <= low[i] + 1e-9 else "upper" if theta[i] >= high[i] - 1e-9 else None
-        if side and name not in fit.fixed:
-            warnings.append(f"{name} = {fit.params[name]:.4g} is at its {side} bound: the data do not determine it")
-    for name in fit.law.linear:
-        if fit.law.parameter(name).log and name not in fit.fixed:
-            without = dataclasses.replace(fit, params={**fit.params, name: 0.0}).predict(fit.runs)
-            if np.max(1 - without / fit.predict(fit.runs)) < 1e-4:
-                warnings.append(
-                    f"the term of {name} is below 1e-4 of the loss everywhere: the data do not determine it"
-                )
-    for group in fit.diagnostics.undetermined:
-        warnings.append(
-            f"the data do not tell {' and '.join(group)} apart: they can move together by more than a factor e"
-            if len(group) > 1
-            else f"the data do not determine {group[0]}: its standard error is above 100%"
-        )
-    if fit.starts.share < 0.25 and fit.starts.count > 1:
-        warnings.append(
-            f"only {fit.starts.reached} of {fit.starts.count} starts reached the best minimum: it may not be global"
-        )
-    free = len(fit.law.names) - len(fit.fixed)
-    if len(fit.runs) < 3 * free:
-        warnings.append(f"{len(fit.runs)} runs for {free} parameters: expect wide intervals")
-    return tuple(warnings)
-
-
-def _facts(
-    chosen: checks.Selection, names: Sequence[str], loss: str, values: Mapping[str, np.ndarray], measured: np.ndarray
-) -> tuple[str, ...]:
-    dropped = ", ".join(f"{count} where {why}" for why, count in chosen.dropped) or "none"
-    ranges = [f"{name} {v.min():.3g} to {v.max():.3g}" for name, v in zip(names, values.values(), strict=True)]
-    return (
-        *(f"definition of {line}" for line in checks.conventions(chosen.frame, names)),
-        f"loss: column {loss!r}, {measured.min():.4f} to {measured.max():.4f}",
-        f"runs: {len(measured)} used of {chosen.total}; dropped: {dropped}",
-        f"ranges: {'; '.join(ranges)}",
-        *chosen.notes,
-    )
 
 
 def refuse_unconverged(fitted: Fit) -> None:

@@ -1,0 +1,108 @@
+"""What a reader must know to judge a fit: its checklist, and the warnings on what its data do not determine."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import scipy.stats
+
+from analysis import checks, solver
+from analysis.diagnostics import rounded
+
+if typing.TYPE_CHECKING:
+    from analysis import fitting
+
+
+def checklist(fit: "fitting.Fit") -> str:
+    """The checklist of Li et al. 2025, arXiv 2502.18969, one line each."""
+    residuals, told = fit.residuals, fit.diagnostics
+    spread = fit.criterion.transform(fit.runs["loss"].to_numpy())
+    r2 = 1 - np.sum(residuals**2) / max(np.sum((spread - spread.mean()) ** 2), 1e-300)
+    quantity = {"log": "log L", "log1p": "log(1 + y)", "linear": "y"}[fit.criterion.scale]
+    clusters = fit.runs["cluster"].nunique() if "cluster" in fit.runs else 0
+    lines = [
+        f"form: {fit.law.equation}  [{fit.law.source}; {fit.law.validated}]",
+        f"free parameters: {', '.join(_told(fit, name) for name in fit.params if name not in fit.fixed)}",
+        *([f"fixed: {', '.join(f'{k} = {v:.6g}' for k, v in fit.fixed.items())}"] if fit.fixed else []),
+        *fit.facts,
+        f"checkpoints: {clusters} runs, several rows each, resampled by run"
+        if clusters
+        else "checkpoints: the final loss of each run, none from the middle of a schedule",
+        f"objective: {fit.criterion}{', weighted' if 'weight' in fit.runs else ''}; at the minimum "
+        f"{fit.objective:.10g}",
+        "optimizer: variable projection on a grid of starts, then projected Newton, float64, exact derivatives",
+        f"starts: {fit.starts.reached} of {fit.starts.count} refined starts reached the best minimum",
+        f"status: {fit.status}; largest gradient {fit.starts.gradient:.2g} of the objective, condition number "
+        f"{told.condition:.3g}",
+        f"goodness of fit: rms residual of {quantity} {np.sqrt(np.mean(residuals**2)):.3g}, largest "
+        f"{np.abs(residuals).max():.3g}, R² {r2:.5f}",
+        *(f"warning: {warning}" for warning in fit.warnings),
+    ]
+    return "\n".join(lines)
+
+
+def _told(fit: "fitting.Fit", name: str) -> str:
+    """A parameter to the digits that the data support, or that they do not determine it."""
+    told = fit.diagnostics
+    value, error = fit.params[name], told.standard_error[name]
+    if fit.law.parameter(name).log:
+        error *= abs(value)
+    if any(name in group for group in told.undetermined):
+        return f"{name} not determined (about {value:.1g})"
+    return f"{name} = {rounded(value, error)}" + (f" ± {error:.2g}" if error > 0 else "")
+
+
+def doubts(fit: "fitting.Fit", theta: np.ndarray) -> tuple[str, ...]:
+    """Warnings on what the data do not determine; `theta` are the parameters in the search's coordinates."""
+    low, high = solver.box(fit.law, fit.fixed)
+    warnings = []
+    for i, name in enumerate(fit.law.names):
+        side = "lower" if theta[i] <= low[i] + 1e-9 else "upper" if theta[i] >= high[i] - 1e-9 else None
+        if side and name not in fit.fixed:
+            warnings.append(f"{name} = {fit.params[name]:.4g} is at its {side} bound: the data do not determine it")
+    for name in fit.law.linear:
+        if fit.law.parameter(name).log and name not in fit.fixed:
+            without = dataclasses.replace(fit, params={**fit.params, name: 0.0}).predict(fit.runs)
+            if np.max(1 - without / fit.predict(fit.runs)) < 1e-4:
+                warnings.append(
+                    f"the term of {name} is below 1e-4 of the loss everywhere: the data do not determine it"
+                )
+    for group in fit.diagnostics.undetermined:
+        warnings.append(
+            f"the data do not tell {' and '.join(group)} apart: they can move together by more than a factor e"
+            if len(group) > 1
+            else f"the data do not determine {group[0]}: its standard error is above 100%"
+        )
+    told = fit.diagnostics
+    quantile = scipy.stats.f.ppf(0.95, 1, max(len(fit.runs) - len(told.free), 1))
+    for value, params in fit.starts.others:
+        if 2 * (value - fit.objective) < quantile * told.stiffness * told.variance:
+            where = ", ".join(f"{name} = {params[name]:.4g}" for name in params if name not in fit.fixed)
+            warnings.append(
+                f"poorly identified: another minimum, its objective {value / fit.objective - 1:.2%} higher, lies at "
+                f"{where}; the data do not tell the two apart at 95%"
+            )
+    if fit.starts.share < 0.25 and fit.starts.count > 1:
+        warnings.append(
+            f"only {fit.starts.reached} of {fit.starts.count} starts reached the best minimum: it may not be global"
+        )
+    free = len(fit.law.names) - len(fit.fixed)
+    if len(fit.runs) < 3 * free:
+        warnings.append(f"{len(fit.runs)} runs for {free} parameters: expect wide intervals")
+    return tuple(warnings)
+
+
+def facts(
+    chosen: checks.Selection, names: Sequence[str], loss: str, values: Mapping[str, np.ndarray], measured: np.ndarray
+) -> tuple[str, ...]:
+    """What the checklist says of the data: definitions, the loss, runs used and dropped, ranges, notes."""
+    dropped = ", ".join(f"{count} where {why}" for why, count in chosen.dropped) or "none"
+    ranges = [f"{name} {v.min():.3g} to {v.max():.3g}" for name, v in zip(names, values.values(), strict=True)]
+    return (
+        *(f"definition of {line}" for line in checks.conventions(chosen.frame, names)),
+        f"loss: column {loss!r}, {measured.min():.4f} to {measured.max():.4f}",
+        f"runs: {len(measured)} used of {chosen.total}; dropped: {dropped}",
+        f"ranges: {'; '.join(ranges)}",
+        *chosen.notes,
+    )
