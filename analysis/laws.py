@@ -7,7 +7,10 @@ from analysis.forms import Law, Parameter, law
 
 __all__ = ["LAWS", "Law", "Parameter", "get", "law"]
 
-SUBJECTS = ("pretraining", "curves", "hyperparameters", "trends", "transfer", "repetition", "routing")
+SUBJECTS = (
+    "pretraining", "curves", "hyperparameters", "trends", "transfer", "repetition", "routing", "downstream",
+    "vocabulary", "precision",
+)  # fmt: skip
 
 
 def _collect() -> dict[str, Law]:
