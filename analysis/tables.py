@@ -39,6 +39,11 @@ def read_csv(path: str | os.PathLike[str], required: Sequence[str] = REQUIRED) -
     frame.columns = frame.columns.str.strip()
     if not len(frame):
         raise errors.Refused(f"{source} has a header and no rows; it needs a row a run")
-    for name in required:
-        checks.column(checks.runs(frame).frame, name, str(source))
+    check(frame, required, str(source))
     return frame
+
+
+def check(frame: pd.DataFrame, required: Sequence[str], what: str) -> None:
+    """Refused unless the columns `required` are there, numeric, positive and finite in the finished rows of `frame`."""
+    for name in required:
+        checks.column(checks.runs(frame, cluster="").frame, name, what)

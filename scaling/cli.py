@@ -8,10 +8,13 @@ from typing import Annotated, Literal
 
 import tyro
 
+from scaling.commands.arguments import Objective, Table
+
 Where = Annotated[Path, tyro.conf.Positional]
 Name = Annotated[str, tyro.conf.Positional]
 Overrides = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="set", metavar="FIELD=VALUE")]
-Columns = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="column", metavar="INPUT=COLUMN")]
+Values = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="INPUT=VALUE")]
+Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="LAW [LAW ...]")]
 
 RESULTS = Path("results")
 
@@ -101,27 +104,19 @@ def status(
 
 
 def fit(
-    data: Where,
-    law: str = "hoffmann",
-    sweep: str | None = None,
-    loss: str = "loss",
-    columns: Columns = (),
+    table: Table, law: str = "hoffmann", objective: Objective = Objective(), resamples: int = 1000,
     save: Path | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Fit a law to a CSV (the law's inputs and the loss) or to a store, with intervals and a checklist.
 
     Args:
-        data: A CSV file, or the folder of a store.
-        law: Name of the law, for example hoffmann, kaplan, power_offset.
-        sweep: Which sweep of the store; not needed where there is one.
-        loss: Column that holds the loss, in nats a token.
-        columns: Read an input of the law from another column, for example --column params=params_non_embedding or
-            --column x=flops; repeat for more.
-        save: Write the fit here as JSON, for `scaling predict`.
+        law: Name of the law, for example hoffmann, kaplan, power_offset; `scaling laws` lists them.
+        resamples: Bootstrap resamples for the intervals.
+        save: Write the fit here as JSON, for `scaling predict` and `scaling plot`.
     """
     from scaling.commands import analysing
 
-    analysing.fit(data, law, sweep, loss, columns, save)
+    analysing.fit(table, law, objective, resamples, save)
 
 
 def predict(
@@ -129,7 +124,8 @@ def predict(
     params: float | None = None,
     tokens: float | None = None,
     flops: float | None = None,
-    x: float | None = None,
+    at: Values = (),
+    inference_tokens: float | None = None,
 ) -> None:
     """Predict the loss of a saved fit at given parameters and tokens; or, at given FLOPs, the best way to spend them.
 
@@ -138,25 +134,100 @@ def predict(
         params: Parameters of the model.
         tokens: Training tokens.
         flops: Training FLOPs to allocate; the input of kaplan_c.
-        x: Input of power and power_offset, in the unit of the column that they were fitted to.
+        at: Any other input of the law, for example --at x=1e9 --at experts=64; repeat for more.
+        inference_tokens: Tokens that the model will serve: --flops then pays for training and for them.
     """
     from scaling.commands import analysing
 
-    analysing.predict(fit, params, tokens, flops, x)
+    named = {"params": params, "tokens": tokens, "flops": flops}
+    given = {name: value for name, value in named.items() if value is not None}
+    analysing.predict(fit, {**given, **analysing.numbers(at, "--at")}, inference_tokens)
 
 
-def report(data: Where, sweep: str | None = None, out: Path | None = None, title: str | None = None) -> None:
+def compare(
+    table: Table, laws: Names = ("hoffmann", "kaplan"), objective: Objective = Objective(), hold_out: str = "flops",
+    origins: int = 3,
+) -> None:  # fmt: skip
+    """Laws side by side on the same runs: the error of what they were not fitted to, then AIC and BIC.
+
+    Args:
+        laws: Names of laws.
+        hold_out: Column that says which runs are large; the largest are predicted from the others.
+        origins: How many largest groups of runs are left out, one after the other.
+    """
+    from scaling.commands import analysing
+
+    analysing.compare(table, laws, objective, hold_out, origins)
+
+
+def backtest(
+    table: Table, law: str = "hoffmann", objective: Objective = Objective(), hold_out: str = "flops", origins: int = 3
+) -> None:
+    """Fit below, predict above: how well the law predicts the largest runs from the smaller ones.
+
+    Args:
+        law: Name of the law.
+        hold_out: Column that says which runs are large.
+        origins: How many largest groups of runs are left out, one after the other.
+    """
+    from scaling.commands import analysing
+
+    analysing.backtest(table, law, objective, hold_out, origins)
+
+
+def next_runs(
+    table: Table,
+    candidates: Path,
+    at: Values,
+    budget: float,
+    law: str = "hoffmann",
+    objective: Objective = Objective(),
+    cost: str = "flops",
+) -> None:
+    """Which runs to pay for next, so that the prediction at a target is as certain as the budget allows.
+
+    Args:
+        candidates: A CSV with a row a run that could be trained: the law's inputs and its cost.
+        at: The target, for example --at params=1e9 --at tokens=2e10.
+        budget: What may be spent, in the unit of the cost.
+        law: Name of the law.
+        cost: Column of the candidates that holds their cost.
+    """
+    from scaling.commands import analysing
+
+    analysing.next_runs(table, candidates, law, objective, analysing.numbers(at, "--at"), budget, cost)
+
+
+def plot(fit: Where, out: Path = Path("figures"), format: Literal["pdf", "svg", "png"] = "pdf") -> None:
+    """Draw a saved fit: residuals, likelihood profiles, and its curve or its compute-optimal frontier.
+
+    Args:
+        fit: A fit saved by `scaling fit --save`.
+        out: Folder for the figures.
+        format: Kind of file.
+    """
+    from scaling.commands import drawing
+
+    drawing.plot(fit, out, format)
+
+
+def laws() -> None:
+    """List the laws that can be fitted: name, inputs, equation, source, and what they were tested on."""
+    from scaling.commands import analysing
+
+    analysing.laws_known()
+
+
+def report(table: Table, out: Path | None = None, title: str | None = None) -> None:
     """Draw the figures and write the report of a sweep, or of a CSV.
 
     Args:
-        data: The folder of a store, or a CSV file.
-        sweep: Which sweep of the store; not needed where there is one.
         out: Folder to write to; by default beside the sweep in the store, or beside the CSV.
         title: Title of the report.
     """
-    from scaling.commands import analysing
+    from scaling.commands import drawing
 
-    analysing.report(data, sweep, out, title)
+    drawing.report(table, out, title)
 
 
 def reproduce(name: Name, scale: Literal["cpu"] = "cpu", store: Path = RESULTS, workers: int | None = None) -> None:
@@ -175,11 +246,14 @@ def reproduce(name: Name, scale: Literal["cpu"] = "cpu", store: Path = RESULTS, 
 
 def main() -> None:
     """Entry point: errors of the user are one message without a traceback (SCALING_DEBUG=1 shows it)."""
-    commands = (plan, prepare, sweep, worker, status, fit, predict, report, reproduce)
+    commands = (
+        plan, prepare, sweep, worker, status, laws, fit, predict, compare, backtest, next_runs, plot, report, reproduce,
+    )  # fmt: skip
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {command.__name__.replace("_", "-"): command for command in commands},
+            {command.__name__.removesuffix("_runs"): command for command in commands},
             prog="scaling",
+            config=(tyro.conf.OmitArgPrefixes,),
             description="Scaling-law experiments: plan a sweep, train it, fit the law, predict what comes next.",
         )
     except BrokenPipeError:  # the reader of a pipe has had enough, as in `scaling status | head`

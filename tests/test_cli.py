@@ -87,7 +87,20 @@ def file(small: config.Sweep, tmp_path: Path) -> Path:
 def test_help_is_quick_and_imports_nothing_heavy(tmp_path: Path) -> None:
     ended = [scaling("--help", cwd=tmp_path) for _ in range(3)]
     assert [each.code for each in ended] == [0, 0, 0]
-    for command in ("plan", "sweep", "status", "fit", "predict", "report", "reproduce"):
+    for command in (
+        "plan",
+        "sweep",
+        "status",
+        "laws",
+        "fit",
+        "predict",
+        "compare",
+        "backtest",
+        "next",
+        "plot",
+        "report",
+        "reproduce",
+    ):
         assert command in ended[0].out
     assert min(each.cpu_seconds for each in ended) < 0.8
     assert imported("--help", cwd=tmp_path) == set()

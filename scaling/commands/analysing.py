@@ -1,4 +1,4 @@
-"""`scaling fit`, `predict` and `report`: laws and figures of a store's sweep, or of any CSV."""
+"""`scaling fit`, `predict`, `compare`, `backtest`, `next`: what a table of runs says, printed."""
 
 import os
 from collections.abc import Sequence
@@ -8,30 +8,48 @@ from typing import Any
 import pandas as pd
 
 import analysis
-from analysis import laws
+from analysis import frontiers, laws, tables
+from scaling.commands.arguments import Objective, Table
 from scaling.launch import local
-from scaling.sweep import rates, store
+from scaling.sweep import store
 
 
-def read(
-    data: Path, sweep: str | None, required: Sequence[str] = ("params", "tokens", "loss")
-) -> tuple[pd.DataFrame, str]:
-    """The runs in a CSV, or of a sweep of a store, and the name they go by.
+def read(table: Table, required: Sequence[str]) -> tuple[pd.DataFrame, str]:
+    """The runs of a table and the name they go by.
 
     `required` are the columns that a CSV must have. Compiled fits are kept between processes.
-    Raises ValueError where the store has several sweeps and none is named.
+    Raises ValueError where the store has several sweeps and none is named, or a filter leaves no rows.
     """
     for setting, value in local.compiled_programs().items():
         os.environ.setdefault(setting, value)
-    if not data.is_dir():
-        if sweep is not None:
-            raise ValueError(f"{data} is no store, so it has no sweep {sweep!r}; leave --sweep out for a CSV")
-        return analysis.read_csv(data, required), data.stem
-    results = store.Store(data)
-    return results.runs(_one_sweep(results, sweep)), _one_sweep(results, sweep)
+    if table.data.is_dir():
+        results = store.Store(table.data)
+        name = one_sweep(results, table.sweep)
+        return filtered(results.runs(name), table.where), name
+    if table.sweep is not None:
+        raise ValueError(f"{table.data} is no store, so it has no sweep {table.sweep!r}; leave --sweep out for a CSV")
+    frame = filtered(analysis.read_csv(table.data, ()), table.where)
+    tables.check(frame, required, str(table.data))
+    return frame, table.data.stem
 
 
-def _one_sweep(results: store.Store, sweep: str | None) -> str:
+def filtered(frame: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
+    """The rows that have every VALUE in its COLUMN."""
+    for text in where:
+        column, value = pair(text, "--where", "COLUMN=VALUE, for example split=fit")
+        if column not in frame:
+            raise ValueError(f"--where {text}: no column {column!r}; the table has {', '.join(map(str, frame))}")
+        series = frame[column]
+        numeric = pd.api.types.is_numeric_dtype(series) and not pd.api.types.is_bool_dtype(series)
+        kept = frame[series == float(value)] if numeric else frame[series.astype(str) == value]
+        if not len(kept):
+            there = ", ".join(map(str, series.drop_duplicates().iloc[:6]))
+            raise ValueError(f"--where {text} leaves none of {len(frame)} rows; the column holds {there}")
+        frame = kept
+    return frame
+
+
+def one_sweep(results: store.Store, sweep: str | None) -> str:
     if sweep is not None:
         return sweep
     names = [name for name in results.sweeps() if not name.endswith(".tune")]
@@ -42,81 +60,137 @@ def _one_sweep(results: store.Store, sweep: str | None) -> str:
     return names[0]
 
 
-def fit(data: Path, law: str, sweep: str | None, loss: str, columns: Sequence[str], save: Path | None) -> None:
-    """Fit a law, print its parameters with intervals and its checklist."""
-    if save is not None and (save.is_dir() or not save.parent.is_dir()):
-        wrong = f"{save} is a folder" if save.is_dir() else f"{save.parent} is no folder"
+def pair(text: str, option: str, form: str) -> tuple[str, str]:
+    """NAME=VALUE in two; ValueError says how to write it."""
+    given, equals, value = text.partition("=")
+    if not (given and equals and value):
+        raise ValueError(f"{option} {text!r} names no two things; write {form}")
+    return given, value
+
+
+def numbers(texts: Sequence[str], option: str) -> dict[str, float]:
+    """NAME=NUMBER as a dictionary."""
+    found = {}
+    for text in texts:
+        name, value = pair(text, option, "NAME=NUMBER")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise ValueError(f"{option} {text}: {value!r} is no number; write NAME=NUMBER") from None
+    return found
+
+
+def options(table: Table, objective: Objective) -> dict[str, Any]:
+    """The arguments of `analysis.fit` that the command line gave."""
+    columns = dict(pair(text, "--column", "INPUT=COLUMN, for example x=flops") for text in table.columns)
+    made: dict[str, Any] = {"objective": objective.objective, "delta": objective.delta, **columns}
+    if objective.weights is not None:
+        made["weights"] = objective.weights
+    if objective.cluster is not None:
+        made["cluster"] = objective.cluster
+    if objective.fix:
+        made["fixed"] = numbers(objective.fix, "--fix")
+    return made
+
+
+def needs(law: str, table: Table, given: dict[str, Any]) -> list[str]:
+    """The columns that a table must have for a law."""
+    return [*(given.get(name, name) for name in laws.get(law).inputs), table.loss]
+
+
+def saved(path: Path | None, what: str) -> None:
+    """ValueError where `path` is no place for a file."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        wrong = f"{path} is a folder" if path.is_dir() else f"{path.parent} is no folder"
         raise ValueError(
-            f"{wrong}: the fit cannot be saved there; make the folder, or name a file in one that is there"
+            f"{wrong}: the {what} cannot be saved there; make the folder, or name a file in one that is there"
         )
-    mapped: dict[str, Any] = dict(_column(text) for text in columns)
-    frame, name = read(data, sweep, [*(mapped.get(given, given) for given in laws.get(law).inputs), loss])
-    fitted = analysis.fit(law, frame, loss=loss, **mapped)
-    boot = fitted.bootstrap()
+
+
+def fit(table: Table, law: str, objective: Objective, resamples: int, save: Path | None) -> None:
+    """Fit a law, print its parameters with intervals and its checklist."""
+    saved(save, "fit")
+    given = options(table, objective)
+    frame, name = read(table, needs(law, table, given))
+    fitted = analysis.fit(law, frame, loss=table.loss, **given)
+    boot = fitted.bootstrap(resamples)
     print(f"{name}: {fitted.law.equation}")
+    vague = {one for group in fitted.diagnostics.undetermined for one in group}
     for parameter, value in fitted.params.items():
+        if parameter in fitted.fixed:
+            print(f"  {parameter} = {value:.5g}   fixed")
+            continue
         low, high = boot.interval(parameter)
-        print(f"  {parameter} = {value:.5g}   95% interval {low:.5g} to {high:.5g}")
+        doubt = "   (not determined by these runs)" if parameter in vague else ""
+        print(f"  {parameter} = {value:.5g}   95% interval {low:.5g} to {high:.5g}{doubt}")
     print(fitted.checklist())
     if save is not None:
         fitted.save(save)
         print(f"saved to {save}")
 
 
-def _column(text: str) -> tuple[str, str]:
-    given, equals, column = text.partition("=")
-    if not (given and equals and column):
-        raise ValueError(f"--column {text!r} names no input and column; write INPUT=COLUMN, for example x=flops")
-    return given, column
-
-
-def predict(
-    path: Path, params: float | None, tokens: float | None, flops: float | None, x: float | None = None
-) -> None:
-    """Print what a saved fit predicts, with the 95% interval of resampled runs."""
+def predict(path: Path, at: dict[str, float], inference_tokens: float | None) -> None:
+    """Print what a saved fit predicts, with 95% intervals of resampled runs."""
     fitted = analysis.load(path)
-    given = {"params": params, "tokens": tokens, "flops": flops, "x": x}
-    if fitted.law.name == "hoffmann" and flops is not None and params is None and tokens is None:
-        numbered = fitted.runs.assign(run=range(len(fitted.runs)))  # two runs may agree in all that a fit keeps
-        found = analysis.frontier(numbered, 3)
-        spent = found.allocate(flops)
-        print(f"at {flops:.3g} FLOPs: params {spent.params}, tokens {spent.tokens}, loss {spent.loss}")
-        print(f"made by {found.statements[0]}")
-        if "flops" not in fitted.runs:
-            print(found.statements[-1])
+    if fitted.law.name == "hoffmann" and set(at) == {"flops"}:
+        allocate(fitted, at["flops"], inference_tokens)
         return
-    missing = [name for name in fitted.law.inputs if given.get(name) is None]
-    if missing:
+    if inference_tokens is not None:
+        raise ValueError("--inference-tokens belongs to --flops alone: it is what a budget is shared with")
+    if missing := [name for name in fitted.law.inputs if name not in at]:
         raise ValueError(f"the law {fitted.law.name} needs {', '.join('--' + name for name in missing)}; give them")
-    unused = [name for name, value in given.items() if value is not None and name not in fitted.law.inputs]
-    if unused:
+    if unused := [name for name in at if name not in fitted.law.inputs]:
         raise ValueError(
             f"the law {fitted.law.name} takes {', '.join(fitted.law.inputs)}, not {', '.join(unused)}; leave those out"
         )
-    at = {name: given[name] for name in fitted.law.inputs}
-    low, high = fitted.bootstrap().predict_interval(at, 0.95)
+    boot = fitted.bootstrap()
+    mean, run = (boot.predict_interval(at, 0.95, noise=noise) for noise in (False, True))
     where = ", ".join(f"{name} {value:.4g}" for name, value in at.items())
     print(
-        f"at {where}: loss {float(fitted.predict(at).item()):.4f}, 95% interval {low.item():.4f} to {high.item():.4f}"
+        f"at {where}: loss {float(fitted.predict(at).item()):.4f}, 95% interval {mean[0].item():.4f} to "
+        f"{mean[1].item():.4f}; of a single run {run[0].item():.4f} to {run[1].item():.4f}"
     )
 
 
-def report(data: Path, sweep: str | None, out: Path | None, title: str | None, notes: tuple[str, ...] = ()) -> None:
-    """Write figures and report, and print the summary."""
-    frame, name = read(data, sweep)
-    curves = None
-    if data.is_dir():
-        results = store.Store(data)
-        curves = results.curves(name)
-        out = out or results.sweep_folder(name) / "report"
-        notes = (*notes, *learning_rate_notes(results, name))
-    summary = analysis.report.write(frame, out or data.with_suffix(""), title or f"Scaling law: {name}", curves, notes)
-    print("\n".join(summary.lines))
+def allocate(fitted: "analysis.Fit", flops: float, inference_tokens: float | None) -> None:
+    """Print the best way to spend a budget."""
+    found = frontiers.of_fit(fitted)
+    spent = found.allocate(flops, inference_tokens or 0.0)
+    print(f"at {flops:.3g} FLOPs: params {spent.params}, tokens {spent.tokens}, loss {spent.loss}")
+    for line in found.statements:
+        print(f"made by {line}" if line == found.statements[0] else line)
 
 
-def learning_rate_notes(results: store.Store, name: str) -> tuple[str, ...]:
-    """How the learning rates of a sweep were chosen, in sentences for its report."""
-    rule = rates.Rule.model_validate(results.sweep(name)["config"]["learning_rate"])
-    used = sorted(set(results.runs(name)["learning_rate"]))
-    span = f"{used[0]:.3g}" if len(used) == 1 else f"{used[0]:.3g} to {used[-1]:.3g}"
-    return (f"Learning rates: {rule.describe()} In this sweep: {span}.",)
+def compare(table: Table, candidates: Sequence[str], objective: Objective, hold_out: str, origins: int) -> None:
+    """Print laws side by side, the least held-out error first."""
+    given = options(table, objective)
+    frame, name = read(table, [table.loss])
+    found = analysis.compare(candidates, frame, hold_out=hold_out, origins=origins, loss=table.loss, **given)
+    print(f"{name}: {len(frame)} rows, held out by {hold_out}")
+    print(found.summary())
+    print(f"best: {found.best}: {found.fits[found.best].law.equation}")
+
+
+def backtest(table: Table, law: str, objective: Objective, hold_out: str, origins: int) -> None:
+    """Print how well the law fitted below predicts the runs above."""
+    given = options(table, objective)
+    frame, _ = read(table, needs(law, table, given))
+    found = analysis.backtest(law, frame, hold_out, origins=origins, loss=table.loss, **given)
+    print(found.summary())
+
+
+def next_runs(
+    table: Table, candidates: Path, law: str, objective: Objective, at: dict[str, float], budget: float, cost: str
+) -> None:
+    """Print which of the candidates to pay for next."""
+    given = options(table, objective)
+    frame, _ = read(table, needs(law, table, given))
+    pool = analysis.read_csv(candidates, [given.get(name, name) for name in laws.get(law).inputs])
+    target = pd.DataFrame([at])
+    print(analysis.next_runs(law, frame, pool, target, budget, cost=cost).summary())
+
+
+def laws_known() -> None:
+    """Print every law."""
+    for law in laws.LAWS.values():
+        print(f"{law.name} ({', '.join(law.inputs)}): {law.equation}\n    {law.source}; {law.validated}")

@@ -1,0 +1,59 @@
+"""`scaling report` and `plot`: figures of a table of runs, of a store's sweep, or of a saved fit."""
+
+from pathlib import Path
+
+import analysis
+from analysis import plots
+from scaling.commands import analysing
+from scaling.commands.arguments import Table
+from scaling.sweep import rates, store
+
+
+def report(table: Table, out: Path | None, title: str | None, notes: tuple[str, ...] = ()) -> None:
+    """Write figures and report, and print the summary."""
+    frame, name = analysing.read(table, ("params", "tokens", table.loss))
+    curves = None
+    if table.data.is_dir():
+        results = store.Store(table.data)
+        curves = results.curves(name)
+        out = out or results.sweep_folder(name) / "report"
+        notes = (*notes, *learning_rate_notes(results, name))
+    columns = dict(analysing.pair(text, "--column", "INPUT=COLUMN") for text in table.columns)
+    if unknown := set(columns) - {"params"}:
+        raise ValueError(f"--column {sorted(unknown)[0]}: a report takes another column for params only; rename it")
+    summary = analysis.report.write(
+        frame,
+        out or table.data.with_suffix(""),
+        title or f"Scaling law: {name}",
+        curves,
+        notes,
+        loss=table.loss,
+        params=columns.get("params", "params"),
+    )
+    print("\n".join(summary.lines))
+
+
+def learning_rate_notes(results: store.Store, name: str) -> tuple[str, ...]:
+    """How the learning rates of a sweep were chosen, in sentences for its report."""
+    rule = rates.Rule.model_validate(results.sweep(name)["config"]["learning_rate"])
+    used = sorted(set(results.runs(name)["learning_rate"]))
+    span = f"{used[0]:.3g}" if len(used) == 1 else f"{used[0]:.3g} to {used[-1]:.3g}"
+    return (f"Learning rates: {rule.describe()} In this sweep: {span}.",)
+
+
+def plot(path: Path, out: Path, suffix: str) -> None:
+    """Draw a saved fit: residuals, the profile of every free parameter, and its curve or its frontier."""
+    fitted = analysis.load(path)
+    out.mkdir(parents=True, exist_ok=True)
+    free = [name for name in fitted.params if name not in fitted.fixed]
+    drawn = {
+        "residuals": plots.residuals(fitted),
+        "profiles": plots.profiles([fitted.profile(name) for name in free]),
+    }
+    if len(fitted.law.inputs) == 1:
+        drawn["curve"] = plots.curve(fitted, fitted.bootstrap())
+    elif fitted.law.name == "hoffmann":
+        found = analysis.frontiers.of_fit(fitted)
+        drawn["fitted_law"] = plots.fitted(found, fitted.runs)
+    for name, figure in drawn.items():
+        print(plots.save(figure, out / f"{path.stem}_{name}.{suffix}"))
