@@ -21,6 +21,9 @@ NEWTON = 16  # steps to the root of M4's equation, from a side where they approa
 BROKEN_STARTS = 12  # log2 of how many points of a Sobol sequence a broken law starts from
 
 
+# What is searched is chosen so that a direction which data leave open is a straight line in it, not a curved valley.
+
+
 def _m1(x: Any, *, a: Any, c: Any) -> Any:
     return a * x**-c
 
@@ -29,8 +32,9 @@ def _m2(x: Any, *, a: Any, c: Any, e: Any) -> Any:
     return a * x**-c + e
 
 
-def _m3(x: Any, *, a: Any, c: Any, d: Any) -> Any:
-    return a * (1 / x + d) ** c
+def _m3(x: Any, *, e: Any, c: Any, d: Any) -> Any:
+    xp = _namespace(x, e, c, d)
+    return e * xp.exp(c * xp.logaddexp(0.0, -xp.log(d) - xp.log(x)))
 
 
 def _namespace(*values: Any) -> Any:
@@ -70,10 +74,15 @@ def logit_fraction(right: Any, alpha: Any) -> Any:
     return _newton(right, alpha, np)
 
 
-def _m4(x: Any, *, e: Any, e0: Any, alpha: Any, x0: Any, c: Any) -> Any:
-    xp = _namespace(x, alpha, x0, c)
-    s = xp.exp(-xp.logaddexp(0.0, -logit_fraction(c * (xp.log(x0) - xp.log(x)), alpha)))
-    return e + (e0 - e) * s
+def _fraction(right: Any, alpha: Any) -> Any:
+    u = logit_fraction(right, alpha)
+    xp = _namespace(u)
+    return xp.exp(-xp.logaddexp(0.0, -u))
+
+
+def _m4(x: Any, *, e: Any, span: Any, alpha: Any, a: Any, c: Any) -> Any:
+    xp = _namespace(x, e, span, alpha, a, c)
+    return e + span * _fraction(xp.log(a) - xp.log(span) - c * xp.log(x), alpha)
 
 
 def _m3_starts(inputs: Mapping[str, np.ndarray], loss: np.ndarray) -> dict[str, np.ndarray]:
@@ -84,11 +93,22 @@ def _m3_starts(inputs: Mapping[str, np.ndarray], loss: np.ndarray) -> dict[str, 
 
 
 def _m4_starts(inputs: Mapping[str, np.ndarray], loss: np.ndarray) -> dict[str, np.ndarray]:
-    """The curve's middle from a hundredth of the smallest x to the largest, α from nearly M2 to a slow start."""
+    """The curve's middle from a hundredth of the smallest x to the largest, α from nearly M2 to a slow start.
+
+    Given those, y = e + span · s is a line in s: its least squares relative to y, e ≥ 0, and falling curves only.
+    """
     scale = np.geomspace(inputs["x"].min() / 100, inputs["x"].max(), 10)
     grids = np.meshgrid(np.geomspace(0.05, 2.0, 12), (0.02, 0.3, 1.0, 2.0, 4.0), scale, indexing="ij")
     c, alpha, x0 = (grid.ravel() for grid in grids)
-    return {"c": c, "alpha": alpha, "x0": x0}
+    s = _fraction(c[:, None] * (np.log(x0)[:, None] - np.log(inputs["x"])), alpha[:, None])
+    weight = 1 / loss**2 / np.sum(1 / loss**2)
+    mean, level = s @ weight, loss @ weight
+    span = ((s - mean[:, None]) * (loss - level)) @ weight / np.maximum((s - mean[:, None]) ** 2 @ weight, 1e-300)
+    e = level - span * mean
+    span = np.where(e > 0, span, (s * loss) @ weight / np.maximum(s**2 @ weight, 1e-300))
+    span = np.where(span > 0, span, 1e-6 * level)  # a curve that rises has no fit by this law but a flat one
+    e = np.where(span > 1e-6 * level, np.maximum(e, 0.0), level)
+    return {"e": e, "span": span, "alpha": alpha, "a": span * x0**c, "c": c}
 
 
 def _broken_starts(breaks: int) -> Starts:
@@ -174,28 +194,27 @@ m2 = law(
 m3 = law(
     _m3,
     name="m3",
-    equation="y = a · (1 / x + d)^c",
-    source=f"{_ALABDULMOHSIN}, M3",
-    parameters={"a": _positive, "c": _exponent, "d": _positive},
-    linear=("a",),
+    equation="y = e · (1 + 1 / (d · x))^c",
+    source=f"{_ALABDULMOHSIN}, M3: y = a · (1 / x + d)^c with a = e / d^c",
+    parameters={"e": _positive, "c": Parameter(1e-6, 20.0, log=True), "d": Parameter(1e-40, 1e40, log=True)},
+    linear=("e",),
     starts=_m3_starts,
     unit=_UNIT,
 )
-# s = (y − e) / (e0 − e) turns the published (y − e) / (e0 − y)^α = β x^c into an equation without units, in which y is
-# linear in e and e0: β = x0^c (e0 − e)^(1 − α) with c of our sign.
+# With s = (y - e) / span the published equation is s / (1 - s)^α = (a / span) · x^(-c), which has no units. Far out
+# y = e + a x^(-c), as in M2, and that is what data know best.
 m4 = law(
     _m4,
     name="m4",
-    equation="(y - e) / (e0 - y)^α = β · x^(-c), β = x0^c · (e0 - e)^(1 - α)",
+    equation="(y - e) / (e0 - y)^α = β · x^(-c), e0 = e + span, β = a / span^α",
     source=f"{_ALABDULMOHSIN}, M4 (their c is ours with its sign turned)",
     parameters={
         "e": _offset,
-        "e0": _offset,
+        "span": _positive,
         "alpha": Parameter(0.01, 20.0, log=True),
-        "x0": _positive,
+        "a": _positive,
         "c": Parameter(0.0, 5.0),
     },
-    linear=("e", "e0"),
     starts=_m4_starts,
     unit=_UNIT,
 )
