@@ -1,27 +1,30 @@
-"""Runs by compute budget, and approach 2's parabola at each budget."""
+"""Runs by compute budget, and the minimum of each budget: of a parabola (approach 2), or of Akima's interpolation."""
 
+import abc
 import dataclasses
+import typing
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from scipy import interpolate
 
 from analysis import checks
 
 SAME_BUDGET = 0.05  # unlabelled runs whose FLOPs are within 5% of the next are one budget
+UNEQUAL = 4 * SAME_BUDGET  # runs of one budget whose FLOPs differ by more are no slice of equal compute
 NEAR = np.log(10.0)  # sizes within a factor of 10 of the best one enter the parabola: beyond, it is no parabola
 FEWEST_SIZES = 4  # a parabola has three parameters
 WIDE = np.log(20.0)  # a grid wider than this, largest size over smallest, biases a parabola (arXiv 2603.22339)
 
 
 @dataclasses.dataclass(frozen=True)
-class Parabola:
-    """One budget's L = c0 + c1 u + c2 u², u = log N − `center`: its minimum, or why it has none that counts."""
+class Minimum(abc.ABC):
+    """The least loss of one budget as its curve over log N has it; `refused` says why it does not count, or is ""."""
 
     budget: float
     flops: float
-    coefficients: tuple[float, float, float]
-    center: float
     params: float
     tokens: float
     loss: float
@@ -32,10 +35,33 @@ class Parabola:
     refused: str
     warning: str
 
+    @abc.abstractmethod
+    def curve(self, params: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"]:
+        """The loss at these sizes; between `low` and `high` it is meant."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Parabola(Minimum):
+    """L = c0 + c1 u + c2 u², u = log N − `center`, by least squares (Hoffmann et al. 2022, approach 2)."""
+
+    coefficients: tuple[float, float, float]
+    center: float
+
     def curve(self, params: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"]:
         u = np.log(params) - self.center
         c0, c1, c2 = self.coefficients
         return c0 + c1 * u + c2 * u**2
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Akima(Minimum):
+    """Log loss between the sizes by Akima's cubics in log N (Porian et al. 2024, arXiv 2406.19146, their code)."""
+
+    log_params: Float[np.ndarray, " sizes"]
+    log_loss: Float[np.ndarray, " sizes"]
+
+    def curve(self, params: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"]:
+        return np.exp(interpolate.Akima1DInterpolator(self.log_params, self.log_loss)(np.log(params)))
 
 
 def costed(frame: pd.DataFrame, params: str, tokens: str, flops: str) -> tuple[pd.DataFrame, str]:
@@ -116,6 +142,12 @@ class Slice:
         degree = min(2, len(np.unique(self.u)) - 1)
         return np.polyval(np.polyfit(self.u, values, degree), u)
 
+    def logs(self, u: np.ndarray, loss: np.ndarray) -> Float[np.ndarray, "places 4"]:
+        """log C, log N, log D and log L of places u on the slice with these losses."""
+        with np.errstate(invalid="ignore"):
+            columns = [self.at(self.log_flops, u), self.center + u, self.at(self.log_tokens, u), np.log(loss)]
+        return np.stack(columns, axis=-1)
+
 
 def slices(
     frame: pd.DataFrame, params: str, tokens: str, flops: str, loss: str
@@ -134,7 +166,7 @@ def slices(
         if mine.sum() < 2:
             single += 1
             continue
-        if np.ptp(c[mine]) > 4 * SAME_BUDGET:
+        if np.ptp(c[mine]) > UNEQUAL:
             times = np.exp(np.ptp(c[mine]))
             unequal.append(f"budget {value:.3g}: the FLOPs of its {mine.sum()} runs differ by a factor {times:.3g}")
             continue
@@ -151,44 +183,111 @@ def slices(
     return found, tuple(unequal), (*alone, *unlabelled(frame))
 
 
-def parabola(cut: Slice) -> Parabola:
-    """The parabola through one budget; `refused` says why its minimum does not count, "" where it does."""
+def resampled(
+    cut: Slice, weights: Float[np.ndarray, "resamples points"]
+) -> tuple[Float[np.ndarray, " resamples"], Float[np.ndarray, " resamples"]]:
+    """Where each resample's parabola is least, in u = log N − center, and its loss there; NaN: nowhere on the grid."""
     u = cut.u
-    sizes = np.unique(u)
-    low, high = float(sizes[0]), float(sizes[-1])
+    c = fit_weighted(u, cut.loss, weights)
+    at = minimum(c, float(u.min()), float(u.max()))
+    return at, c[:, 0] + c[:, 1] * at + c[:, 2] * at**2
+
+
+def least(cut: Slice, kind: str) -> tuple[Float[np.ndarray, " 1"], Float[np.ndarray, " 1"]]:
+    """Where the curve of this kind is least, in u, and its loss there; NaN where that is an end of the grid."""
+    if kind == "parabola":
+        return resampled(cut, np.ones((1, len(cut.u))))
+    u, log_loss = _sizes(cut)
+    between = interpolate.Akima1DInterpolator(u, log_loss)
+    flat = between.derivative().roots(extrapolate=False)
+    places = np.concatenate([u, flat[np.isfinite(flat)]])
+    at = places[between(places).argmin()]
+    at = np.array([at if u[0] < at < u[-1] else np.nan])
+    return at, np.exp(between(at))
+
+
+def _sizes(cut: Slice) -> tuple[Float[np.ndarray, " sizes"], Float[np.ndarray, " sizes"]]:
+    """The sizes of a slice, in u, and the mean log loss of each."""
+    u = np.unique(cut.u)
+    return u, np.array([np.log(cut.loss[cut.u == size]).mean() for size in u])
+
+
+def known(kind: str) -> None:
+    """ValueError unless `kind` is one of KINDS."""
+    if kind not in KINDS:
+        raise ValueError(f"minimum = {kind!r}: it is found by one of {', '.join(map(repr, KINDS))}; name one")
+
+
+def optimum(cut: Slice, kind: str) -> Minimum:
+    """One budget's minimum by a curve of this kind, one of KINDS."""
+    return KINDS[kind](cut)
+
+
+def parabola(cut: Slice) -> Parabola:
+    """The parabola through one budget."""
+    u = cut.u
+    low, high = float(u.min()), float(u.max())
     c = fit_weighted(u, cut.loss, np.ones((1, len(u))))
     at = float(minimum(c, low, high)[0])
-    refused = warning = ""
-    if len(sizes) < FEWEST_SIZES:
-        refused = f"{len(sizes)} sizes; a parabola needs at least {FEWEST_SIZES}"
-    elif c[0, 2] <= 0:
+    refused = _too_few(cut)
+    if not refused and c[0, 2] <= 0:
         refused = "the parabola opens downward: no minimum"
-    elif np.isnan(at):
+    elif not refused and np.isnan(at):
         power = (cut.center - c[0, 1] / (2 * c[0, 2])) / np.log(10)
         refused = f"the parabola's minimum, N = 10^{power:.3g}, is outside the grid"
-    elif cut.best_is_edge:
-        refused = f"the {cut.best_is_edge} size is the best one: the minimum is at the edge of the grid"
-    elif len(sizes) < 5:
-        warning = f"{len(sizes)} sizes; at least five are wanted"
-    elif high - low > WIDE:
+    refused = refused or _at_edge(cut)
+    warning = _few(cut)
+    if not warning and high - low > WIDE:
         warning = f"sizes span more than a factor {np.exp(WIDE):.0f}: a parabola is biased there (arXiv 2603.22339)"
-    elif abs(at - (low + high) / 2) > 0.25 * (high - low):
+    elif not warning and abs(at - (low + high) / 2) > 0.25 * (high - low):
         warning = "the minimum is far from the grid's middle: a parabola is biased there (arXiv 2603.22339)"
-    if refused:
-        at = np.nan
-    u_at = np.array([at])
-    return Parabola(
-        budget=float(cut.budget),
-        flops=float(np.exp(cut.at(cut.log_flops, u_at))[0]) if not refused else float(np.exp(cut.log_flops.mean())),
-        coefficients=tuple(float(v) for v in c[0]),  # type: ignore[arg-type]
-        center=cut.center,
-        params=float(np.exp(cut.center + at)),
-        tokens=float(np.exp(cut.at(cut.log_tokens, u_at))[0]) if not refused else float("nan"),
-        loss=float(c[0, 0] + c[0, 1] * at + c[0, 2] * at**2),
-        low=float(np.exp(cut.center + low)),
-        high=float(np.exp(cut.center + high)),
-        sizes=len(sizes),
-        runs=cut.runs,
-        refused=refused,
-        warning=warning,
-    )
+    at = np.nan if refused else at
+    loss = float(c[0, 0] + c[0, 1] * at + c[0, 2] * at**2)
+    coefficients = (float(c[0, 0]), float(c[0, 1]), float(c[0, 2]))
+    return Parabola(**_common(cut, at, loss, refused, warning), coefficients=coefficients, center=cut.center)
+
+
+def akima(cut: Slice) -> Akima:
+    """Akima's curve through the mean log losses of one budget's sizes."""
+    u, log_loss = _sizes(cut)
+    refused = _too_few(cut) or _at_edge(cut)
+    at, loss = np.nan, np.nan
+    if not refused:
+        at, loss = (float(v[0]) for v in least(cut, "akima"))
+        refused = "the interpolated loss is least at the edge of the grid" if np.isnan(at) else ""
+    return Akima(**_common(cut, at, loss, refused, _few(cut)), log_params=cut.center + u, log_loss=log_loss)
+
+
+def _too_few(cut: Slice) -> str:
+    sizes = len(np.unique(cut.u))
+    return f"{sizes} sizes; a minimum needs at least {FEWEST_SIZES}" if sizes < FEWEST_SIZES else ""
+
+
+def _at_edge(cut: Slice) -> str:
+    told = f"the {cut.best_is_edge} size is the best one: the minimum is at the edge of the grid"
+    return told if cut.best_is_edge else ""
+
+
+def _few(cut: Slice) -> str:
+    sizes = len(np.unique(cut.u))
+    return f"{sizes} sizes; at least five are wanted" if sizes < 5 else ""
+
+
+def _common(cut: Slice, at: float, loss: float, refused: str, warning: str) -> dict[str, typing.Any]:
+    place = np.array([at])
+    return {
+        "budget": float(cut.budget),
+        "flops": float(np.exp(cut.log_flops.mean() if refused else cut.at(cut.log_flops, place)[0])),
+        "params": float(np.exp(cut.center + at)),
+        "tokens": float("nan") if refused else float(np.exp(cut.at(cut.log_tokens, place)[0])),
+        "loss": loss,
+        "low": float(np.exp(cut.center + cut.u.min())),
+        "high": float(np.exp(cut.center + cut.u.max())),
+        "sizes": len(np.unique(cut.u)),
+        "runs": cut.runs,
+        "refused": refused,
+        "warning": warning,
+    }
+
+
+KINDS: dict[str, Callable[[Slice], Minimum]] = {"parabola": parabola, "akima": akima}

@@ -1,12 +1,14 @@
 """The three approaches find the planted frontier, agree with published exponents, and refuse what they must."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 import analysis
-from analysis import budgets, frontiers
+from analysis import biases, budgets, fitting, frontiers, plots
 
 
 def optimum(law: dict[str, float], flops: float) -> tuple[float, float, float]:
@@ -67,18 +69,6 @@ def test_intervals_are_seeded_and_hold_the_estimate(approach, sweep) -> None:
     assert bought.params.interval[0] < bought.params.interval[1]
     with pytest.raises(ValueError, match="positive and finite"):
         a.allocate(-1.0)
-
-
-def test_approach_2_agrees_with_porians_exponents(table) -> None:
-    """Their optima come from interpolated curves, ours from parabolas near the best size: equal to 0.035 in a."""
-    keys = ["dataset", "hparams", "warmup", "decay", "param_count", "loss_kind"]
-    points = table("porian2024_isoflop.csv")
-    published = table("porian2024_published_exponents.csv").set_index(keys)["a_weighted"]
-    assert len(published) == 15
-    for key, rows in points.groupby(keys):
-        found = analysis.frontier(rows, 2, resamples=100)
-        assert found.exponent_params.value == pytest.approx(published[key], abs=0.035), key
-        assert len(found.minima) >= 9
 
 
 def test_approach_2_names_and_counts_the_budgets_it_leaves_out(planted) -> None:
@@ -150,3 +140,95 @@ def test_no_run_falls_out_uncounted(planted) -> None:
         assert f"approach {approach}: 6 runs without flops_budget, beside 30 that have one" in found.excluded
     single = frame[(frame["flops_budget"] != budget[4]) | (frame.index == frame.index.max())]
     assert "approach 2: 1 budgets with one run only" in analysis.frontier(single, 2, resamples=50).excluded
+
+
+UNEVEN = {"E": 1.7, "A": 3000.0, "B": 150.0, "alpha": 0.46, "beta": 0.2}
+
+
+def test_interpolation_finds_the_planted_exponent_on_a_wide_uneven_grid(planted) -> None:
+    frame = planted(law=UNEVEN, width=30.0, sizes=17, low=1e18, high=1e20)
+    found = analysis.frontier(frame, 2, minimum="akima", resamples=100)
+    assert found.exponent_params.value == pytest.approx(0.2 / 0.66, abs=0.001)
+    assert found.minimum == "akima"
+    for row in found.minima.itertuples():
+        assert row.params == pytest.approx(optimum(UNEVEN, row.flops)[0], rel=0.03)
+    assert all(isinstance(curve, budgets.Akima) for curve in found.parabolas)
+    for curve in found.parabolas:
+        assert curve.curve(np.array([curve.params])) == pytest.approx(curve.loss)
+        sizes = frame.loc[frame["flops_budget"] == curve.budget]
+        near = sizes[(sizes["params"] > curve.low * 0.999) & (sizes["params"] < curve.high * 1.001)]
+        np.testing.assert_allclose(curve.curve(near["params"].to_numpy()[1:-1]), near["loss"].to_numpy()[1:-1])
+    assert plots.isoflop(frame, found).axes
+    with pytest.raises(ValueError, match="'parabola', 'akima'"):
+        analysis.frontier(frame, 2, minimum="cubic")
+
+
+def test_the_bias_is_what_the_parabola_is_off_by_without_noise(planted) -> None:
+    """The law is known here: what is stated from the fitted one is the error against the planted one."""
+    frame = planted(law=UNEVEN, width=30.0, sizes=17, low=1e18, high=1e20)
+    found = analysis.frontier(frame, 2, resamples=50)
+    top = frame["flops"].max()
+    true, exponent = optimum(UNEVEN, top)[0], 0.2 / 0.66
+    assert found.bias.params == pytest.approx(found.allocate(top).params.value / true, rel=2e-3)
+    assert found.bias.params > 1.05
+    assert found.bias.exponent_params == pytest.approx(found.exponent_params.value - exponent, abs=1e-3)
+    farther = found.allocate(100 * top).params.value / optimum(UNEVEN, 100 * top)[0]
+    assert found.bias.at(100 * top) == pytest.approx(farther, rel=0.01)
+    assert any(told.startswith("bias: ") and "times the law's" in told for told in found.warnings)
+    beside = found.methods.set_index("minimum")
+    assert beside.loc["parabola", "difference"] == 0
+    assert abs(beside.loc["akima", "bias_params"] - 1) < 0.03
+    narrow = analysis.frontier(planted(law=UNEVEN, width=1.6, sizes=7, low=1e18, high=1e20), 2, resamples=50)
+    assert not narrow.bias.notable
+    assert not any(told.startswith("bias: ") for told in narrow.warnings)
+
+
+def test_the_bias_of_an_unknown_law_is_said_to_be_unknown(planted) -> None:
+    frame = planted().assign(epochs=20.0)
+    found = analysis.frontier(frame, 2, resamples=20)
+    assert found.bias is None
+    assert any("bias unknown" in told and "up to 20 times" in told for told in found.statements)
+
+
+def test_a_law_without_minima_on_the_grid_has_no_bias(planted) -> None:
+    frame = planted()
+    law = analysis.fit("hoffmann", frame)
+    cuts, _, _ = budgets.slices(frame, "params", "tokens", "flops", "loss")
+    assert isinstance(law, fitting.Fit)
+    assert biases.bias(cuts, "parabola", law.params) is not None
+    assert biases.bias(cuts, "parabola", {**law.params, "B": 1e-9}) is None
+
+
+def test_a_line_through_given_optima_weighs_by_their_errors() -> None:
+    rng = np.random.default_rng(0)
+    flops = np.geomspace(1e16, 1e20, 9)
+    se = np.geomspace(0.3, 0.01, 9)
+    params = 0.1 * flops**0.5 * np.exp(se * rng.normal(size=9))
+    optima = pd.DataFrame({"flops": flops, "params": params, "tokens": flops / 6 / params, "se": se})
+    found = frontiers.through(optima, loss=None, params_se="se", tokens_se="se", resamples=4000)
+    x, y = np.log(flops), np.log(params)
+    slope, intercept = np.polyfit(x, y, 1, w=1 / se)
+    assert found.exponent_params.value == pytest.approx(slope)
+    assert found.exponent_params.value + found.exponent_tokens.value == pytest.approx(1.0)
+    left = (y - slope * x - intercept) / se
+    mean = np.average(x, weights=se**-2.0)
+    error = np.sqrt(left @ left / 7 / np.sum((x - mean) ** 2 / se**2))
+    low, high = found.exponent_params.interval
+    reach = stats.t.ppf(0.975, 7) * error
+    assert (slope - low, high - slope) == pytest.approx((reach, reach), rel=0.1)
+    assert np.isnan(found.allocate(1e21).loss.value)
+    assert frontiers.through(optima, loss=None).exponent_params.value == pytest.approx(np.polyfit(x, y, 1)[0])
+    with pytest.raises(analysis.Refused, match="2 optima at 2 budgets"):
+        frontiers.through(optima[:2], loss=None)
+    with pytest.raises(analysis.Refused, match="'se' is zero or negative"):
+        frontiers.through(optima.assign(se=0.0), loss=None, params_se="se")
+
+
+def test_minima_of_a_frontier_are_optima(planted) -> None:
+    found = analysis.frontier(planted(noise=0.002, sizes=9), 2, resamples=50)
+    again = frontiers.through(found.minima, resamples=50)
+    assert again.exponent_params.value == pytest.approx(found.exponent_params.value)
+    assert again.allocate(1e13).loss.value == pytest.approx(found.allocate(1e13).loss.value)
+    assert again.approach == 0
+    with pytest.raises(analysis.Refused, match="a line through optima knows only"):
+        again.allocate(1e13, inference_tokens=1e9)

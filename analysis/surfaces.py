@@ -1,0 +1,112 @@
+"""Optima of the fitted law L = E + A/N^α + B/D^β under a rule for the FLOPs, with and without the cost of inference."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from analysis import checks
+
+FORWARD = 1 / 3  # of the FLOPs of training on a token: 2N of 6N (Kaplan et al. 2020, arXiv 2001.08361, section 2.1)
+HALVINGS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class FlopRule:
+    """C = k · N^κ · D: what N parameters and D tokens cost; a token of inference costs a third of one of training."""
+
+    k: float
+    kappa: float
+    source: str
+
+    def flops(self, params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        return np.asarray(self.k * params**self.kappa * tokens)
+
+    def __str__(self) -> str:
+        exponent = "" if self.kappa == 1 else f"^{self.kappa:.4f}"
+        return f"C = {self.k:.4g} · N{exponent} · D ({self.source})"
+
+
+def flop_rule(frame: pd.DataFrame, params: str, tokens: str, flops: str) -> FlopRule:
+    """k and κ of C = k N^κ D by least squares in logarithms, k alone where C/D is proportional to N."""
+    n, d, c = (np.log(checks.column(frame, name, "the FLOP rule")) for name in (params, tokens, flops))
+    kappa, intercept = np.polyfit(n, c - d, 1)
+    rms = np.std(c - d - kappa * n - intercept)
+    if abs(kappa - 1) < 1e-6:
+        return FlopRule(float(np.exp(np.mean(c - d - n))), 1.0, f"ratio of column {flops!r} to N·D")
+    return FlopRule(float(np.exp(intercept)), float(kappa), f"fitted to column {flops!r}, rms {rms:.1%}")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Surface:
+    """Minima of E + A/N^α + B/D^β under C = k N^κ D, estimate first and resamples after it."""
+
+    params: dict[str, Float[np.ndarray, " samples"]]
+    rule: FlopRule
+
+    def at(self, flops: float, inference_tokens: float = 0.0) -> Float[np.ndarray, "samples 3"]:
+        """N*, D* and L* for a budget that pays for training and for `inference_tokens` T of inference.
+
+        T = 0: N* = (αA/(κβB))^(1/(α+κβ)) · (C/k)^(β/(α+κβ)), D* = (C/k) / N*^κ. T > 0: the budget is k N^κ (D + T/3)
+        (Sardana et al. 2024, arXiv 2401.00448: 6ND + 2NT), and dL = 0 along it where αA/N^α = κβB (D + T/3)/D^(β+1).
+        In log D the difference of the two sides' logarithms falls everywhere, by a slope between −(β+1) and
+        −(β+α/κ), so the root is bracketed from the optimum at T = 0.
+        """
+        E, A, B, alpha, beta = (self.params[name] for name in ("E", "A", "B", "alpha", "beta"))
+        kappa, cost = self.rule.kappa, np.log(flops / self.rule.k)
+        log_n = (np.log(alpha * A / (kappa * beta * B)) + beta * cost) / (alpha + kappa * beta)
+        log_d = cost - kappa * log_n
+        if served := inference_tokens * FORWARD:
+
+            def excess(log_d: np.ndarray) -> np.ndarray:
+                tokens = np.logaddexp(log_d, np.log(served))
+                gain = np.log(alpha * A) - alpha * (cost - tokens) / kappa
+                return np.asarray(np.log(kappa * beta * B) + tokens - (beta + 1) * log_d - gain)
+
+            start, slopes = excess(log_d), np.stack([beta + 1, beta + alpha / kappa])
+            log_d = _root(excess, *np.sort(log_d + start / slopes, axis=0))
+            log_n = (cost - np.logaddexp(log_d, np.log(served))) / kappa
+        loss = E + A * np.exp(-alpha * log_n) + B * np.exp(-beta * log_d)
+        return np.stack([np.exp(log_n), np.exp(log_d), loss], axis=-1)
+
+    def reach(self, loss: float, inference_tokens: float = 0.0) -> Float[np.ndarray, "samples 3"]:
+        """The least FLOPs, training and T tokens of inference together, that reach a loss, and their N* and D*.
+
+        With R = L − E, A/N^α = wR and B/D^β = (1 − w)R, the least of k N^κ (D + T/3) has
+        log w/(1 − w) = log(κβ/α) + log(1 + T/(3D)), whose right side falls with w (Sardana et al. 2024, arXiv
+        2401.00448, minimise 6ND + 2NT at a loss). Infinite where E is not below the loss.
+        """
+        E, A, B, alpha, beta = (self.params[name] for name in ("E", "A", "B", "alpha", "beta"))
+        kappa, served = self.rule.kappa, inference_tokens * FORWARD
+        with np.errstate(divide="ignore", invalid="ignore"):
+            room = np.log(np.where(loss > E, loss - E, np.nan))
+
+            def log_tokens(v: np.ndarray) -> np.ndarray:
+                return np.asarray((np.log(B) - room + np.logaddexp(0.0, v)) / beta)
+
+            def excess(v: np.ndarray) -> np.ndarray:
+                return np.asarray(np.log(kappa * beta / alpha) + np.log1p(served * np.exp(-log_tokens(v))) - v)
+
+            low = np.log(kappa * beta / alpha)
+            v = _root(excess, low, low + np.log1p(served * np.exp(-log_tokens(low)))) if served else low
+            log_n = (np.log(A) - room + np.logaddexp(0.0, -v)) / alpha
+            log_d = log_tokens(v)
+        flops = np.log(self.rule.k) + kappa * log_n + (np.logaddexp(log_d, np.log(served)) if served else log_d)
+        found = np.exp(np.stack([flops, log_n, log_d], axis=-1))
+        return np.where(np.isnan(room)[:, None], np.inf, found)
+
+    @property
+    def exponents(self) -> Float[np.ndarray, "samples 2"]:
+        alpha, beta = self.params["alpha"], self.params["beta"]
+        return np.stack([beta, alpha], axis=-1) / (alpha + self.rule.kappa * beta)[:, None]
+
+
+def _root(falling: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Where each of many falling functions is zero, between `low` and `high`, by halving."""
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        above = falling(middle) > 0
+        low, high = np.where(above, middle, low), np.where(above, high, middle)
+    return (low + high) / 2
