@@ -1,9 +1,11 @@
 """Many starts of one law refined at once: variable projection for starts, projected Newton to the minimum.
 
+The first fit of a law in a process is mostly compilation, so little is compiled: the derivatives of one chunk of rows.
+
 Everything runs in float64 on the CPU inside `precise`, whatever the rest of the process computes with. Points are
-padded with weight zero to a multiple of PAD, so that one compilation serves neighbouring numbers of points. Bounds and
-weights are arguments of the compiled program, a row each: fixing a parameter, resampling the runs and profiling
-compile nothing new.
+padded with weight zero to a multiple of PAD, so that one compilation serves neighbouring numbers of points. Weights
+are an argument of the compiled program and bounds none of its business: fixing a parameter, resampling the runs and
+profiling compile nothing new.
 """
 
 import contextlib
@@ -21,7 +23,7 @@ from analysis import forms
 from analysis.criteria import Criterion, namespace
 
 PAD = 64
-CHUNK = 32  # rows refined in one dispatch: one compilation for starts and resamples, and no row waits for 1,000
+CHUNK = 16  # rows whose derivatives are taken in one dispatch: one compilation for starts and resamples
 ITERATIONS = 300
 TOLERANCE = 1e-9  # predicted decrease of the objective that another Newton step would bring, relative
 EXACT = 1e-12  # an objective below this is an exact fit: residuals of 1e-6 and less
@@ -142,7 +144,7 @@ def _solve(law: forms.Law, data: Points, criterion: Criterion, grid: dict[str, n
         signed = np.array([law.parameter(name).lower >= 0 for name in unknown])
         c = _bounded(design, target, np.broadcast_to(weight, target.shape), signed)
         for _ in range(0 if criterion.kind == "squared" else 8):
-            fitted = (offset + np.einsum("gpi,gi->gp", design, c)) * unit
+            fitted = (offset + (design @ c[:, :, None])[:, :, 0]) * unit
             residual = criterion.transform(y) - criterion.transform(fitted)
             c = _bounded(design, target, weight * criterion.robust(residual), signed)
     solved = {}
@@ -162,17 +164,21 @@ def _bounded(
     """c at the least Σ_p w_p (t_p − Σ_i Φ_pi c_i)², ≥ 0 where `signed`, by trying every subset of those columns."""
     columns = design.shape[-1]
     weighted = design * weights[:, :, None]
-    gram, moment = weighted.swapaxes(1, 2) @ design, np.einsum("gpi,gp->gi", weighted, target)
-    least, best = np.full(len(design), np.inf), np.zeros((len(design), columns))
+    gram, moment = weighted.swapaxes(1, 2) @ design, (target[:, None, :] @ weighted)[:, 0]
+    ridge = 1e-12 * np.trace(gram, axis1=1, axis2=2)[:, None, None] * np.eye(columns)
+    best = np.linalg.solve(gram + ridge, moment[:, :, None])[:, :, 0]
+    rows = np.flatnonzero((best[:, signed] < 0).any(axis=1))  # elsewhere no bound binds, and that is the solution
+    gram, moment, ridge = gram[rows], moment[rows], ridge[rows]
+    least, best[rows] = np.full(len(rows), np.inf), 0.0
     for subset in itertools.product(*((0.0, 1.0) if bound else (1.0,) for bound in signed)):
         chosen = np.array(subset)
-        if not chosen.any():
+        if not chosen.any() or chosen.all():
             continue
-        ridge = 1e-12 * np.trace(gram, axis1=1, axis2=2)[:, None, None] * np.eye(columns) + np.diag(1 - chosen)
-        c = np.linalg.solve(gram * np.outer(chosen, chosen) + ridge, (moment * chosen)[:, :, None])[:, :, 0] * chosen
+        inside = gram * np.outer(chosen, chosen) + ridge + np.diag(1 - chosen)
+        c = np.linalg.solve(inside, (moment * chosen)[:, :, None])[:, :, 0] * chosen
         value = np.einsum("gi,gij,gj->g", c, gram, c) - 2 * np.sum(c * moment, axis=1)
         better = (c[:, signed] >= 0).all(axis=1) & (value < least)
-        least, best = np.where(better, value, least), np.where(better[:, None], c, best)
+        least[better], best[rows[better]] = value[better], c[better]
     return best
 
 
@@ -202,75 +208,76 @@ def starts(
     return theta[np.concatenate([best, spread]).astype(int)]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _newton(
-    law: forms.Law,
-    criterion: Criterion,
-    theta: Array,
-    inputs: dict[str, Array],
-    y: Array,
-    weights: Array,
-    low: Array,
-    high: Array,
+# compiling is most of a first fit; below level 1 the program runs 15 times slower, above it no faster
+@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options={"xla_backend_optimization_level": 1})
+def _derivatives(
+    law: forms.Law, criterion: Criterion, theta: Array, inputs: dict[str, Array], y: Array, weights: Array
 ) -> tuple[Array, ...]:
-    def one(theta: Array, y: Array, weights: Array, low: Array, high: Array) -> tuple[Array, ...]:
-        measured = criterion.transform(y)
+    """By row: the objective, its gradient, its Hessian, and the Hessian of the quadratic that majorizes it."""
 
-        def predict(t: Array) -> tuple[Array, Array]:
-            predicted = criterion.transform(jnp.asarray(law(inputs, named(law, t))))
-            return predicted, predicted
+    def one(theta: Array, y: Array, weights: Array) -> tuple[Array, ...]:
+        directions = jnp.eye(len(theta))
 
-        def slope(t: Array) -> tuple[Array, tuple[Array, Array]]:
-            jacobian, predicted = jax.jacfwd(predict, has_aux=True)(t)
-            return jacobian, (jacobian, predicted)
+        def predict(t: Array) -> Array:
+            return criterion.transform(jnp.asarray(law(inputs, named(law, t))))
 
-        def evaluate(t: Array) -> tuple[Array, Array, Array, Array]:
-            curved, (jacobian, predicted) = jax.jacfwd(slope, has_aux=True)(t)
-            residual = jnp.where(weights > 0, measured - predicted, 0.0)
-            pull, curvature, robust = (
-                weights * part(residual) for part in (criterion.psi, criterion.curvature, criterion.robust)
-            )
-            hessian = jnp.einsum("p,pi,pj->ij", curvature, jacobian, jacobian)
-            hessian -= jnp.einsum("p,pij->ij", pull, curved)
-            metric = jnp.einsum("p,pi,pj->ij", robust, jacobian, jacobian)
-            return jnp.sum(weights * criterion.rho(residual)), -pull @ jacobian, hessian, metric
+        def first(t: Array) -> tuple[Array, Array]:
+            predicted, slopes = jax.vmap(lambda v: jax.jvp(predict, (t,), (v,)))(directions)
+            return predicted[0], slopes
 
-        def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
-            here, theta, candidate, damping, _, iteration = state
-            there = evaluate(candidate)
-            better = there[0] < here[0]
-            here = tuple(jnp.where(better, new, old) for new, old in zip(there, here, strict=True))
-            theta = jnp.where(better, candidate, theta)
-            damping = jnp.where(better, jnp.maximum(damping * 0.1, 1e-15), jnp.maximum(damping, 1e-3) * 8)
-            f, gradient, hessian, metric = here
-            held = ((theta <= low) & (gradient > 0)) | ((theta >= high) & (gradient < 0)) | (low == high)
-            free = ~held[:, None] & ~held[None, :]
-            scale = jnp.where(held, 1.0, jnp.sqrt(jnp.diag(metric)) + 1e-30)
-            scaled, curved = (
-                jnp.where(free, part / scale[:, None] / scale[None, :], jnp.eye(len(theta)))
-                for part in (metric, hessian)
-            )
-            root = jnp.linalg.cholesky(scaled + 1e-13 * jnp.eye(len(theta)))
-            half = jax.scipy.linalg.solve_triangular(root, curved, lower=True)
-            whole = jax.scipy.linalg.solve_triangular(root, half.T, lower=True)
-            curvature, axes = jnp.linalg.eigh(0.5 * (whole + whole.T))
-            push = jax.scipy.linalg.solve_triangular(root, jnp.where(held, 0.0, gradient) / scale, lower=True)
-            along, size = axes.T @ push, jnp.maximum(jnp.abs(curvature), 1e-9)
-            decrement = jnp.sum(along**2 / size) / jnp.maximum(f, EXACT)
-            move = jax.scipy.linalg.solve_triangular(root.T, axes @ (along / (size + damping)), lower=False) / scale
-            return here, theta, jnp.clip(theta - move, low, high), damping, decrement, iteration + 1
+        def second(u: Array) -> tuple[Array, Array, Array]:
+            (predicted, slopes), (_, curved) = jax.jvp(first, (theta,), (u,))
+            return predicted, slopes, curved
 
-        def unfinished(state: tuple[Any, ...]) -> Array:
-            *_, damping, decrement, iteration = state
-            return (iteration < ITERATIONS) & (decrement > 1e-3 * TOLERANCE) & (damping < 1e11)
+        # points come last in `slopes` and `curved`, so that loops run along memory
+        predicted, slopes, curved = jax.vmap(second)(directions)
+        predicted, slopes = predicted[0], slopes[0]  # the same along every direction
+        residual = jnp.where(weights > 0, criterion.transform(y) - predicted, 0.0)
+        pull, curvature, robust = (
+            weights * part(residual) for part in (criterion.psi, criterion.curvature, criterion.robust)
+        )
+        hessian = (slopes * curvature) @ slopes.T - curved @ pull
+        return jnp.sum(weights * criterion.rho(residual)), -slopes @ pull, hessian, (slopes * robust) @ slopes.T
 
-        infinite, square = jnp.array(jnp.inf), jnp.eye(len(theta))
-        nowhere = (infinite, jnp.zeros_like(theta), square, square)
-        start = (nowhere, theta, theta, jnp.array(1.0), infinite, jnp.array(0))
-        (f, gradient, *_), theta, _, _, decrement, _ = jax.lax.while_loop(unfinished, step, start)
-        return theta, f, decrement, gradient
+    return jax.vmap(one)(theta, y, weights)
 
-    return jax.vmap(one)(theta, y, weights, low, high)
+
+def _evaluate(
+    law: forms.Law, criterion: Criterion, theta: np.ndarray, data: Points, y: np.ndarray, weights: np.ndarray
+) -> list[np.ndarray]:
+    """`_derivatives` of any number of rows, in chunks, the last one filled up with copies of its last row."""
+    index = np.concatenate([np.arange(len(theta)), np.full(-len(theta) % CHUNK, len(theta) - 1)])
+    parts = [
+        _derivatives(law, criterion, theta[rows], data.inputs, y[rows], weights[rows])
+        for rows in np.split(index, len(index) // CHUNK)
+    ]
+    return [np.concatenate(part)[: len(theta)] for part in zip(*parts, strict=True)]
+
+
+def _step(
+    f: np.ndarray, gradient: np.ndarray, hessian: np.ndarray, metric: np.ndarray, held: np.ndarray, damping: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """By row: the step (|H| + λM)⁻¹ g in the coordinates that are not held, and the relative Newton decrement.
+
+    M is scaled to a unit diagonal and whitened by its eigenvectors, with a floor that no rounding error reaches.
+    """
+    free = ~held[:, :, None] & ~held[:, None, :]
+    scale = np.where(held, 1.0, np.sqrt(np.diagonal(metric, axis1=1, axis2=2)) + 1e-30)
+    identity = np.eye(held.shape[1])
+    with np.errstate(over="ignore"):
+        metric, hessian = (  # within what eigh can take: a parameter without effect has a scale of 1e-30
+            np.where(free, np.clip(part / scale[:, :, None] / scale[:, None, :], -1e150, 1e150), identity)
+            for part in (metric, hessian)
+        )
+    size, axes = np.linalg.eigh(metric)
+    white = axes / np.sqrt(np.maximum(size, 1e-13))[:, None, :]
+    curved = white.swapaxes(1, 2) @ hessian @ white
+    curvature, axes = np.linalg.eigh(0.5 * (curved + curved.swapaxes(1, 2)))
+    white = white @ axes
+    along = np.einsum("rij,ri->rj", white, np.where(held, 0.0, gradient) / scale)
+    curvature = np.maximum(np.abs(curvature), 1e-9)
+    decrement = np.sum(along**2 / curvature, axis=1) / np.maximum(f, EXACT)
+    return np.einsum("rij,rj->ri", white, along / (curvature + damping[:, None])) / scale, decrement
 
 
 def refine(
@@ -286,19 +293,39 @@ def refine(
     """Every row of `theta` carried to a minimum of Σ_i w_i ρ(r_i) under its own row of weights and of bounds.
 
     A sum and not a mean (Besiroglu et al., arXiv 2404.10102). `weights` (rows, points) replace the points' own, and so
-    does `y`, (points,) or (rows, points); `low` and `high` are (parameters,) or (rows, parameters). Damped projected Newton: the step is
-    (|H| + λM)⁻¹ g with the exact Hessian H by automatic differentiation (its eigenvalues by magnitude in the metric M,
-    so a saddle repels), M = Σ w ρ'(r)/r ∇f ∇fᵀ the curvature of the quadratic that majorizes the robust loss (so
-    λ ≥ 1 steps stay sane far from the minimum, where H vanishes), and bounds hold the coordinates that push against
-    them. A row has converged when a further Newton step would lower its objective by
-    less than TOLERANCE of it. Rows go through in chunks, the last one filled up with copies of the first row.
+    does `y`, (points,) or (rows, points); `low` and `high` are (parameters,) or (rows, parameters). Damped projected
+    Newton: the step is (|H| + λM)⁻¹ g with the exact Hessian H by automatic differentiation (its eigenvalues by
+    magnitude in the metric M, so a saddle repels), M = Σ w ρ'(r)/r ∇f ∇fᵀ the curvature of the quadratic that
+    majorizes the robust loss (so λ ≥ 1 steps stay sane far from the minimum, where H vanishes), and bounds hold the
+    coordinates that push against them. A row has converged when a further Newton step would lower its objective by
+    less than TOLERANCE of it.
+
+    The loop over iterations runs in NumPy over all rows at once, and a row that is done leaves it; only the
+    derivatives are compiled, in chunks of rows.
     """
-    index = np.concatenate([np.arange(len(theta)), np.zeros(-len(theta) % CHUNK, dtype=int)])
+    rows, columns = theta.shape
     low, high = (np.broadcast_to(bound, theta.shape) for bound in (low, high))
     y = np.broadcast_to(data.y if y is None else y, weights.shape)
-    parts = [
-        _newton(law, criterion, theta[rows], data.inputs, y[rows], weights[rows], low[rows], high[rows])
-        for rows in np.split(index, len(index) // CHUNK)
-    ]
-    found, f, decrement, gradient = (np.concatenate(part)[: len(theta)] for part in zip(*parts, strict=True))
-    return Refined(found, f, decrement, gradient, np.isfinite(f) & (decrement <= TOLERANCE))
+    theta, candidate = theta.copy(), theta.copy()
+    f, gradient = np.full(rows, np.inf), np.zeros_like(theta)
+    hessian, metric = np.tile(np.eye(columns), (2, rows, 1, 1))
+    damping, decrement = np.ones(rows), np.full(rows, np.inf)
+    active = np.arange(rows)
+    for _ in range(ITERATIONS):
+        there = _evaluate(law, criterion, candidate[active], data, y[active], weights[active])
+        sane = np.all([np.isfinite(part).reshape(len(active), -1).all(axis=1) for part in there], axis=0)
+        better = sane & (there[0] < f[active])
+        moved = active[better]
+        f[moved], gradient[moved], hessian[moved], metric[moved] = (part[better] for part in there)
+        theta[moved] = candidate[moved]
+        damping[active] = np.where(
+            better, np.maximum(damping[active] * 0.1, 1e-15), np.maximum(damping[active], 1e-3) * 8
+        )
+        at, bottom, top, slope = theta[active], low[active], high[active], gradient[active]
+        held = ((at <= bottom) & (slope > 0)) | ((at >= top) & (slope < 0)) | (bottom == top)
+        move, decrement[active] = _step(f[active], slope, hessian[active], metric[active], held, damping[active])
+        candidate[active] = np.clip(at - move, bottom, top)
+        active = active[(decrement[active] > 1e-3 * TOLERANCE) & (damping[active] < 1e11)]
+        if not len(active):
+            break
+    return Refined(theta, f, decrement, gradient, np.isfinite(f) & (decrement <= TOLERANCE))
