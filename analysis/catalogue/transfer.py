@@ -7,6 +7,7 @@ unit (characters in the paper; any will do, k takes it up).
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from analysis.forms import EXPONENTS, Parameter, law
@@ -30,7 +31,8 @@ def _transfer(
     beta: Any,
 ) -> Any:
     effective = finetune + pretrained * k * finetune**alpha * params**beta
-    return ((N_c / params) ** (alpha_N / alpha_D) + D_c / effective) ** alpha_D
+    by_size, by_data = alpha_N / alpha_D * jnp.log(N_c / params), jnp.log(D_c / effective)
+    return jnp.exp(alpha_D * jnp.logaddexp(by_size, by_data))  # the powers themselves overflow where α_D is small
 
 
 def _transfer_starts(inputs: Mapping[str, np.ndarray], loss: np.ndarray) -> dict[str, np.ndarray]:
@@ -57,6 +59,7 @@ def _transfer_starts(inputs: Mapping[str, np.ndarray], loss: np.ndarray) -> dict
 
 _HERNANDEZ = "Hernandez et al. 2021, arXiv 2102.01293"
 _positive = Parameter(0.0, log=True)
+_scale = Parameter(1e-150, 1e150, log=True)  # whose square is still a float64: second derivatives need it
 _exponent = Parameter(0.0, 3.0)
 
 transferred = law(
@@ -79,8 +82,8 @@ transfer = law(
     equation="L = ((N_c / N)^(α_N/α_D) + D_c / D_E)^α_D, D_E = D_F + p · k · D_F^α · N^β (p 1 if pre-trained, else 0)",
     source=f"{_HERNANDEZ}, eq. 1.1 in L(N, D) of Kaplan et al. 2020, arXiv 2001.08361, eq. 1.5, at D_E = D_F + D_T",
     parameters={
-        "N_c": _positive,
-        "D_c": _positive,
+        "N_c": _scale,
+        "D_c": _scale,
         "alpha_N": _exponent,
         "alpha_D": Parameter(1e-3, 3.0),
         "k": _positive,

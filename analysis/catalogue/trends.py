@@ -83,7 +83,7 @@ trend_break = law(
     name="trend_break",
     equation="y = a · 2^(r · (t - t1)), t in years, r = r_before doublings per year before t1, r_after from then on",
     source="piecewise exponential, continuous at its break, after the eras of Sevilla et al. 2022, arXiv 2202.05924",
-    parameters={"a": _positive, "before": _rate, "after": _rate, "moment": Parameter(-1e4, 1e4)},
+    parameters={"a": _positive, "before": _rate, "after": _rate, "moment": Parameter(1800.0, 2200.0)},
     starts=_trend_break_starts,
     real=("time",),
     unit="that of the measurements",
