@@ -7,7 +7,7 @@ import pytest
 import analysis
 
 CHINCHILLA = {"E": 1.6934, "A": 406.4, "B": 410.7, "alpha": 0.3392, "beta": 0.2849}  # Hoffmann et al. 2203.15556
-OMEGA = 47491.0  # N_total = N + ω N^(1/3): fitted by them to Chinchilla's models, section 3
+OMEGA = 47491.0  # N_total = N + ω N^(1/3): gamma of their script, fitted to the models of Hoffmann et al.
 SIZES = np.logspace(2.9, 9.2, 20)  # "768 to 1.5 billion non-embedding parameters", as in their script
 TOKENS = np.logspace(6, 25, 1000)
 
