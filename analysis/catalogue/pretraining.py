@@ -26,7 +26,10 @@ def _hoffmann(params: Any, tokens: Any, *, E: Any, A: Any, B: Any, alpha: Any, b
 
 
 def _shared(params: Any, tokens: Any, *, E: Any, A: Any, B: Any, alpha: Any) -> Any:
-    """L = E + A / N^α + B / D^α: N and D of a compute-optimal run are in one ratio at any C."""
+    """L = E + A / N^α + B / D^α: N and D of a compute-optimal run are in one ratio at any C.
+
+    Not validated on measurements.
+    """
     return E + A / params**alpha + B / tokens**alpha
 
 

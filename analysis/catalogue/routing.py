@@ -15,21 +15,21 @@ def _saturating(experts: Any, E_start: Any, E_max: Any) -> Any:
     return 1 / (1 / (experts - 1 + 1 / (1 / E_start - 1 / E_max)) + 1 / E_max)
 
 
-def _clark(params: Any, experts: Any, *, a: Any, b: Any, c: Any, d: Any, E_start: Any, E_max: Any) -> Any:
+def _clark(params_active: Any, experts: Any, *, a: Any, b: Any, c: Any, d: Any, E_start: Any, E_max: Any) -> Any:
     """Loss in nats per token of a routed model, all trained on one number of tokens.
 
     log10 L = a log10 N + b log10 Ê + c log10 N log10 Ê + d, N the parameters that one token sees (those of the dense
     model of that size), Ê the experts after saturation: 1/Ê = 1/(E − 1 + 1/(1/E_start − 1/E_max)) + 1/E_max. Dense
     models are those with one expert. E_max is weakly identified.
     """
-    size, routed = jnp.log10(params), jnp.log10(_saturating(experts, E_start, E_max))
+    size, routed = jnp.log10(params_active), jnp.log10(_saturating(experts, E_start, E_max))
     return 10 ** (a * size + b * routed + c * size * routed + d)
 
 
 def _clark_starts(inputs: Mapping[str, np.ndarray], loss: np.ndarray) -> dict[str, np.ndarray]:
     """Given both ends of Ê the logarithm of the law is linear in the other four: least squares."""
     E_start, E_max = grid(tuple(np.geomspace(0.5, 16, 11)), tuple(np.geomspace(20, 2e4, 13)))
-    size = np.log10(inputs["params"])
+    size = np.log10(inputs["params_active"])
     routed = np.log10(_saturating(inputs["experts"], E_start[:, None], E_max[:, None]))
     columns = [size + 0 * routed, routed, size * routed, 1 + 0 * routed]
     found = np.linalg.pinv(np.stack(columns, axis=-1), rcond=1e-13) @ np.log10(loss)
@@ -37,7 +37,7 @@ def _clark_starts(inputs: Mapping[str, np.ndarray], loss: np.ndarray) -> dict[st
 
 
 def _joint(
-    params: Any,
+    params_active: Any,
     tokens: Any,
     experts: Any,
     *,
@@ -59,7 +59,7 @@ def _joint(
     writes their negatives. Not validated on measurements.
     """
     routed = jnp.log(_saturating(experts, E_start, E_max))
-    size, data = jnp.log(params), jnp.log(tokens)
+    size, data = jnp.log(params_active), jnp.log(tokens)
     return (
         a * jnp.exp(delta * routed - (alpha - gamma * routed) * size)
         + b * jnp.exp(omega * routed - (beta - zeta * routed) * data)
@@ -77,21 +77,21 @@ def _joint_starts(inputs: Mapping[str, np.ndarray], loss: np.ndarray) -> dict[st
     shape = {"alpha": alpha, "beta": beta, "delta": delta, "omega": omega, "E_start": E_start, "E_max": E_max}
     shape |= {"gamma": none, "zeta": none}
     routed = np.log(_saturating(inputs["experts"], E_start[:, None], E_max[:, None]))
-    first = np.exp(delta[:, None] * routed - alpha[:, None] * np.log(inputs["params"]))
+    first = np.exp(delta[:, None] * routed - alpha[:, None] * np.log(inputs["params_active"]))
     second = np.exp(omega[:, None] * routed - beta[:, None] * np.log(inputs["tokens"]))
     found, usable = scales(np.stack([first, second, np.ones_like(first)], axis=-1), loss)
     return {name: values[usable] for name, values in shape.items()} | dict(zip("abc", found[usable].T, strict=True))
 
 
 def _one_length(
-    params: Any, experts: Any, *, a: Any, c: Any, alpha: Any, gamma: Any, delta: Any, E_start: Any, E_max: Any
+    params_active: Any, experts: Any, *, a: Any, c: Any, alpha: Any, gamma: Any, delta: Any, E_start: Any, E_max: Any
 ) -> Any:
     """Loss in nats per token, all models trained on one number of tokens: the joint law with its last terms constant.
 
     L = a Ê^δ N^(−α + γ ln Ê) + c. With c = 0 it is Clark's law. Not validated on measurements.
     """
     routed = jnp.log(_saturating(experts, E_start, E_max))
-    return a * jnp.exp(delta * routed - (alpha - gamma * routed) * jnp.log(params)) + c
+    return a * jnp.exp(delta * routed - (alpha - gamma * routed) * jnp.log(params_active)) + c
 
 
 def _one_length_starts(inputs: Mapping[str, np.ndarray], loss: np.ndarray) -> dict[str, np.ndarray]:
@@ -100,7 +100,7 @@ def _one_length_starts(inputs: Mapping[str, np.ndarray], loss: np.ndarray) -> di
         (0.05, 0.1, 0.2, 0.35, 0.55), (-0.5, -0.3, -0.15, -0.05), (1.0, 2.0, 4.0), (60.0, 250.0, 1000.0)
     )
     routed = np.log(_saturating(inputs["experts"], E_start[:, None], E_max[:, None]))
-    first = np.exp(delta[:, None] * routed - alpha[:, None] * np.log(inputs["params"]))
+    first = np.exp(delta[:, None] * routed - alpha[:, None] * np.log(inputs["params_active"]))
     found, usable = scales(np.stack([first, np.ones_like(first)], axis=-1), loss)
     shape = {"alpha": alpha, "delta": delta, "E_start": E_start, "E_max": E_max, "gamma": np.zeros_like(alpha)}
     return {name: values[usable] for name, values in shape.items()} | dict(zip("ac", found[usable].T, strict=True))
