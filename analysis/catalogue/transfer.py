@@ -31,7 +31,7 @@ def _transfer(
     beta: Any,
 ) -> Any:
     effective = finetune + pretrained * k * finetune**alpha * params**beta
-    by_size, by_data = alpha_N / alpha_D * jnp.log(N_c / params), jnp.log(D_c / effective)
+    by_size, by_data = alpha_N / alpha_D * (jnp.log(N_c) - jnp.log(params)), jnp.log(D_c) - jnp.log(effective)
     return jnp.exp(alpha_D * jnp.logaddexp(by_size, by_data))  # the powers themselves overflow where α_D is small
 
 
