@@ -1,4 +1,4 @@
-"""Fit things: laws, fits with intervals, compute-optimal frontiers, back-tests, figures and the report of a sweep.
+"""Fit things: laws, fits with intervals, compute-optimal frontiers, back-tests, forecasts, figures and reports.
 
 Takes pandas DataFrames only (columns of a run's record, see the README) and never imports models or training code;
 of `scaling` it may import `scaling.sweep.store` and `scaling.counting`. Who may import it: `scaling.cli`,
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from analysis.backtests import backtest as backtest
     from analysis.comparison import compare as compare
     from analysis.errors import Refused as Refused
+    from analysis.extrapolation import extrapolate as extrapolate
     from analysis.fitting import Fit as Fit
     from analysis.fitting import fit as fit
     from analysis.fitting import load as load
@@ -34,6 +35,7 @@ _HOMES = {
     "backtest": "backtests",
     "compare": "comparison",
     "Refused": "errors",
+    "extrapolate": "extrapolation",
     "Fit": "fitting",
     "fit": "fitting",
     "load": "fitting",

@@ -269,7 +269,7 @@ def measurements(
         if {"params", "tokens"} <= set(law.inputs):
             separable(inputs["params"], inputs["tokens"])
         if len(law.inputs) > 1:
-            independent(inputs, law.name)
+            independent({name: inputs[name] for name in law.inputs if name not in law.real}, law.name)
     return dataclasses.replace(chosen, warnings=tuple(warnings), notes=tuple(notes)), inputs, measured
 
 

@@ -17,7 +17,18 @@ from analysis import biases, budgets, checks, errors, fitting, lines, uncertaint
 from analysis.lines import Lines
 from analysis.surfaces import FlopRule, Surface, flop_rule
 
-__all__ = ["Allocation", "FlopRule", "Frontier", "Lines", "Surface", "Target", "flop_rule", "frontier", "through"]
+__all__ = [
+    "Allocation",
+    "FlopRule",
+    "Frontier",
+    "Lines",
+    "Surface",
+    "Target",
+    "flop_rule",
+    "frontier",
+    "of_fit",
+    "through",
+]
 
 BIN = np.log(10.0) / 4  # envelope of unlabelled runs: the best run of each quarter of a decade of FLOPs
 EMPTY = pd.DataFrame(columns=["flops", *lines.QUANTITIES], dtype=np.float64)
@@ -379,12 +390,29 @@ def _parametric(
 ) -> Frontier:
     frame = chosen.frame
     fit = fitting.fit("hoffmann", frame, loss=loss, params=names["params"], tokens=names["tokens"])
-    fitting.refuse_unconverged(fit)
-    boot = fit.bootstrap(resamples, seed)
     rule = flop_rule(frame, **names)
-    samples = {name: np.concatenate([[fit.params[name]], boot.samples[name]]) for name in fit.law.names}
+    return _surface(fit, rule, _statements(frame, names, ""), level, resamples, seed)
+
+
+def of_fit(fit: fitting.Fit, *, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> Frontier:
+    """Approach 3 from a fit of the law "hoffmann" that is there already, under the FLOP rule of its own runs.
+
+    Raises `Refused` where the fit is of another law, has not converged, or has no optimum.
+    """
+    if fit.law.name != "hoffmann":
+        raise errors.Refused(f'a frontier needs the law "hoffmann", not {fit.law.name!r}; fit that one')
+    runs, note = budgets.costed(fit.runs, "params", "tokens", "flops")
+    rule = flop_rule(runs, "params", "tokens", "flops")
+    told = tuple(fact for fact in fit.facts if fact.startswith("definition of"))
+    return _surface(fit, rule, ("", *told, *([note] if note else [])), level, resamples, seed)
+
+
+def _surface(
+    fit: fitting.Fit, rule: FlopRule, statements: tuple[str, ...], level: float, resamples: int, seed: int
+) -> Frontier:
+    fitting.refuse_unconverged(fit)
     _curved(fit, "approach 3")
+    boot = fit.bootstrap(resamples, seed)
+    samples = {name: np.concatenate([[fit.params[name]], boot.samples[name]]) for name in fit.law.names}
     how = f"approach 3: closed form of {fit.law.equation} under {rule}"
-    return Frontier(
-        3, level, Surface(samples, rule), EMPTY, _statements(frame, names, how), (), fit.warnings, (), fit, boot
-    )
+    return Frontier(3, level, Surface(samples, rule), EMPTY, (how, *statements[1:]), (), fit.warnings, (), fit, boot)
