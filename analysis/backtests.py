@@ -89,7 +89,8 @@ def backtest(
         raise errors.Refused(f"all {len(size)} runs share one {hold_out!r}: nothing is left to fit below; add budgets")
     checks.column(chosen.frame, loss, "the held-out loss", (options.get("scale") or form.scale) != "linear")
     checks.one_of_each(chosen.frame, form.varies)
-    told, tables = [], []
+    told: list[dict[str, Any]] = []
+    tables: list[pd.DataFrame] = []
     for smallest_held in steps[: min(origins, len(steps) - 1)]:
         below = group < smallest_held
         origin = float(size[below].max())

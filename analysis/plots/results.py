@@ -112,7 +112,7 @@ def backtest(found: backtests.Backtest) -> figure.Figure:
         if not np.isnan(noise):
             right.axhspan(-noise, noise, color=axes.FAINT, alpha=0.2, lw=0, zorder=0, label="seed noise")
             right.legend(loc="best")
-        right.scatter(found.rows["reach"], found.rows["error"], c=shade.to_rgba(found.rows["origin"]), s=20, lw=0.4,
+        right.scatter(found.rows["reach"], found.rows["error"], c=shade.to_rgba(found.rows["origin"].to_numpy()), s=20, lw=0.4,
                       edgecolor="white", zorder=3)  # fmt: skip
         axes.logarithmic(right, "x", found.rows["reach"].to_numpy())
         right.set(xlabel=f"{found.hold_out} over the largest fitted", ylabel="predicted − measured")
