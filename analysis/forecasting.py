@@ -1,0 +1,287 @@
+"""Forecasts of one curve y(x), such as a loss over the tokens seen: `forecast` and its result `Forecast`.
+
+Which law a curve follows is not known beforehand, and a law that fits best need not forecast best (Alabdulmohsin et al.
+2022, arXiv 2209.06640). So every law is fitted with several memories to several beginnings of the curve, each predicts
+the points that follow, and the forecast is the average of log y over them with shares that fall with those errors
+(`analysis.ensembles`). The same errors, growing with the distance in log x, make the interval.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+from jaxtyping import Float
+
+from analysis import checks, ensembles, errors
+from analysis import laws as catalogue
+from analysis.forms import Law
+
+LAWS = ("m2", "m3")  # M1 is a limit of both
+MEMORIES = (0.5, 1.0, 2.0, np.inf)  # e-folds of x
+HORIZON = 2.0
+POINTS = 8  # least number of distinct x
+NEAR = 0.1  # a back-test's squared error grows as NEAR + log(x / x_end), like a random walk's; fitted to no table
+FREEDOM = 2.0  # least degrees of freedom of the interval
+TURN = 5.0  # a rise or fall of so many deviations of the noise is a turn
+TOLD = 3  # turns that a warning names
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Forecast:
+    """A curve's forecast: an average of laws, with what each of them was worth on the curve itself.
+
+    `weights` are the members' shares, by law and memory (a fit with memory m counts a point e times less for every m
+    e-folds of x before the end). `error` is the root mean squared error of log y of the forecast in its back-tests,
+    where the shares come from the other back-tests; `noise` the deviation of log y between neighbouring points (or
+    between repeats at one x), a floor under any error. `backtests` has a row an end: the points that were predicted
+    from there, the forecast's error, and each member's. `points` are the measurements.
+    """
+
+    x: str
+    y: str
+    points: pd.DataFrame
+    horizon: float
+    weights: pd.Series
+    error: float
+    noise: float
+    backtests: pd.DataFrame
+    warnings: tuple[str, ...]
+    tracks: ensembles.Tracks
+    growth: float
+    freedom: float
+    residual: float
+
+    def predict(self, at: pd.DataFrame | Mapping[str, Any]) -> np.ndarray:
+        """y at the column `x` of `at`, in the units of the measurements. Raises ValueError where it is missing."""
+        at_x = self._at(at)
+        return np.asarray(np.exp(self._centre(at_x.ravel())[0]).reshape(at_x.shape))
+
+    def predict_interval(
+        self, at: pd.DataFrame | Mapping[str, Any], level: float = 0.95
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Low and high of a measurement of y at `at`.
+
+        log y is taken as Student-t around the forecast, with as many degrees of freedom as there are back-tests (by
+        their weights), and the variance max(g (NEAR + h), r²) + s²: h = log(x / x_end) at or beyond the end, g what
+        back-tests have of squared error per unit of it, r the residual of the fit near the end, s the members' own
+        disagreement at x.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level = {level}: must lie between 0 and 1; 0.95 is usual")
+        at_x = self._at(at)
+        centre, spread = self._centre(at_x.ravel())
+        ahead = np.maximum(np.log(at_x.ravel() / self.tracks.ends[0]), 0.0)
+        variance = np.maximum(self.growth * (NEAR + ahead), self.residual**2) + spread
+        half = scipy.stats.t.ppf(0.5 + level / 2, self.freedom) * np.sqrt(variance)
+        low, high = (np.exp(centre + side * half).reshape(at_x.shape) for side in (-1.0, 1.0))
+        return low, high
+
+    def summary(self) -> str:
+        """What was averaged and why, error beside noise, and the warnings, one line each."""
+        end, tests, first = float(self.tracks.ends[0]), self.backtests, self.points[self.x].min()
+        lines = [
+            f"{self.y} over {self.x}: {len(self.points)} points, {self.x} from {first:.4g} to {end:.4g}",
+            f"{len(tests)} back-tests from {self.x} = {tests['end'].min():.4g} to {tests['end'].max():.4g}, each "
+            f"to {self.horizon:g} times as far",
+            f"error of the forecast in them {self.error:.2%} (rms of log {self.y}) beside noise of {self.noise:.2%}",
+            "law, memory in e-folds: share, error in the back-tests",
+        ]
+        for name, share in self.weights.sort_values(ascending=False).items():
+            column = label(*name)  # type: ignore[misc]
+            if column in tests:
+                rms = np.sqrt(np.average(tests[column] ** 2, weights=_counts(len(tests))))
+                lines.append(f"  {column}: {share:.1%}, {rms:.2%}")
+        return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+
+    def _at(self, at: pd.DataFrame | Mapping[str, Any]) -> Float[np.ndarray, "..."]:
+        if self.x not in at:
+            raise ValueError(f"the forecast needs {self.x!r}; got {', '.join(map(str, at))}; add it")
+        values = np.asarray(at[self.x], dtype=np.float64)
+        if (bad := ~(np.isfinite(values) & (values > 0))).any():
+            raise ValueError(f"{self.x} = {values[bad].flat[0]:g}: must be positive and finite; mend or drop it")
+        return values
+
+    def _centre(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance of log y over the members at `x`."""
+        share = self.weights.to_numpy()
+        used = share > 0
+        found = self.tracks.log_predictions(x, 0)[used]
+        mean = share[used] @ found
+        return mean, share[used] @ (found - mean) ** 2
+
+
+def label(law: str, memory: float) -> str:
+    """A member's column in `Forecast.backtests`."""
+    return f"{law}, {memory:g}"
+
+
+def forecast(
+    frame: pd.DataFrame,
+    x: str = "seen",
+    y: str = "loss",
+    *,
+    laws: Sequence[str | Law] = LAWS,
+    memories: Sequence[float] = MEMORIES,
+    horizon: float = HORIZON,
+) -> Forecast:
+    """The forecast of one curve from its rows: column `y` (positive, falling: a loss, an error rate) over column `x`.
+
+    `laws` are laws of one input, `memories` e-folds of x, `horizon` how many times the largest x the forecast is for:
+    back-tests reach as far. Rows with one x and different y are repeated measurements. A curve that is not monotone is
+    forecast with a warning that says where it turns. Raises `Refused` where the rows cannot carry a forecast.
+    """
+    forms = [catalogue.get(law) for law in laws]
+    _accept(forms, memories, horizon)
+    chosen = checks.runs(frame, cluster="run_id").frame  # a curve's points are checkpoints of one run
+    checks.one_of_each(chosen)
+    seen, measured = (checks.column(chosen, name, f"the forecast's {axis}") for axis, name in (("x", x), ("y", y)))
+    order = np.argsort(seen, kind="stable")
+    points = pd.DataFrame({x: seen[order], y: measured[order]})
+    if points.duplicated().any():
+        twice = points[points.duplicated()].iloc[0]
+        raise errors.Refused(
+            f"{x} = {twice[x]:g}, {y} = {twice[y]:g} is in two rows: a measurement counts once; use drop_duplicates()"
+        )
+    seen, measured = points[x].to_numpy(), points[y].to_numpy()
+    least = max(ensembles.LEAST, 1 + max(len(form.names) for form in forms))
+    needed = max(POINTS, least + 3)
+    if (distinct := len(np.unique(seen))) < needed:
+        raise errors.Refused(
+            f"{distinct} different values of {x!r}: a forecast by {', '.join(form.name for form in forms)} needs "
+            f"{needed}; add points" + (" or leave out the largest law" if needed > POINTS else "")
+        )
+    back = ensembles.ends(seen, horizon, least)
+    if not len(back):
+        raise errors.Refused(
+            f"{x!r} runs from {seen.min():g} to {seen.max():g} in {distinct} steps: no back-test of a forecast to "
+            f"{horizon:g} times its end fits in; add points, or pass a smaller horizon"
+        )
+    tracks = ensembles.train(forms, memories, seen, measured, back)
+    return _weighed(points, tracks, horizon, _noise(seen, np.log(measured)))
+
+
+def _accept(forms: Sequence[Law], memories: Sequence[float], horizon: float) -> None:
+    if not forms or not len(memories):
+        raise errors.Refused("no laws or no memories: nothing to forecast with; name at least one of each")
+    for form in forms:
+        if len(form.inputs) != 1:
+            raise errors.Refused(
+                f"{form.name!r} takes {', '.join(form.inputs)}: a curve has one input; pass laws such as {LAWS}"
+            )
+    if names := {form.name for form in forms if sum(form.name == other.name for other in forms) > 1}:
+        raise errors.Refused(f"laws names {', '.join(names)} twice; name each once")
+    if not all(memory > 0 for memory in memories) or len(set(memories)) < len(memories):
+        raise errors.Refused(f"memories = {tuple(memories)}: must be positive and different, in e-folds of x")
+    if not 1 < horizon < np.inf:
+        raise errors.Refused(f"horizon = {horizon:g}: must be over 1, how many times the largest x to forecast to")
+
+
+def _counts(tests: int) -> Float[np.ndarray, " tests"]:
+    return ensembles.DECAY ** np.arange(tests)
+
+
+def _weighed(points: pd.DataFrame, tracks: ensembles.Tracks, horizon: float, noise: float) -> Forecast:
+    """The forecast from fitted members: shares, its own error with shares from the other back-tests, the interval."""
+    x, y = points.columns
+    seen, log_y = points[x].to_numpy(), np.log(points[y].to_numpy())
+    back = tracks.ends[1:]
+    held = ensembles.held_out(seen, back, horizon)
+    predicted = tracks.log_predictions(seen)
+    missed = np.where(held, log_y - predicted[:, 1:], 0.0)
+    each = np.sum(missed**2, axis=2) / held.sum(axis=1)
+    sound = np.isfinite(predicted[:, 0]).all(axis=1) & np.isfinite(each).all(axis=1)
+    if not sound.any():
+        raise errors.Refused(f"no law has finite values all along {x!r}: check its units, or pass other laws")
+    missed, each, fitted = missed[sound], each[sound], predicted[sound, 0]
+    count = _counts(len(back))
+    share = np.zeros(len(sound))
+    share[sound] = ensembles.shares(each, count)
+    others = ~np.eye(len(back), dtype=bool)
+    own = np.stack([ensembles.shares(each[:, rest], count[rest]) @ missed[:, j] for j, rest in enumerate(others)])
+    ahead = np.where(held, np.log(seen / back[:, None]), 0.0)
+    mean_square, scaled = (
+        np.sum(squares * held, axis=1) / held.sum(axis=1) for squares in (own**2, own**2 / (NEAR + ahead))
+    )
+    near = seen / tracks.ends[0]
+    residual = np.sqrt(np.average((log_y - share[sound] @ fitted) ** 2, weights=near))
+    index = pd.MultiIndex.from_tuples(tracks.members, names=["law", "memory"])
+    table = pd.DataFrame({"end": back, "points": held.sum(axis=1), "forecast": np.sqrt(mean_square)})
+    for member, errors_of in zip(np.array(tracks.members, dtype=object)[sound], np.sqrt(each), strict=True):
+        table[label(*member)] = errors_of
+    warnings = list(_turning(seen, points[y].to_numpy(), noise, x, y))
+    if lost := [label(*member) for member, fine in zip(tracks.members, sound, strict=True) if not fine]:
+        warnings.append(f"left out, not finite all along {x}: {'; '.join(lost)}")
+    if len(back) < 3:
+        warnings.append(f"only {len(back)} back-tests fit into the curve: shares are near equal, the interval is wide")
+    return Forecast(
+        x=str(x),
+        y=str(y),
+        points=points,
+        horizon=horizon,
+        weights=pd.Series(share, index=index, name="share"),
+        error=float(np.sqrt(np.average(mean_square, weights=count))),
+        noise=noise,
+        backtests=table,
+        warnings=tuple(warnings),
+        tracks=tracks,
+        growth=float(np.average(scaled, weights=count)),
+        freedom=max(FREEDOM, float(count.sum() ** 2 / np.sum(count**2))),
+        residual=float(residual),
+    )
+
+
+def _noise(x: np.ndarray, z: np.ndarray) -> float:
+    """Deviation of z: between repeats where there are as many as 3, else from how far points lie off their neighbours.
+
+    The second is Gasser, Sroka & Jennen-Steinmetz 1986 (Biometrika 73, eq. 2.2), z_i less the line through its
+    neighbours in log x; where points are far apart the curve's bend counts in it too.
+    """
+    sizes, place, count = np.unique(x, return_inverse=True, return_counts=True)
+    mean = np.bincount(place, z) / count
+    if (repeats := len(z) - len(sizes)) >= 3:
+        return float(np.sqrt(np.sum((z - mean[place]) ** 2) / repeats))
+    t = np.log(sizes)
+    left = (t[2:] - t[1:-1]) / (t[2:] - t[:-2])
+    off = left * mean[:-2] + (1 - left) * mean[2:] - mean[1:-1]
+    return float(np.sqrt(np.mean(off**2 / (left**2 + (1 - left) ** 2 + 1))))
+
+
+def turns(x: np.ndarray, y: np.ndarray, least: float) -> list[tuple[float, float]]:
+    """Where y turns: (x, y) of each extreme that log y leaves by more than `least`, after a median over three points.
+
+    The first and the last point are no turns. `x` ascends; y at repeated x is averaged in logs.
+    """
+    sizes, place = np.unique(x, return_inverse=True)
+    z = np.bincount(place, np.log(y)) / np.bincount(place)
+    z[1:-1] = np.median(np.stack([z[:-2], z[1:-1], z[2:]]), axis=0)
+    found, low, high, way = [], 0, 0, 0
+    for i, value in enumerate(z):
+        low, high = (i if value < z[low] else low), (i if value > z[high] else high)
+        extreme = low if way <= 0 and value > z[low] + least else high if way >= 0 and value < z[high] - least else None
+        if extreme is not None:
+            way = 1 if value > z[extreme] else -1
+            if extreme:
+                found.append((float(sizes[extreme]), float(np.exp(z[extreme]))))
+            low = high = i
+    return found
+
+
+def _turning(x: np.ndarray, y: np.ndarray, noise: float, x_name: str, y_name: str) -> tuple[str, ...]:
+    found = turns(x, y, max(TURN * noise, 1e-9))
+    sizes = np.unique(x)
+    start, end = (np.exp(np.log(y[x == size]).mean()) for size in (sizes[0], sizes[-1]))
+    if not found:
+        if end <= start * np.exp(TURN * noise):
+            return ()
+        return (
+            f"{y_name} rises with {x_name}, from {start:.4g} to {end:.4g}: the laws here fall, so the forecast is flat",
+        )
+    named = "; ".join(f"at {x_name} = {at:.4g} ({y_name} = {value:.4g})" for at, value in found[:TOLD])
+    more = f"; and {len(found) - TOLD} more" if len(found) > TOLD else ""
+    return (
+        f"{y_name} is not monotone in {x_name}: it turns {named}{more}; no law here holds across a turn: "
+        "forecast from the points after the last one, or not at all",
+    )
