@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from analysis.backtests import Backtest as Backtest
     from analysis.backtests import backtest as backtest
     from analysis.comparison import compare as compare
+    from analysis.conventions import approaches as approaches
     from analysis.errors import Refused as Refused
     from analysis.extrapolation import extrapolate as extrapolate
     from analysis.fitting import Fit as Fit
@@ -29,12 +30,15 @@ if TYPE_CHECKING:
     from analysis.laws import LAWS as LAWS
     from analysis.noise import seed_noise as seed_noise
     from analysis.tables import read_csv as read_csv
+    from analysis.trends import doubling_time as doubling_time
 
 _HOMES = {
+    "approaches": "conventions",
     "Backtest": "backtests",
     "backtest": "backtests",
     "compare": "comparison",
     "Refused": "errors",
+    "doubling_time": "trends",
     "extrapolate": "extrapolation",
     "Fit": "fitting",
     "fit": "fitting",

@@ -51,8 +51,8 @@ class Extrapolation:
             least, most = (f"{end[i]:.4f}" for end in self.interval)
             lines.append(
                 f"{reach:.3g} times the largest {self.backtest.hold_out}: {self.fit.law.name} alone "
-                f"{self.plain[i]:.4f} ({self.level:.0%}: {low} to {high}); from its back-tests an error of {told} is expected; "
-                f"corrected {self.predicted[i]:.4f} ({self.level:.0%}: {least} to {most})"
+                f"{self.plain[i]:.4f} ({self.level:.0%}: {low} to {high}); from its back-tests an error of {told} is "
+                f"expected; corrected {self.predicted[i]:.4f} ({self.level:.0%}: {least} to {most})"
             )
         return "\n".join(lines)
 

@@ -112,8 +112,8 @@ def backtest(found: backtests.Backtest) -> figure.Figure:
         if not np.isnan(noise):
             right.axhspan(-noise, noise, color=axes.FAINT, alpha=0.2, lw=0, zorder=0, label="seed noise")
             right.legend(loc="best")
-        right.scatter(found.rows["reach"], found.rows["error"], c=shade.to_rgba(found.rows["origin"].to_numpy()), s=20, lw=0.4,
-                      edgecolor="white", zorder=3)  # fmt: skip
+        tints = shade.to_rgba(found.rows["origin"].to_numpy())
+        right.scatter(found.rows["reach"], found.rows["error"], c=tints, s=20, lw=0.4, edgecolor="white", zorder=3)
         axes.logarithmic(right, "x", found.rows["reach"].to_numpy())
         right.set(xlabel=f"{found.hold_out} over the largest fitted", ylabel="predicted − measured")
         axes.colorbar(made, right, shade, f"fitted up to ({'FLOPs' if found.hold_out == 'flops' else found.hold_out})")
