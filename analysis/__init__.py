@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from analysis.backtests import backtest as backtest
     from analysis.comparison import compare as compare
     from analysis.conventions import approaches as approaches
+    from analysis.design import next_runs as next_runs
     from analysis.errors import Refused as Refused
     from analysis.extrapolation import extrapolate as extrapolate
     from analysis.fitting import Fit as Fit
     from analysis.fitting import fit as fit
     from analysis.fitting import load as load
+    from analysis.forecasting import forecast as forecast
     from analysis.forms import Law as Law
     from analysis.forms import Parameter as Parameter
     from analysis.forms import law as law
@@ -41,6 +43,8 @@ _HOMES = {
     "doubling_time": "trends",
     "extrapolate": "extrapolation",
     "Fit": "fitting",
+    "forecast": "forecasting",
+    "next_runs": "design",
     "fit": "fitting",
     "load": "fitting",
     "frontier": "frontiers",

@@ -181,7 +181,6 @@ def next_runs(
     at: Values,
     budget: float,
     law: str = "hoffmann",
-    objective: Objective = Objective(),
     cost: str = "flops",
 ) -> None:
     """Which runs to pay for next, so that the prediction at a target is as certain as the budget allows.
@@ -195,7 +194,7 @@ def next_runs(
     """
     from scaling.commands import analysing
 
-    analysing.next_runs(table, candidates, law, objective, analysing.numbers(at, "--at"), budget, cost)
+    analysing.next_runs(table, candidates, law, analysing.numbers(at, "--at"), budget, cost)
 
 
 def plot(fit: Where, out: Path = Path("figures"), format: Literal["pdf", "svg", "png"] = "pdf") -> None:

@@ -29,7 +29,7 @@ class Predicts(Protocol):
 
 
 def _named(fit: fitting.Fit) -> str:
-    return LOSS if fit.law.unit == "nats per token" else fit.law.unit
+    return LOSS if fit.law.unit == "nats per token" else "y"
 
 
 def _logged(panel: mpl_axes.Axes, values: np.ndarray, column: str) -> None:
@@ -80,7 +80,8 @@ def profiles(found: Sequence[profiling.Profile]) -> figure.Figure:
         panel.set_ylim(-0.05 * top, top)
         ends = "" if not profile.open_ends else f"\n{' and '.join(profile.open_ends)} end open"
         told = f"{profile.best:.4g}\n{profile.level:.0%}: {low:.3g} to {high:.3g}{ends}"
-        panel.text(0.5, 0.97, told, transform=panel.transAxes, va="top", ha="center")
+        panel.text(0.5, 0.97, told, transform=panel.transAxes, va="top", ha="center", zorder=5,
+                   bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5})  # fmt: skip
         panel.set(xlabel=profile.name, ylabel="deviance")
     return made
 

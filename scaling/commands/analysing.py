@@ -80,10 +80,14 @@ def numbers(texts: Sequence[str], option: str) -> dict[str, float]:
     return found
 
 
+def renamed(table: Table) -> dict[str, Any]:
+    """The columns that inputs are read from, where they have other names."""
+    return dict(pair(text, "--column", "INPUT=COLUMN, for example x=flops") for text in table.columns)
+
+
 def options(table: Table, objective: Objective) -> dict[str, Any]:
     """The arguments of `analysis.fit` that the command line gave."""
-    columns = dict(pair(text, "--column", "INPUT=COLUMN, for example x=flops") for text in table.columns)
-    made: dict[str, Any] = {"objective": objective.objective, "delta": objective.delta, **columns}
+    made: dict[str, Any] = {"objective": objective.objective, "delta": objective.delta, **renamed(table)}
     if objective.weights is not None:
         made["weights"] = objective.weights
     if objective.cluster is not None:
@@ -114,6 +118,8 @@ def fit(table: Table, law: str, objective: Objective, resamples: int, save: Path
     frame, name = read(table, needs(law, table, given))
     fitted = analysis.fit(law, frame, loss=table.loss, **given)
     boot = fitted.bootstrap(resamples)
+    if save is not None:
+        fitted.save(save)  # before anything is printed: the reader of a pipe may have enough early
     print(f"{name}: {fitted.law.equation}")
     vague = {one for group in fitted.diagnostics.undetermined for one in group}
     for parameter, value in fitted.params.items():
@@ -125,7 +131,6 @@ def fit(table: Table, law: str, objective: Objective, resamples: int, save: Path
         print(f"  {parameter} = {value:.5g}   95% interval {low:.5g} to {high:.5g}{doubt}")
     print(fitted.checklist())
     if save is not None:
-        fitted.save(save)
         print(f"saved to {save}")
 
 
@@ -179,15 +184,13 @@ def backtest(table: Table, law: str, objective: Objective, hold_out: str, origin
     print(found.summary())
 
 
-def next_runs(
-    table: Table, candidates: Path, law: str, objective: Objective, at: dict[str, float], budget: float, cost: str
-) -> None:
+def next_runs(table: Table, candidates: Path, law: str, at: dict[str, float], budget: float, cost: str) -> None:
     """Print which of the candidates to pay for next."""
-    given = options(table, objective)
-    frame, _ = read(table, needs(law, table, given))
-    pool = analysis.read_csv(candidates, [given.get(name, name) for name in laws.get(law).inputs])
-    target = pd.DataFrame([at])
-    print(analysis.next_runs(law, frame, pool, target, budget, cost=cost).summary())
+    columns = renamed(table)
+    frame, _ = read(table, needs(law, table, columns))
+    pool = analysis.read_csv(candidates, [columns.get(name, name) for name in laws.get(law).inputs])
+    found = analysis.next_runs(law, frame, pool, pd.DataFrame([at]), budget, cost, loss=table.loss, **columns)
+    print(found.summary())
 
 
 def laws_known() -> None:

@@ -18,7 +18,7 @@ def report(table: Table, out: Path | None, title: str | None, notes: tuple[str, 
         curves = results.curves(name)
         out = out or results.sweep_folder(name) / "report"
         notes = (*notes, *learning_rate_notes(results, name))
-    columns = dict(analysing.pair(text, "--column", "INPUT=COLUMN") for text in table.columns)
+    columns = analysing.renamed(table)
     if unknown := set(columns) - {"params"}:
         raise ValueError(f"--column {sorted(unknown)[0]}: a report takes another column for params only; rename it")
     summary = analysis.report.write(
