@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from analysis import errors, forms
+from analysis import errors, forms, shapes
 
 ONE_EACH = ("tokenizer_id", "vocabulary_size", "context", "precision", "validation_id")
 EPOCHS_WARN, EPOCHS_REFUSE = 1.0, 4.0  # Muennighoff et al. 2023, arXiv 2305.16264: little lost up to about 4 epochs
@@ -255,6 +255,12 @@ def measurements(
                 f"{names[first]!r} is the same in all {got} runs: {law.name!r} needs it to vary; add runs"
             )
     warnings, notes = list[str](), list(chosen.notes)
+    if len(law.inputs) == 1 and not law.real and scale != "linear":
+        x = inputs[law.inputs[0]]
+        if len(np.unique(x)) >= shapes.FEWEST:
+            order = np.argsort(x, kind="stable")
+            x, y = x[order], measured[order]
+            warnings += shapes.turning(x, y, shapes.noise(x, np.log(y)), names[law.inputs[0]], loss)
     if "learning_rate" not in law.inputs:
         warnings += learning_rates(chosen.frame)
     notes += one_of_each(chosen.frame, law.varies)

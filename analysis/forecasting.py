@@ -17,7 +17,7 @@ import pandas as pd
 import scipy.stats
 from jaxtyping import Float
 
-from analysis import checks, ensembles, errors
+from analysis import checks, ensembles, errors, shapes
 from analysis import laws as catalogue
 from analysis.forms import Law
 
@@ -27,8 +27,6 @@ HORIZON = 2.0
 POINTS = 8  # least number of distinct x
 NEAR = 0.1  # a back-test's squared error grows as NEAR + log(x / x_end), like a random walk's; fitted to no table
 FREEDOM = 2.0  # least degrees of freedom of the interval
-TURN = 5.0  # a rise or fall of so many deviations of the noise is a turn
-TOLD = 3  # turns that a warning names
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -162,7 +160,7 @@ def forecast(
             f"{horizon:g} times its end fits in; add points, or pass a smaller horizon"
         )
     tracks = ensembles.train(forms, memories, seen, measured, back)
-    return _weighed(points, tracks, horizon, _noise(seen, np.log(measured)))
+    return _weighed(points, tracks, horizon, shapes.noise(seen, np.log(measured)))
 
 
 def _accept(forms: Sequence[Law], memories: Sequence[float], horizon: float) -> None:
@@ -213,7 +211,8 @@ def _weighed(points: pd.DataFrame, tracks: ensembles.Tracks, horizon: float, noi
     table = pd.DataFrame({"end": back, "points": held.sum(axis=1), "forecast": np.sqrt(mean_square)})
     for member, errors_of in zip(np.array(tracks.members, dtype=object)[sound], np.sqrt(each), strict=True):
         table[label(*member)] = errors_of
-    warnings = list(_turning(seen, points[y].to_numpy(), noise, x, y))
+    shape = seen, points[y].to_numpy(), noise, x, y
+    warnings = [*shapes.turning(*shape), *shapes.rising(*shape)]
     if lost := [label(*member) for member, fine in zip(tracks.members, sound, strict=True) if not fine]:
         warnings.append(f"left out, not finite all along {x}: {'; '.join(lost)}")
     if len(back) < 3:
@@ -232,58 +231,4 @@ def _weighed(points: pd.DataFrame, tracks: ensembles.Tracks, horizon: float, noi
         growth=float(np.average(scaled, weights=count)),
         freedom=max(FREEDOM, float(count.sum() ** 2 / np.sum(count**2))),
         residual=float(residual),
-    )
-
-
-def _noise(x: np.ndarray, z: np.ndarray) -> float:
-    """Deviation of z: between repeats where there are as many as 3, else from how far points lie off their neighbours.
-
-    The second is Gasser, Sroka & Jennen-Steinmetz 1986 (Biometrika 73, eq. 2.2), z_i less the line through its
-    neighbours in log x; where points are far apart the curve's bend counts in it too.
-    """
-    sizes, place, count = np.unique(x, return_inverse=True, return_counts=True)
-    mean = np.bincount(place, z) / count
-    if (repeats := len(z) - len(sizes)) >= 3:
-        return float(np.sqrt(np.sum((z - mean[place]) ** 2) / repeats))
-    t = np.log(sizes)
-    left = (t[2:] - t[1:-1]) / (t[2:] - t[:-2])
-    off = left * mean[:-2] + (1 - left) * mean[2:] - mean[1:-1]
-    return float(np.sqrt(np.mean(off**2 / (left**2 + (1 - left) ** 2 + 1))))
-
-
-def turns(x: np.ndarray, y: np.ndarray, least: float) -> list[tuple[float, float]]:
-    """Where y turns: (x, y) of each extreme that log y leaves by more than `least`, after a median over three points.
-
-    The first and the last point are no turns. `x` ascends; y at repeated x is averaged in logs.
-    """
-    sizes, place = np.unique(x, return_inverse=True)
-    z = np.bincount(place, np.log(y)) / np.bincount(place)
-    z[1:-1] = np.median(np.stack([z[:-2], z[1:-1], z[2:]]), axis=0)
-    found, low, high, way = [], 0, 0, 0
-    for i, value in enumerate(z):
-        low, high = (i if value < z[low] else low), (i if value > z[high] else high)
-        extreme = low if way <= 0 and value > z[low] + least else high if way >= 0 and value < z[high] - least else None
-        if extreme is not None:
-            way = 1 if value > z[extreme] else -1
-            if extreme:
-                found.append((float(sizes[extreme]), float(np.exp(z[extreme]))))
-            low = high = i
-    return found
-
-
-def _turning(x: np.ndarray, y: np.ndarray, noise: float, x_name: str, y_name: str) -> tuple[str, ...]:
-    found = turns(x, y, max(TURN * noise, 1e-9))
-    sizes = np.unique(x)
-    start, end = (np.exp(np.log(y[x == size]).mean()) for size in (sizes[0], sizes[-1]))
-    if not found:
-        if end <= start * np.exp(TURN * noise):
-            return ()
-        return (
-            f"{y_name} rises with {x_name}, from {start:.4g} to {end:.4g}: the laws here fall, so the forecast is flat",
-        )
-    named = "; ".join(f"at {x_name} = {at:.4g} ({y_name} = {value:.4g})" for at, value in found[:TOLD])
-    more = f"; and {len(found) - TOLD} more" if len(found) > TOLD else ""
-    return (
-        f"{y_name} is not monotone in {x_name}: it turns {named}{more}; no law here holds across a turn: "
-        "forecast from the points after the last one, or not at all",
     )

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import ensembles, forecasting
+import analysis
+from analysis import ensembles, forecasting, shapes
 
 Table = Callable[[str], pd.DataFrame]
 X = np.geomspace(1e6, 2.5e8, 12)
@@ -160,17 +161,18 @@ def test_every_curve_of_double_descent_is_flagged_and_says_where_it_turns(table:
     frame = table("nakkiran2020_double_descent.csv")
     for _, group in frame.groupby("series"):
         one = group.groupby("x", as_index=False)["y"].mean()
-        noise = forecasting._noise(one["x"].to_numpy(), np.log(one["y"].to_numpy()))
-        assert forecasting.turns(one["x"].to_numpy(), one["y"].to_numpy(), forecasting.TURN * noise)
+        noise = shapes.noise(one["x"].to_numpy(), np.log(one["y"].to_numpy()))
+        assert shapes.turns(one["x"].to_numpy(), one["y"].to_numpy(), shapes.TURN * noise)
     one = frame[frame["series"] == "nlp-model-dd"]
     (warning,) = forecasting.forecast(one, "x", "y").warnings
+    assert warning in analysis.fit("power_offset", one[["x", "y"]], loss="y").warnings
     assert "y is not monotone in x: it turns at x = 72 (y = 3.766); at x = 200 (y = 5.334)" in warning
 
 
 def test_noise_is_no_turn_and_a_rising_curve_is_told(language: pd.DataFrame) -> None:
     for _, group in language.groupby(["domain", "task", "model"]):
         x, y = (group[name].to_numpy(dtype=float) for name in ("seen", "loss"))
-        assert not forecasting.turns(x, y, forecasting.TURN * forecasting._noise(x, np.log(y)))
+        assert not shapes.turns(x, y, shapes.TURN * shapes.noise(x, np.log(y)))
     (warning,) = forecasting.forecast(curve(X**0.1)).warnings
     assert warning.startswith("loss rises with seen, from 3.981 to 6.915")
 
