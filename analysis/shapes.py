@@ -51,8 +51,8 @@ def turning(x: np.ndarray, y: np.ndarray, scatter: float, x_name: str, y_name: s
     named = "; ".join(f"at {x_name} = {at:.4g} ({y_name} = {value:.4g})" for at, value in found[:TOLD])
     more = f"; and {len(found) - TOLD} more" if len(found) > TOLD else ""
     return (
-        f"{y_name} is not monotone in {x_name}: it turns {named}{more}; a monotone law does not hold across a turn: use "
-        "the points after the last one, or a broken law",
+        f"{y_name} is not monotone in {x_name}: it turns {named}{more}; a monotone law does not hold across a turn: "
+        "use the points after the last one, or a broken law",
     )
 
 
