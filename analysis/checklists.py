@@ -63,11 +63,16 @@ def doubts(fit: "fitting.Fit", theta: np.ndarray) -> tuple[str, ...]:
             warnings.append(f"{name} = {fit.params[name]:.4g} is at its {side} bound: the data do not determine it")
     for name in fit.law.linear:
         if fit.law.parameter(name).log and name not in fit.fixed:
-            without = dataclasses.replace(fit, params={**fit.params, name: 0.0}).predict(fit.runs)
-            if np.max(1 - without / fit.predict(fit.runs)) < 1e-4:
+            without = dataclasses.replace(fit, params={**fit.params, name: 0.0}).fitted
+            if np.max(np.abs(1 - without / fit.fitted)) < 1e-4:
                 warnings.append(
                     f"the term of {name} is below 1e-4 of the loss everywhere: the data do not determine it"
                 )
+    vague = {name for group in fit.diagnostics.undetermined for name in group}
+    for name in fit.diagnostics.free:
+        factor = np.exp(1.96 * fit.diagnostics.standard_error[name])
+        if fit.law.parameter(name).log and name not in (*fit.law.linear, *vague) and factor > 2:
+            warnings.append(f"{name} is weakly identified: known within a factor of {factor:.2g} either way")
     for group in fit.diagnostics.undetermined:
         warnings.append(
             f"the data do not tell {' and '.join(group)} apart: they can move together by more than a factor e"

@@ -73,10 +73,15 @@ class Fit:
             return np.asarray(self.law(inputs(self, at), self.params), dtype=np.float64)
 
     @functools.cached_property
+    def fitted(self) -> np.ndarray:
+        """The law's value at every run of the fit."""
+        return self.predict({name: self.runs[name] for name in self.law.inputs})
+
+    @functools.cached_property
     def residuals(self) -> np.ndarray:
         """Measured less predicted on the criterion's scale (by default log L − log f), by run."""
-        measured, predicted = self.runs["loss"].to_numpy(), self.predict(self.runs)
-        return np.asarray(self.criterion.transform(measured) - self.criterion.transform(predicted))
+        measured = self.runs["loss"].to_numpy()
+        return np.asarray(self.criterion.transform(measured) - self.criterion.transform(self.fitted))
 
     @functools.cached_property
     def diagnostics(self) -> Diagnostics:

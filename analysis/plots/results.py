@@ -52,7 +52,7 @@ def residuals(fit: fitting.Fit) -> figure.Figure:
         _logged(panel, values, fit.columns[name])
     panel = panels[-2]
     panel.axhline(0, color=axes.FAINT, lw=1, zorder=1)
-    panel.scatter(fit.predict(fit.runs), r, s=16, color=axes.INK, lw=0.4, edgecolor="white", zorder=3)
+    panel.scatter(fit.fitted, r, s=16, color=axes.INK, lw=0.4, edgecolor="white", zorder=3)
     panel.set_xlabel("predicted " + _named(fit))
     panels[0].set_ylabel(unit[fit.criterion.scale])
     for other in panels[1:-1]:

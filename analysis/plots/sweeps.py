@@ -156,7 +156,7 @@ def fitted(frontier: frontiers.Frontier, frame: pd.DataFrame, *, flops: str = "f
     if len(sliced):
         _slices(panels[1], frontier, rule, sliced, budget, n, y)
     last = panels[-1]
-    predicted = fit.predict(fit.runs)
+    predicted = fit.fitted
     shade = axes.shades(c)
     ends = np.array([min(y.min(), predicted.min()), max(y.max(), predicted.max())])
     last.plot(ends, ends, color=axes.FAINT, lw=1, zorder=1)
