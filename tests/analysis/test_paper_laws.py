@@ -104,6 +104,7 @@ def test_clark_routers(load: Callable[[str], pd.DataFrame], router: str, a: floa
     assert fit.starts.share == 1
     assert fit.params["a"] == pytest.approx(a, abs=0.002)
     assert fit.params["c"] == pytest.approx(c, abs=0.0015)
+    assert any("E_max is weakly identified" in warning for warning in fit.warnings)
     low, high = fit.profile("E_max").interval
     assert low < fit.params["E_max"] < high
     assert high > 5 * low
