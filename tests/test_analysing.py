@@ -62,3 +62,76 @@ def test_a_failed_row_that_fit_accepts_is_reported_too(tmp_path: Path) -> None:
     frame.to_csv(tmp_path / "runs.csv", index=False)
     drawing.report(Table(tmp_path / "runs.csv"), tmp_path / "out", None)
     assert "30 finished of 31" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_from_a_csv_to_a_budget_in_three_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table().to_csv(tmp_path / "runs.csv", index=False)
+    analysing.fit(Table(tmp_path / "runs.csv"), "hoffmann", Objective(), 100, tmp_path / "fit.json")
+    told = capsys.readouterr().out
+    assert "  alpha = 0.3" in told
+    assert "95% interval" in told
+    analysing.backtest(Table(tmp_path / "runs.csv"), "hoffmann", Objective(), "flops", 2)
+    told = capsys.readouterr().out
+    assert "(24 runs) predicts 6 runs up to" in told
+    assert "(18 runs) predicts 12 runs up to" in told
+    analysing.predict(tmp_path / "fit.json", {"flops": 1e15}, None)
+    training_only = capsys.readouterr().out
+    assert training_only.startswith("at 1e+15 FLOPs: params ")
+    analysing.predict(tmp_path / "fit.json", {"flops": 1e15}, 1e9)
+    serving = capsys.readouterr().out
+    params = [float(told.split("params ")[1].split(" ")[0]) for told in (training_only, serving)]
+    assert params[1] < params[0]
+    with pytest.raises(ValueError, match="belongs to --flops alone"):
+        analysing.predict(tmp_path / "fit.json", {"params": 1e6, "tokens": 1e8}, 1e9)
+
+
+def test_laws_are_compared_on_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table().assign(split=["fit"] * 29 + ["out"]).to_csv(tmp_path / "runs.csv", index=False)
+    chosen = Table(tmp_path / "runs.csv", where=("split=fit",))
+    analysing.compare(chosen, ("kaplan_n", "hoffmann"), Objective(), "flops", 1)
+    told = capsys.readouterr().out
+    assert "runs: 29 rows" in told
+    assert told.index("hoffmann") < told.index("kaplan_n")
+    assert "best: hoffmann: L = E + A / N^α + B / D^β" in told
+    with pytest.raises(ValueError, match="leaves none of 30 rows; the column holds fit, out"):
+        analysing.compare(Table(tmp_path / "runs.csv", where=("split=no",)), ("hoffmann",), Objective(), "flops", 1)
+    with pytest.raises(ValueError, match="no column 'spilt'"):
+        analysing.compare(Table(tmp_path / "runs.csv", where=("spilt=fit",)), ("hoffmann",), Objective(), "flops", 1)
+
+
+def test_a_parameter_is_held_and_rows_weighed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table(loss_se=0.01).to_csv(tmp_path / "runs.csv", index=False)
+    objective = Objective(objective="squared", weights="loss_se", fix=("alpha=0.35",))
+    analysing.fit(Table(tmp_path / "runs.csv"), "hoffmann", objective, 50, None)
+    told = capsys.readouterr().out
+    assert "alpha = 0.35   fixed" in told
+    assert "sum of half squares of log L − log f, weighted" in told
+    with pytest.raises(ValueError, match="'steep' is no number"):
+        analysing.fit(Table(tmp_path / "runs.csv"), "hoffmann", Objective(fix=("alpha=steep",)), 50, None)
+
+
+def test_the_next_runs_are_chosen_from_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table().to_csv(tmp_path / "runs.csv", index=False)
+    pool = pd.DataFrame({"params": [1e6, 1e7, 1e8], "tokens": [1e9, 1e9, 1e9]})
+    pool.assign(flops=6 * pool["params"] * pool["tokens"]).to_csv(tmp_path / "pool.csv", index=False)
+    at = {"params": 1e8, "tokens": 1e10}
+    analysing.next_runs(Table(tmp_path / "runs.csv"), tmp_path / "pool.csv", "hoffmann", at, 7e16, "flops")
+    told = capsys.readouterr().out
+    assert "1e+07" in told or "1e7" in told
+    assert "1e+08" not in told.split("target")[0]
+
+
+def test_a_saved_fit_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    analysis.fit("hoffmann", table()).save(tmp_path / "fit.json")
+    drawing.plot(tmp_path / "fit.json", tmp_path / "figures", "pdf")
+    written = capsys.readouterr().out.split()
+    assert [Path(name).name for name in written] == ["fit_residuals.pdf", "fit_profiles.pdf", "fit_fitted_law.pdf"]
+    assert all(Path(name).read_bytes().startswith(b"%PDF") for name in written)
+
+
+def test_every_law_is_listed_with_what_it_was_tested_on(capsys: pytest.CaptureFixture[str]) -> None:
+    analysing.laws_known()
+    told = capsys.readouterr().out
+    for name, law in analysis.LAWS.items():
+        assert f"{name} ({', '.join(law.inputs)}): {law.equation}" in told
+    assert "not validated on measurements" in told
