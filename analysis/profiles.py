@@ -21,9 +21,12 @@ WIDENINGS = 5
 class Profile:
     """The least objective at each value of a parameter, as a deviance, and the interval below its quantile.
 
-    `deviance` is 2 κ (objective − minimum), approximately F with 1 and n − p degrees of freedom where the value is
-    true; κ = (n − p) E[ψ′] / Σψ² makes a robust objective a likelihood (Schrader and Hettmansperger 1980). An end of
-    `interval` that the deviance never reaches is the parameter's bound, and `open_ends` names it.
+    `deviance` is 2 κ (objective − minimum), F with 1 and n − p degrees of freedom where the value is true: exactly for
+    a law that is linear in its parameters, independent normal residuals and squares, and about so otherwise.
+    κ is the parameter's H⁻¹ over its variance (see `Diagnostics`), so that the deviance is (θ − θ̂)² over that variance
+    near the minimum: the variance under equal scatter where independent rows are fitted by squares, which makes a
+    likelihood of the objective, the sandwich's otherwise. Clusters, G of them, leave G − 1 degrees
+    of freedom. An end of `interval` that the deviance never reaches is the parameter's bound, and `open_ends` names it.
     """
 
     name: str
@@ -55,12 +58,15 @@ def profile(fit: "fitting.Fit", name: str, level: float) -> Profile:
     told = diagnostics.diagnose(fit)
     theta = solver.coordinates(law, fit.params)[0]
     low, high = solver.box(law, fit.fixed)
-    freedom = max(len(fit.runs) - len(told.free), 1)
+    clusters = fit.runs["cluster"].nunique() if "cluster" in fit.runs else 0
+    freedom = max(clusters - 1 if clusters else len(fit.runs) - len(told.free), 1)
     quantile = float(scipy.stats.f.ppf(level, 1, freedom))
-    mean_weight = float(data.weight[data.weight > 0].mean())
-    kappa = 1 / max(told.stiffness * told.variance, 1e-300) / mean_weight
-    error = float(np.sqrt(told.covariance[index, index])) or 0.1 * max(abs(theta[index]), 1.0)
-    ridge = told.covariance[:, index] / error**2 if name in told.free else np.eye(len(theta))[index]
+    robust = clusters > 0 or fit.criterion.kind != "squared"
+    covariance = told.covariance if robust else told.equal_scatter
+    variance, curved = covariance[index, index], told.inverse[index, index]
+    kappa = curved / variance if variance > 0 else 1 / max(told.stiffness * told.variance, 1e-300)
+    error = float(np.sqrt(variance)) or 0.1 * max(abs(theta[index]), 1.0)
+    ridge = told.inverse[:, index] / curved if curved > 0 else np.eye(len(theta))[index]
     below = above = REACH * error
     for _ in range(WIDENINGS + 1):
         first, last = max(theta[index] - below, low[index]), min(theta[index] + above, high[index])

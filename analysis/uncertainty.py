@@ -1,4 +1,8 @@
-"""Intervals by resampling runs: the bootstrap of a fit, and percentile intervals of anything resampled."""
+"""Intervals by resampling runs: the bootstrap of a fit, and percentile intervals of anything resampled.
+
+Intervals of a `Bootstrap` are bias-corrected percentiles (Efron 1981, Canadian Journal of Statistics 9).
+`python -m benchmarks.calibration` measures how often they cover on planted laws, beside the other methods.
+"""
 
 import dataclasses
 import typing
@@ -7,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.special
+from jaxtyping import Float
 
 from analysis import errors, solver
 
@@ -27,12 +33,46 @@ class Estimate:
 
 
 def percentiles(samples: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """The central interval of `samples` along their first axis (Efron's percentile interval), NaN left out."""
+    """The central interval of `samples` along their first axis (Efron's percentile interval), NaN left out.
+
+    The k-th smallest of B samples is taken as the quantile k / (B + 1), so that few samples do not narrow it.
+    """
     if not 0 < level < 1:
         raise ValueError(f"level = {level}: must lie between 0 and 1; 0.95 is usual")
     tail = 50 * (1 - level)
-    low, high = np.nanpercentile(samples, [tail, 100 - tail], axis=0)
+    low, high = np.nanpercentile(samples, [tail, 100 - tail], axis=0, method="weibull")
     return low, high
+
+
+def unbiased(
+    samples: Float[np.ndarray, "resamples *shape"], value: Float[np.ndarray, "*shape"] | float, clusters: int = 0
+) -> Float[np.ndarray, "resamples *shape"]:
+    """Resamples moved along their own distribution, so that their percentiles are bias-corrected ones (Efron 1981).
+
+    A resample at quantile u goes to quantile Φ(Φ⁻¹(u) + 2 z₀), Φ(z₀) the share of resamples below the estimate
+    `value`: where the estimate is not the median of its resamples, resampling a truth would miss it by as much. Where
+    resamples pile up at the estimate, as at a bound, z₀ is the one nearest to 0 that the pile allows. Ranks are kept.
+
+    Resamples of few clusters scatter less than estimates do: with G `clusters` Φ⁻¹(u) gives way to √(G / (G − 1)) times
+    the same quantile of Student's t with G − 1 degrees of freedom (Hesterberg 2015, The American Statistician 69).
+    Rows that are runs of their own need no such widening (benchmarks.calibration).
+    """
+    count = len(samples)
+    order = np.argsort(samples, axis=0, kind="stable")
+    ordered = np.take_along_axis(samples, order, axis=0)
+    below, upto = np.sum(samples < value, axis=0), np.sum(samples <= value, axis=0)
+    z = scipy.special.ndtri((np.clip(count / 2, below, upto) + 0.5) / (count + 1))
+    ranks = np.arange(1, count + 1).reshape(-1, *([1] * (samples.ndim - 1)))
+    normal = scipy.special.ndtri(ranks / (count + 1))
+    if clusters > 1:
+        normal = np.sqrt(clusters / (clusters - 1)) * scipy.special.stdtrit(clusters - 1, ranks / (count + 1))
+    place = scipy.special.ndtr(normal + 2 * z) * (count + 1) - 1
+    place = np.clip(place, 0, count - 1)
+    first = np.minimum(place.astype(int), max(count - 2, 0))
+    lower, upper = (np.take_along_axis(ordered, np.minimum(first + i, count - 1), axis=0) for i in (0, 1))
+    moved = np.empty_like(ordered)
+    np.put_along_axis(moved, order, lower + (place - first) * (upper - lower), axis=0)
+    return moved
 
 
 def estimate(value: float, samples: np.ndarray, level: float) -> Estimate:
@@ -50,11 +90,16 @@ class Bootstrap:
     converged: float
     seed: int
 
+    @property
+    def clusters(self) -> int:
+        """How many clusters are resampled, 0 where every row is a run of its own."""
+        return self.fit.runs["cluster"].nunique() if "cluster" in self.fit.runs else 0
+
     def interval(self, name: str, level: float = 0.95) -> tuple[float, float]:
-        """The percentile interval of a parameter."""
+        """The bias-corrected percentile interval of a parameter."""
         if name not in self.samples:
             raise ValueError(f"{name!r} is no parameter of {self.fit.law.name!r}; name one of {list(self.samples)}")
-        low, high = percentiles(self.samples[name].to_numpy(), level)
+        low, high = percentiles(unbiased(self.samples[name].to_numpy(), self.fit.params[name], self.clusters), level)
         return float(low), float(high)
 
     def predictions(self, at: pd.DataFrame | Mapping[str, Any]) -> np.ndarray:
@@ -76,9 +121,9 @@ class Bootstrap:
 
         The scatter is a residual of the fit drawn at random, times sqrt(n / (n − p)) for the p parameters fitted to the
         n runs; it holds what differs between seeds and what the law misses. `noise=False` gives the interval of the law
-        itself, the mean over many such runs.
+        itself: the bias-corrected percentiles of its resamples.
         """
-        values = self.predictions(at)
+        values = unbiased(self.predictions(at), np.atleast_1d(self.fit.predict(at)), self.clusters)
         if noise:
             criterion, residuals = self.fit.criterion, self.fit.residuals
             free = len(self.fit.law.names) - len(self.fit.fixed)

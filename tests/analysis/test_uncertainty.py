@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 import analysis
 from analysis import uncertainty
@@ -40,23 +41,81 @@ def test_every_resample_is_at_its_own_minimum(sweep) -> None:
             assert again.params[name] == pytest.approx(value, rel=1e-4), (i, name)
 
 
+def test_bias_correction_moves_percentiles_as_efron_says() -> None:
+    """Φ(z₀) of the resamples below the estimate: the interval is from Φ(2 z₀ − 1.96) to Φ(2 z₀ + 1.96)."""
+    samples = scipy.stats.norm.ppf(np.arange(1, 4000) / 4000)
+    draws = np.random.default_rng(0).permutation(samples)
+    for value in (-0.4, 0.0, 0.3):
+        moved = uncertainty.unbiased(draws, value)
+        assert uncertainty.percentiles(moved, 0.95) == pytest.approx((2 * value - 1.96, 2 * value + 1.96), abs=0.02)
+        assert (np.argsort(moved, kind="stable")[200:-200] == np.argsort(draws, kind="stable")[200:-200]).all()
+        logs = np.log(uncertainty.unbiased(np.exp(draws), np.exp(value)))
+        np.testing.assert_allclose(np.sort(logs)[200:-200], np.sort(moved)[200:-200], atol=1e-3)
+    both = uncertainty.unbiased(np.stack([draws, 2 * draws], axis=1), np.array([0.3, -0.8]))
+    np.testing.assert_array_equal(both[:, 1], uncertainty.unbiased(2 * draws, -0.8))
+
+
+def test_bias_correction_leaves_a_pile_at_a_bound_alone() -> None:
+    """An estimate at its bound, where most resamples lie too: plain percentiles, never outside the resamples."""
+    samples = np.maximum(scipy.stats.norm.ppf(np.arange(1, 1000) / 1000) - 0.25, 0.0)
+    np.testing.assert_allclose(uncertainty.unbiased(samples, 0.0), samples, atol=1e-12)
+    above = uncertainty.unbiased(samples, samples.max() + 1)
+    assert samples.min() <= above.min() <= above.max() <= samples.max()
+
+
+def test_few_samples_do_not_narrow_a_percentile_interval() -> None:
+    """39 samples: the 2.5% and 97.5% quantiles are the least and the greatest, which hold another draw 38 in 40."""
+    assert uncertainty.percentiles(np.arange(39.0), 0.95) == pytest.approx((0.0, 38.0), abs=1e-9)
+    low, high = uncertainty.percentiles(np.append(np.arange(39.0), np.nan), 0.5)
+    assert (low, high) == pytest.approx((9.0, 29.0))
+
+
 def test_intervals_cover_the_truth_about_as_often_as_they_say(planted, law_params) -> None:
-    """40 replicas of a planted sweep: 95% intervals of the exponents and of the loss at 10x the compute."""
-    held = dict.fromkeys(("alpha", "beta", "loss"), 0)
+    """40 replicas of a planted sweep: 95% intervals of the exponents, of the loss at 10x the compute and of a run."""
+    held = dict.fromkeys(("alpha", "beta", "loss", "run"), 0)
     replicas = 40
     beyond = {"params": np.array([2e6]), "tokens": np.array([4e7 / 12])}
     exact = sum((law_params["E"], law_params["A"] / 2e6 ** law_params["alpha"],
                  law_params["B"] / (4e7 / 12) ** law_params["beta"]))  # fmt: skip
+    widths = []
     for replica in range(replicas):
-        fit = analysis.fit("hoffmann", planted(noise=0.003, seed=100 + replica, sizes=8, width=6.0))
+        frame = planted(noise=0.003, seed=100 + replica, sizes=8, width=6.0)
+        fit = analysis.fit("hoffmann", frame, start=law_params)
         boot = fit.bootstrap(96, seed=replica)
         for name in ("alpha", "beta"):
             low, high = boot.interval(name)
             held[name] += low <= law_params[name] <= high
-        low, high = boot.predict_interval(beyond)
+        low, high = boot.predict_interval(beyond, noise=False)
         held["loss"] += bool(low[0] <= exact <= high[0])
+        wide = boot.predict_interval(beyond)
+        run = exact * np.exp(0.003 * np.random.default_rng(10_000 + replica).normal())
+        held["run"] += bool(wide[0][0] <= run <= wide[1][0])
+        widths.append((high[0] - low[0], wide[1][0] - wide[0][0]))
     for name, count in held.items():
         assert count >= 0.85 * replicas, (name, count)
+    law, run_width = np.median(widths, axis=0)
+    assert run_width > law
+    assert run_width < np.hypot(law, 2 * 2.5 * 0.003 * exact)  # and no wider than the two scatters together
+
+
+def test_interval_of_a_new_run_is_as_wide_as_the_noise(planted) -> None:
+    """Many runs, so that the law is known: what is left is ±1.96 σ of the loss, and 95% of other runs lie inside."""
+    fit = analysis.fit("hoffmann", planted(noise=0.01, seed=4, budgets=10, sizes=20, two_seeds=False))
+    other = planted(noise=0.01, seed=5, budgets=10, sizes=20, two_seeds=False)
+    low, high = fit.bootstrap(200, seed=0).predict_interval(other)
+    assert np.median(np.log(high / low)) == pytest.approx(2 * 1.96 * 0.01, rel=0.15)
+    assert 0.91 <= np.mean((low < other["loss"]) & (other["loss"] < high)) <= 0.99
+
+
+def test_resamples_of_the_public_rows_have_the_published_errors(table) -> None:
+    """Besiroglu's 240 rows: 4,000 resamples give standard errors near 124.5, 1293, 0.0257, 0.0154, 0.0206."""
+    rows = table("chinchilla_besiroglu2024.csv")
+    fit = analysis.fit("hoffmann", rows[rows["excluded_in_published_fit"] == 0][["params", "tokens", "loss"]])
+    boot = fit.bootstrap(1000, seed=0)
+    assert boot.converged > 0.99
+    known = {"A": 124.5, "B": 1293.0, "E": 0.0257, "alpha": 0.0154, "beta": 0.0206}
+    for name, error in known.items():
+        assert boot.samples[name].std() == pytest.approx(error, rel=0.15), name
 
 
 def test_seed_noise_is_the_planted_one() -> None:
