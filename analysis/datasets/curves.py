@@ -63,7 +63,5 @@ ENTRIES = (
         },
         params_convention=NO_PARAMS,
         flops_convention=NO_FLOPS,
-        sha256="4399cf60334be61ebd0e7dc954e355ce530bf5a202b498b61e59d1231d3ba43b",
-        tidy=tidying.caballero,
     ),
 )

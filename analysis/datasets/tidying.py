@@ -4,7 +4,6 @@ Each function returns the columns that its entry in `sources` lists, in SI units
 those of the source's authors where there are any, and are named.
 """
 
-import ast
 import dataclasses
 import io
 import pathlib
@@ -122,22 +121,6 @@ def alabdulmohsin(content: bytes) -> pd.DataFrame:
         }
     )
     return frame.sort_values(["domain", "task", "model", "seen"], ignore_index=True)
-
-
-def caballero(content: bytes) -> pd.DataFrame:
-    """The arrays `x` and `y` of the authors' script and its `split_point`, read as literals; nothing of it is run."""
-    literals: dict[str, list[float]] = {}
-    split = 0
-    for node in ast.walk(ast.parse(content)):
-        if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)):
-            continue
-        name, value = node.targets[0].id, node.value
-        if name in ("x", "y") and isinstance(value, ast.Call) and isinstance(value.args[0], ast.List):
-            literals[name] = ast.literal_eval(value.args[0])
-        elif name == "split_point":
-            split = ast.literal_eval(value)
-    part = np.where(np.arange(len(literals["x"])) < split, "fit", "extrapolate").tolist()
-    return pd.DataFrame({"train_examples": literals["x"], "loss": literals["y"], "split": part})
 
 
 def steplaw(frame: pd.DataFrame) -> pd.DataFrame:

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from analysis import datasets, errors
-from analysis.datasets import fetching, tidying
+from analysis.datasets import fetching
 
 BESIDE = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
 DOWNLOADED = [name for name, entry in datasets.ENTRIES.items() if entry.sha256 is not None]
@@ -117,9 +117,6 @@ def alabdulmohsin_source(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-REAL = [name for name in DOWNLOADED if name != "caballero2022"]  # its source is a script, which is not kept anywhere
-
-
 def small(server: Server, **changes: object) -> datasets.Entry:
     """An entry for a table of 3 rows that the server has."""
     address, files, _ = server
@@ -154,7 +151,7 @@ def test_each_table_loads_from_the_folder(name: str, tables: pathlib.Path) -> No
     assert not frame.columns.duplicated().any()
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", DOWNLOADED)
 def test_the_download_is_the_same_table(
     name: str, tables: pathlib.Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,18 +163,6 @@ def test_the_download_is_the_same_table(
     monkeypatch.delenv("SCALING_DATASETS")
     pd.testing.assert_frame_equal(datasets.load(name), placed, check_exact=True)
     assert asked == [f"/{entry.repository}/{entry.commit}/{entry.path}"]
-
-
-def test_a_script_is_read_and_not_run(tables: pathlib.Path) -> None:
-    placed = pd.read_csv(tables / "caballero2022_bnsl_addition.csv")
-    lines = [
-        "raise SystemExit('this script must not be run')",
-        f"x = np.array({placed['train_examples'].tolist()})",
-        f"y = np.array({placed['loss'].tolist()})",
-        "def law(x):\n    y = x + 1\n    return y",
-        "if True:\n    split_point = 14",
-    ]
-    pd.testing.assert_frame_equal(tidying.caballero("\n".join(lines).encode()), placed, check_exact=True)
 
 
 def test_what_the_columns_say(tables: pathlib.Path) -> None:
