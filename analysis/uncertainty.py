@@ -119,15 +119,15 @@ class Bootstrap:
     ) -> tuple[Any, Any]:
         """Low and high of a new run's loss at `at`: the uncertainty of the fit and the scatter between runs.
 
-        The scatter is a residual of the fit drawn at random, times sqrt(n / (n − p)) for the p parameters fitted to the
-        n runs; it holds what differs between seeds and what the law misses. `noise=False` gives the interval of the law
-        itself: the bias-corrected percentiles of its resamples.
+        The scatter is a residual of the fit drawn at random, the same for all of `at`, times sqrt(n / (n − p)) for the
+        p parameters fitted to the n runs; it holds what differs between seeds and what the law misses. `noise=False`
+        gives the interval of the law itself: the bias-corrected percentiles of its resamples.
         """
         values = unbiased(self.predictions(at), np.atleast_1d(self.fit.predict(at)), self.clusters)
         if noise:
             criterion, residuals = self.fit.criterion, self.fit.residuals
             free = len(self.fit.law.names) - len(self.fit.fixed)
-            drawn = np.random.default_rng(self.seed).choice(residuals, size=values.shape)
+            drawn = np.random.default_rng(self.seed).choice(residuals, size=(len(values), *[1] * (values.ndim - 1)))
             drawn *= np.sqrt(len(residuals) / max(len(residuals) - free, 1))
             values = criterion.invert(criterion.transform(values) + drawn)
         return percentiles(values, level)
