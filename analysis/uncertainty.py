@@ -127,7 +127,9 @@ class Bootstrap:
         if noise:
             criterion, residuals = self.fit.criterion, self.fit.residuals
             free = len(self.fit.law.names) - len(self.fit.fixed)
-            drawn = np.random.default_rng(self.seed).choice(residuals, size=(len(values), *[1] * (values.ndim - 1)))
+            # every residual as often as any other, in random order: few resamples have no tails by chance
+            place = np.random.default_rng(self.seed).permutation((np.arange(len(values)) + 0.5) / len(values))
+            drawn = np.sort(residuals)[(place * len(residuals)).astype(int)].reshape(-1, *[1] * (values.ndim - 1))
             drawn *= np.sqrt(len(residuals) / max(len(residuals) - free, 1))
             values = criterion.invert(criterion.transform(values) + drawn)
         return percentiles(values, level)
