@@ -169,6 +169,8 @@ class Bench:
     def _warm(self, made: dict[str, Contender]) -> None:
         s = self.settings
         result = self.run("ours", {"repeats": s.repeats, "resamples": s.resamples, "seed": s.seed}, COLD)
+        if result["converged"] < 1:
+            raise RuntimeError(f"{result['converged']:.1%} of our resamples converged: no rows to compare")
         made["warm"].add({**result, "work": result["warm"], "x": result["x"][:1]})
         made["bootstrap"].add({**result, "work": [result["bootstrap"]], "x": []})
         made["bootstrap"].x, made["bootstrap"].note = result["x"][1:], f"{result['converged']:.1%} converged"
