@@ -197,17 +197,16 @@ def next_runs(
     analysing.next_runs(table, candidates, law, analysing.numbers(at, "--at"), budget, cost)
 
 
-def plot(fit: Where, out: Path = Path("figures"), format: Literal["pdf", "svg", "png"] = "pdf") -> None:
-    """Draw a saved fit: residuals, likelihood profiles, and its curve or its compute-optimal frontier.
+def plot(table: Table, out: Path = Path("figures"), format: Literal["pdf", "svg", "png"] = "pdf") -> None:
+    """Draw the runs of a CSV or a store; or a saved fit (.json): residuals, likelihood profiles, curve or frontier.
 
     Args:
-        fit: A fit saved by `scaling fit --save`.
         out: Folder for the figures.
         format: Kind of file.
     """
     from scaling.commands import drawing
 
-    drawing.plot(fit, out, format)
+    drawing.plot(table, out, format)
 
 
 def laws() -> None:

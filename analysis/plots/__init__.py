@@ -5,7 +5,7 @@ any law. `save` writes .png, .svg or .pdf.
 """
 
 from analysis.plots.drawing import LOSS, save
-from analysis.plots.results import backtest, curve, profiles, residuals
+from analysis.plots.results import backtest, curve, forecast, profiles, residuals
 from analysis.plots.sweeps import fitted, isoflop, loss_compute, loss_params
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "backtest",
     "curve",
     "fitted",
+    "forecast",
     "isoflop",
     "loss_compute",
     "loss_params",

@@ -1,14 +1,13 @@
 """Figures of any law's results: residuals, profiles, back-tests, one curve with its forecast."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
 from matplotlib import axes as mpl_axes
 from matplotlib import figure
 
-from analysis import axes, backtests, fitting, uncertainty
+from analysis import axes, backtests, fitting, forecasting, uncertainty
 from analysis import profiles as profiling
 from analysis.plots.drawing import LOSS, band, styled
 
@@ -20,12 +19,6 @@ NAMES = {
     "unique_tokens": "unique tokens",
 }
 BOUGHT = ("params", "params_non_embedding", "flops")  # what a held-out run is drawn over, the first that it has
-
-
-class Predicts(Protocol):
-    """What `curve` draws: a `Bootstrap`'s fit or a `Forecast`."""
-
-    def predict_interval(self, at: pd.DataFrame, level: float = ...) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 def _named(fit: fitting.Fit) -> str:
@@ -154,5 +147,29 @@ def curve(
     if (np.concatenate(shown) > 0).all():
         axes.log_loss(panel, np.concatenate([*shown, fit.predict({name: at})]))
     panel.set(xlabel=NAMES.get(fit.columns[name], fit.columns[name]), ylabel=_named(fit))
+    panel.legend(loc="best")
+    return made
+
+
+@styled
+def forecast(found: forecasting.Forecast, held_out: pd.DataFrame | None = None, *, reach: float = 4.0) -> figure.Figure:
+    """A forecast over its points and `reach` times beyond, with its 95% interval; held-out points are marked."""
+    x, y = (found.points[name].to_numpy(dtype=np.float64) for name in (found.x, found.y))
+    furthest = x.max() * reach if held_out is None else max(x.max() * reach, float(held_out[found.x].max()))
+    at = np.geomspace(x.min(), furthest, 200)
+    predicted = found.predict({found.x: at})
+    made, (panel,) = axes.new(1, 5.8, 4.0)
+    panel.plot(at, predicted, color=axes.ACCENT, zorder=2, label="forecast")
+    band(panel, at, np.column_stack(found.predict_interval({found.x: at}, 0.95)))
+    panel.scatter(x, y, s=18, color=axes.INK, lw=0.4, edgecolor="white", zorder=3, label="measured")
+    shown = [y, predicted]
+    if held_out is not None:
+        beyond, values = (held_out[name].to_numpy(dtype=np.float64) for name in (found.x, found.y))
+        shown.append(values)
+        panel.scatter(beyond, values, s=26, marker="D", facecolor="white", edgecolor=axes.INK, zorder=4,
+                      label="held out")  # fmt: skip
+    axes.logarithmic(panel, "x", at, flops="flops" in found.x)
+    axes.log_loss(panel, np.concatenate(shown))
+    panel.set(xlabel=NAMES.get(found.x, found.x), ylabel=LOSS if found.y == "loss" else found.y)
     panel.legend(loc="best")
     return made

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import pandas as pd
+from matplotlib import figure
+
 import analysis
-from analysis import plots
+from analysis import budgets, frontiers, plots
 from scaling.commands import analysing
 from scaling.commands.arguments import Table
 from scaling.sweep import rates, store
@@ -41,10 +44,21 @@ def learning_rate_notes(results: store.Store, name: str) -> tuple[str, ...]:
     return (f"Learning rates: {rule.describe()} In this sweep: {span}.",)
 
 
-def plot(path: Path, out: Path, suffix: str) -> None:
-    """Draw a saved fit: residuals, the profile of every free parameter, and its curve or its frontier."""
-    fitted = analysis.load(path)
+def plot(table: Table, out: Path, suffix: str) -> None:
+    """Draw a saved fit, or the runs of a CSV or a store."""
+    if table.data.suffix == ".json":
+        drawn = of_fit(analysis.load(table.data))
+        stem = table.data.stem
+    else:
+        frame, stem = analysing.read(table, ("params", "tokens", table.loss))
+        drawn = of_runs(frame, table)
     out.mkdir(parents=True, exist_ok=True)
+    for name, made in drawn.items():
+        print(plots.save(made, out / f"{stem}_{name}.{suffix}"))
+
+
+def of_fit(fitted: analysis.Fit) -> dict[str, figure.Figure]:
+    """Residuals, the profile of every free parameter, and the curve or the frontier."""
     free = [name for name in fitted.params if name not in fitted.fixed]
     drawn = {
         "residuals": plots.residuals(fitted),
@@ -53,7 +67,21 @@ def plot(path: Path, out: Path, suffix: str) -> None:
     if len(fitted.law.inputs) == 1:
         drawn["curve"] = plots.curve(fitted, fitted.bootstrap())
     elif fitted.law.name == "hoffmann":
-        found = analysis.frontiers.of_fit(fitted)
-        drawn["fitted_law"] = plots.fitted(found, fitted.runs)
-    for name, figure in drawn.items():
-        print(plots.save(figure, out / f"{path.stem}_{name}.{suffix}"))
+        drawn["fitted_law"] = plots.fitted(frontiers.of_fit(fitted), fitted.runs)
+    return drawn
+
+
+def of_runs(frame: pd.DataFrame, table: Table) -> dict[str, figure.Figure]:
+    """Loss against compute and parameters, and the iso-FLOP curves where the runs have them (else the reason)."""
+    costed, note = budgets.costed(frame, "params", "tokens", "flops")
+    if note:
+        print(note)
+    drawn = {
+        "loss_compute": plots.loss_compute(costed, loss=table.loss),
+        "loss_params": plots.loss_params(costed, loss=table.loss),
+    }
+    try:
+        drawn["isoflop"] = plots.isoflop(costed, analysis.frontier(costed, 2, loss=table.loss), loss=table.loss)
+    except analysis.Refused as reason:
+        print(f"no iso-FLOP curves: {reason}")
+    return drawn
