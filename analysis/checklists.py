@@ -70,7 +70,7 @@ def doubts(fit: "fitting.Fit", theta: np.ndarray) -> tuple[str, ...]:
                 )
     vague = {name for group in fit.diagnostics.undetermined for name in group}
     for name in fit.diagnostics.free:
-        factor = np.exp(1.96 * fit.diagnostics.standard_error[name])
+        factor = np.exp(min(1.96 * fit.diagnostics.standard_error[name], 690.0))
         if fit.law.parameter(name).log and name not in (*fit.law.linear, *vague) and factor > 2:
             warnings.append(f"{name} is weakly identified: known within a factor of {factor:.2g} either way")
     for group in fit.diagnostics.undetermined:
