@@ -280,6 +280,37 @@ def _step(
     return np.einsum("rij,rj->ri", white, along / (curvature + damping[:, None])) / scale, decrement
 
 
+def _within(
+    move: np.ndarray,
+    least: np.ndarray,
+    most: np.ndarray,
+    f: np.ndarray,
+    gradient: np.ndarray,
+    hessian: np.ndarray,
+    metric: np.ndarray,
+    held: np.ndarray,
+    damping: np.ndarray,
+) -> np.ndarray:
+    """The step, between `least` and `most`: coordinates that would cross go to their bound, the others step anew.
+
+    Clipping alone leaves the others where they would be without the bound, and that need not be downhill.
+    """
+    model = hessian + damping[:, None, None] * metric
+    pinned, out = np.zeros_like(move), held
+    for _ in range(move.shape[1]):
+        step = np.where(out, pinned, move)
+        crossing = ~out & ((step < least) | (step > most))
+        rows = crossing.any(axis=1)
+        if not rows.any():
+            break
+        pinned = np.where(crossing, np.clip(move, least, most), pinned)
+        out = out | crossing
+        pulled = gradient[rows] - np.einsum("rij,rj->ri", model[rows], pinned[rows])
+        again, _ = _step(f[rows], pulled, hessian[rows], metric[rows], out[rows], damping[rows])
+        move[rows] = np.where(out[rows], pinned[rows], again)
+    return move
+
+
 def refine(
     law: forms.Law,
     theta: np.ndarray,
@@ -297,8 +328,8 @@ def refine(
     Newton: the step is (|H| + λM)⁻¹ g with the exact Hessian H by automatic differentiation (its eigenvalues by
     magnitude in the metric M, so a saddle repels), M = Σ w ρ'(r)/r ∇f ∇fᵀ the curvature of the quadratic that
     majorizes the robust loss (so λ ≥ 1 steps stay sane far from the minimum, where H vanishes), and bounds hold the
-    coordinates that push against them. A row has converged when a further Newton step would lower its objective by
-    less than TOLERANCE of it.
+    coordinates that push against them or would cross. A row has converged when a further Newton step would lower its
+    objective by less than TOLERANCE of it.
 
     The loop over iterations runs in NumPy over all rows at once, and a row that is done leaves it; only the
     derivatives are compiled, in chunks of rows.
@@ -323,8 +354,9 @@ def refine(
         )
         at, bottom, top, slope = theta[active], low[active], high[active], gradient[active]
         held = ((at <= bottom) & (slope > 0)) | ((at >= top) & (slope < 0)) | (bottom == top)
-        move, decrement[active] = _step(f[active], slope, hessian[active], metric[active], held, damping[active])
-        candidate[active] = np.clip(at - move, bottom, top)
+        here = f[active], slope, hessian[active], metric[active], held, damping[active]
+        move, decrement[active] = _step(*here)
+        candidate[active] = np.clip(at - _within(move, at - top, at - bottom, *here), bottom, top)
         active = active[(decrement[active] > 1e-3 * TOLERANCE) & (damping[active] < 1e11)]
         if not len(active):
             break
