@@ -27,6 +27,7 @@ class Backtest:
     law: laws.Law
     hold_out: str
     level: float
+    scale: str
     rows: pd.DataFrame
     origins: pd.DataFrame
     noise: noise.SeedNoise
@@ -49,9 +50,10 @@ class Backtest:
             if row["refused"]:
                 lines.append(f"  up to {row['origin']:.3g}: refused: {row['refused']}")
                 continue
+            relative = f" ({row['rms_log_error']:.2%})" if self.scale == "log" else ""
             lines.append(
                 f"  up to {row['origin']:.3g} ({row['fitted']} runs) predicts {row['held_out']} runs up to "
-                f"{row['reach']:.3g} times that: rms error {row['rms_error']:.4f} ({row['rms_log_error']:.2%}), mean "
+                f"{row['reach']:.3g} times that: rms error {row['rms_error']:.4f}{relative}, mean "
                 f"{row['mean_error']:+.4f}, {row['inside']:.0%} inside the {self.level:.0%} interval"
             )
         return "\n".join(lines)
@@ -81,7 +83,8 @@ def backtest(
         raise ValueError(f"origins = {origins}: must be at least 1; 3 is usual")
     if hold_out == "flops":
         frame, _ = budgets.costed(frame, options.get("params", "params"), options.get("tokens", "tokens"), "flops")
-    chosen = checks.runs(frame, options.get("cluster"))
+    cluster = options.get("cluster")
+    chosen = checks.runs(frame, cluster)
     size = checks.column(chosen.frame, hold_out, "the hold-out")
     group = groups(chosen.frame, hold_out, size)
     steps = np.unique(group)[::-1]
@@ -93,16 +96,23 @@ def backtest(
     tables: list[pd.DataFrame] = []
     for smallest_held in steps[: min(origins, len(steps) - 1)]:
         below = group < smallest_held
+        above = ~below
+        if cluster is not None:  # a run whose last checkpoints are held out is held out whole
+            below &= ~chosen.frame[cluster].isin(chosen.frame.loc[above, cluster]).to_numpy()
+            if not below.any():
+                raise errors.Refused(
+                    f"every run reaches above {hold_out} = {size[above].min():.3g}: nothing is left to fit"
+                )
         origin = float(size[below].max())
         try:
-            table = _predicted(form, chosen.frame[below], chosen.frame[~below], loss, level, resamples, seed, options)
+            table = _predicted(form, chosen.frame[below], chosen.frame[above], loss, level, resamples, seed, options)
         except errors.Refused as reason:
             if not tables:
                 raise
             told.append({"origin": origin, "fitted": int(below.sum()), "refused": str(reason)})
             continue
         table.insert(0, "origin", origin)
-        table.insert(1, "reach", size[~below] / origin)
+        table.insert(1, "reach", size[above] / origin)
         tables.append(table)
         told.append(
             {
@@ -117,8 +127,15 @@ def backtest(
                 "refused": "",
             }
         )
+    unmeasured = noise.SeedNoise(float("nan"), 0, 0, "seed noise not measured: rows are checkpoints")
     return Backtest(
-        form, hold_out, level, pd.concat(tables, ignore_index=True), pd.DataFrame(told), noise.seed_noise(frame, loss)
+        form,
+        hold_out,
+        level,
+        options.get("scale") or form.scale,
+        pd.concat(tables, ignore_index=True),
+        pd.DataFrame(told),
+        noise.seed_noise(frame, loss) if cluster is None else unmeasured,
     )
 
 

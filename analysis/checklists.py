@@ -28,7 +28,7 @@ def checklist(fit: "fitting.Fit") -> str:
         *fit.facts,
         f"checkpoints: {clusters} runs, several rows each, resampled by run"
         if clusters
-        else "checkpoints: the final loss of each run, none from the middle of a schedule",
+        else "checkpoints: every row taken as a run of its own (no cluster column given)",
         f"objective: {fit.criterion}{', weighted' if 'weight' in fit.runs else ''}; at the minimum "
         f"{fit.objective:.10g}",
         "optimizer: variable projection on a grid of starts, then projected Newton, float64, exact derivatives",
@@ -93,6 +93,8 @@ def doubts(fit: "fitting.Fit", theta: np.ndarray) -> tuple[str, ...]:
             f"only {fit.starts.reached} of {fit.starts.count} starts reached the best minimum: it may not be global"
         )
     free = len(fit.law.names) - len(fit.fixed)
+    if "cluster" in fit.runs and (clusters := fit.runs["cluster"].nunique()) <= 2 * free:
+        warnings.append(f"{clusters} clusters for {free} parameters: intervals between so few runs are rough")
     if len(fit.runs) < 3 * free:
         warnings.append(f"{len(fit.runs)} runs for {free} parameters: expect wide intervals")
     return tuple(warnings)

@@ -72,8 +72,8 @@ def runs(frame: pd.DataFrame, cluster: str | None = None) -> Selection:
     return Selection(chosen, len(frame), tuple(dropped.items()), (), tuple(notes))
 
 
-def column(frame: pd.DataFrame, name: str, purpose: str, positive: bool = True) -> np.ndarray:
-    """One column as finite float64, positive unless it need not be, or `Refused` that names the first bad value."""
+def there(frame: pd.DataFrame, name: str, purpose: str) -> None:
+    """Refused, with the nearest names, where a frame has no column `name`."""
     if name not in frame.columns:
         near = difflib.get_close_matches(name, [str(c) for c in frame.columns], n=3, cutoff=0.5)
         hint = f"; nearest are {', '.join(near)}" if near else ""
@@ -81,6 +81,11 @@ def column(frame: pd.DataFrame, name: str, purpose: str, positive: bool = True) 
             f"no column {name!r} for {purpose}: the frame has {', '.join(map(str, frame.columns))}{hint}. "
             "Rename one, or say which column to use"
         )
+
+
+def column(frame: pd.DataFrame, name: str, purpose: str, positive: bool = True) -> np.ndarray:
+    """One column as finite float64, positive unless it need not be, or `Refused` that names the first bad value."""
+    there(frame, name, purpose)
     raw, array = frame[name], numbers(frame, name)
     for bad, what in ((np.isnan(array), "NaN"), (np.isinf(array), "infinite"), (array <= 0, "zero or negative")):
         if bad.any() and (positive or what != "zero or negative"):
@@ -88,7 +93,7 @@ def column(frame: pd.DataFrame, name: str, purpose: str, positive: bool = True) 
             needs = "a law in logarithms needs positive finite numbers" if positive else "a law needs finite numbers"
             raise errors.Refused(
                 f"column {name!r} is {what} in {int(bad.sum())} rows (first at index {row!r}, value "
-                f"{raw[bad].iloc[0]!r}): {needs}; drop these rows and say why"
+                f"{raw[bad].iloc[0]}): {needs}; drop these rows and say why"
             )
     return array
 
@@ -223,13 +228,18 @@ def measurements(
 ) -> tuple[Selection, dict[str, np.ndarray], np.ndarray]:
     """What a fit of `law` may use: the selection, its inputs by name, and the losses.
 
-    A fit with fixed parameters is not refused for inputs that do not vary on their own.
+    A fit with exponents held (or another nonlinear parameter) is not refused for inputs that do not vary on their own.
     """
     if unknown := set(columns) - set(law.inputs):
         raise errors.Refused(f"{sorted(unknown)} are no inputs of {law.name!r}; it takes {', '.join(law.inputs)}")
     chosen = runs(frame, cluster)
     if cluster is not None and (cluster not in frame.columns or chosen.frame[cluster].isna().any()):
         raise errors.Refused(f"cluster {cluster!r} is no column with a value in every row; name one that says the run")
+    if cluster is not None and chosen.frame[cluster].nunique() < 2:
+        raise errors.Refused(
+            f"cluster {cluster!r} has one value in all {len(chosen.frame)} rows: intervals come from the differences "
+            "between runs; add runs, or leave cluster out if rows are runs of their own"
+        )
     names = {name: columns.get(name, name) for name in law.inputs}
     if not len(chosen.frame):
         raise errors.Refused(f"0 of {chosen.total} rows are finished runs; there is nothing to fit: {chosen.dropped}")
@@ -271,7 +281,7 @@ def measurements(
         more, told = epochs(chosen.frame)
         warnings += more
         notes += told
-    if not fixed:
+    if not set(fixed) & set(law.nonlinear):
         if {"params", "tokens"} <= set(law.inputs):
             separable(inputs["params"], inputs["tokens"])
         if len(law.inputs) > 1:

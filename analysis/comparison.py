@@ -69,6 +69,8 @@ def compare(
             f"laws on the scales {', '.join(sorted(map(str, scales)))} have no common error; pass scale="
         )
     inputs = {name for form in forms for name in form.inputs}
+    if "fixed" in options:
+        raise ValueError("fixed: laws have no parameters in common; compare them free, or backtest one with fixed=")
     known = {"objective", "delta", "scale", "weights", "cluster"}
     if unknown := set(options) - inputs - known:
         raise ValueError(
@@ -108,7 +110,8 @@ def _row(fit: fitting.Fit, test: backtests.Backtest, shared: set[float]) -> dict
     origins = origins[origins["origin"].isin(shared)]
     weight = origins["held_out"] / origins["held_out"].sum()
     parameters = len(fit.law.names) - len(fit.fixed)
-    deviance = minus_two_log_likelihood(fit.residuals, fit.criterion)
+    heft = fit.runs["weight"].to_numpy() if "weight" in fit.runs else np.ones(len(fit.runs))
+    deviance = minus_two_log_likelihood(fit.residuals, fit.criterion, heft)
     return {
         "law": fit.law.name,
         "held_out": float(origins["rms_log_error"].mean()),
@@ -123,16 +126,16 @@ def _row(fit: fitting.Fit, test: backtests.Backtest, shared: set[float]) -> dict
     }
 
 
-def minus_two_log_likelihood(residuals: np.ndarray, criterion: Criterion) -> float:
-    """−2 log likelihood of the density exp(−ρ(r)/τ) / Z(τ) that the criterion is the likelihood of, at its best τ.
+def minus_two_log_likelihood(residuals: np.ndarray, criterion: Criterion, weight: np.ndarray) -> float:
+    """−2 log likelihood of the densities exp(−w ρ(r)/τ) / Z(τ/w), the criterion's likelihood, at the best τ.
 
     Squared: normal of variance τ. Huber: Z = √(2πτ) erf(δ/√(2τ)) + (2τ/δ) exp(−δ²/(2τ)), a normal with exponential
     tails. Log-cosh: Z = δ √π Γ(s/2) / Γ((s + 1)/2) with s = δ²/τ. τ counts as a parameter in AIC and BIC.
     """
-    total, count = float(np.sum(criterion.rho(residuals))), len(residuals)
+    total = float(np.sum(weight * criterion.rho(residuals)))
 
     def deviance(log_tau: float) -> float:
-        tau = np.exp(log_tau)
+        tau = np.exp(log_tau) / weight
         if criterion.kind == "squared":
             log_z = 0.5 * np.log(2 * np.pi * tau)
         elif criterion.kind == "huber":
@@ -145,8 +148,8 @@ def minus_two_log_likelihood(residuals: np.ndarray, criterion: Criterion) -> flo
             s = criterion.delta**2 / tau
             log_z = np.log(criterion.delta) + 0.5 * np.log(np.pi)
             log_z += scipy.special.gammaln(s / 2) - scipy.special.gammaln((s + 1) / 2)
-        return float(2 * (total / tau + count * log_z))
+        return float(2 * (total / np.exp(log_tau) + np.sum(log_z)))
 
-    middle = np.log(max(2 * total / count, 1e-300))
+    middle = np.log(max(2 * total / len(residuals), 1e-300))
     found = scipy.optimize.minimize_scalar(deviance, bounds=(middle - 20, middle + 20), method="bounded")
     return float(found.fun)

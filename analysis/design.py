@@ -61,6 +61,8 @@ class Design:
             f"standard deviation {unit} predicted at the target: {before:.3g} now, {after:.3g} after them "
             f"(a run scatters by {self.noise:.3g})",
         ]
+        if after > 0.99 * before:
+            lines.append("no affordable run helps: the prediction stays as uncertain; other candidates are needed")
         for _, run in self.chosen.head(10).iterrows():
             at = ", ".join(f"{name} {run[name]:.4g}" for name in self.law.inputs if name in run)
             lines.append(f"  {run['order']:.0f}. {at}: cost {run['cost']:.3g}, then {run['sd_after']:.3g}")

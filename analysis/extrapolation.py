@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import backtests, checks, errors, fitting, laws
+from analysis import backtests, budgets, checks, errors, fitting, laws
 
 DRAWS = 4000  # of each of the three ways
-FEWEST = 3  # origins: two fix a line, the third says how well it holds
+FURTHEST = 2.0  # times the largest reach back-tested, in logs: beyond, a drift is not carried on
+FEWEST = 3  # held-out runs of an origin, and origins: two fix a line, the third says how well it holds
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,17 +79,21 @@ def extrapolate(
     is no error. The prediction is the law's less the mean of the three at the target's reach above the largest run. The
     interval is that of their mixture in equal parts: each way's error with Student's t (as many degrees of freedom as
     origins less one, since groups above one origin err together), and the resampled law with the scatter of single
-    runs. Raises `Refused` below 3 origins, or where a target does not lie above the runs.
+    runs. A target further than twice the largest back-tested reach (in logs) gets the first and the third way only: a
+    drift seen over a short way is not carried on for a long one. Raises `Refused` below 3 origins of 3 held-out runs,
+    or where a target does not lie above the runs.
     """
     form = laws.get(law)
+    if hold_out == "flops":
+        frame, _ = budgets.costed(frame, options.get("params", "params"), options.get("tokens", "tokens"), "flops")
     test = backtests.backtest(
         form, frame, hold_out, origins=origins, loss=loss, level=level, resamples=resamples, seed=seed, **options
     )
-    usable = test.origins[test.origins["refused"] == ""]
+    usable = test.origins[(test.origins["refused"] == "") & (test.origins["held_out"] >= FEWEST)]
     if len(usable) < FEWEST:
         raise errors.Refused(
-            f"{len(usable)} origins of {origins} could be back-tested: a correction needs {FEWEST}; add budgets, or "
-            "use a law of fewer parameters"
+            f"{len(usable)} origins of {origins} could be back-tested on {FEWEST} runs or more: a correction needs "
+            f"{FEWEST}; add budgets, or use a law of fewer parameters"
         )
     fit = fitting.fit(form, frame, loss=loss, **options)
     fitting.refuse_unconverged(fit)
@@ -99,14 +104,15 @@ def extrapolate(
         raise ValueError(
             f"the target has {', '.join(map(str, target))}; it also needs {hold_out!r}, to say how far it reaches"
         )
-    largest = float(checks.column(checks.runs(frame).frame, hold_out, "the reach").max())
+    largest = float(checks.column(checks.runs(frame, options.get("cluster")).frame, hold_out, "the reach").max())
     reach = target[hold_out].to_numpy() / largest
     if (reach <= 1.02).any():
         raise errors.Refused(
             f"{hold_out} = {target[hold_out].min():g} does not lie above the runs, up to {largest:g}: nothing is to be "
             "corrected there; use fit.predict"
         )
-    rows = test.rows.assign(step=np.round(np.log(test.rows["reach"]), 1))
+    rows = test.rows[test.rows["origin"].isin(usable["origin"])]
+    rows = rows.assign(step=np.round(np.log(rows["reach"]), 1))
     table = rows.groupby(["origin", "step"], as_index=False).agg(
         reach=("reach", "mean"), log_error=("log_error", "mean")
     )
@@ -119,7 +125,10 @@ def extrapolate(
     scatter = np.log(boot.predictions(target) / plain)[rng.integers(len(boot.samples), size=DRAWS)]
     scatter += rng.choice(fit.residuals, size=scatter.shape)
     ways, draws = {"none": np.zeros(len(reach))}, [scatter]
-    for way, terms in (("same rate", 1), ("drifting rate", 3)):
+    shapes = [("same rate", 1), ("drifting rate", 3)]
+    if (np.log(reach) > FURTHEST * r.max()).any():
+        shapes.pop()
+    for way, terms in shapes:
         design, there = _features(r, origin)[:, :terms], _features(np.log(reach), np.zeros(len(reach)))[:, :terms]
         scaled = design * weight[:, None]
         inverse = np.linalg.pinv(scaled.T @ scaled)

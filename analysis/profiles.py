@@ -15,6 +15,7 @@ if typing.TYPE_CHECKING:
 POINTS = 32
 REACH = 5.0  # standard errors to either side, doubled until the profile has risen enough or a bound is met
 WIDENINGS = 5
+LOWER = 0.1  # of the quantile: a profile that finds so much lower an objective is none of this fit
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,6 +69,7 @@ def profile(fit: "fitting.Fit", name: str, level: float) -> Profile:
     error = float(np.sqrt(variance)) or 0.1 * max(abs(theta[index]), 1.0)
     ridge = told.inverse[:, index] / curved if curved > 0 else np.eye(len(theta))[index]
     below = above = REACH * error
+    back = np.exp if law.parameter(name).log else np.asarray
     for _ in range(WIDENINGS + 1):
         first, last = max(theta[index] - below, low[index]), min(theta[index] + above, high[index])
         at = np.unique(
@@ -76,6 +78,13 @@ def profile(fit: "fitting.Fit", name: str, level: float) -> Profile:
             )
         )
         objective = _objectives(fit, data, theta + (at - theta[index])[:, None] * ridge, index, at, low, high)
+        lower = fit.objective - np.nanmin(objective)
+        if 2 * kappa * lower > LOWER * quantile:
+            raise errors.Refused(
+                f"held at {name} = {float(back(at[np.nanargmin(objective)])):.5g} the others reach an objective "
+                f"{lower / fit.objective:.2%} below that of the fit, so its minimum is not the least one: fit "
+                "again with start= there"
+            )
         deviance = 2 * kappa * (objective - min(fit.objective, np.nanmin(objective)))
         falls_short = deviance[0] < quantile and first > low[index], deviance[-1] < quantile and last < high[index]
         if not any(falls_short):
@@ -84,7 +93,6 @@ def profile(fit: "fitting.Fit", name: str, level: float) -> Profile:
     middle = int(np.argmin(np.abs(at - theta[index])))
     left, left_open = _crossing(at[: middle + 1][::-1], deviance[: middle + 1][::-1], quantile)
     right, right_open = _crossing(at[middle:], deviance[middle:], quantile)
-    back = np.exp if law.parameter(name).log else np.asarray
     open_ends = tuple(end for end, is_open in (("lower", left_open), ("upper", right_open)) if is_open)
     parameter = law.parameter(name)
     interval = (

@@ -31,12 +31,19 @@ def read_csv(path: str | os.PathLike[str], required: Sequence[str] = REQUIRED) -
         raise errors.Refused(
             f"{source} is not UTF-8 text ({error.reason} at byte {error.start}); export it as CSV"
         ) from error
+    if not isinstance(frame.index, pd.RangeIndex):
+        raise errors.Refused(
+            f"{source}: its rows have more fields than its header has names ({len(header)}), so which value belongs to "
+            "which column cannot be told; name every column, or drop the separators at the ends of rows"
+        )
     if header.duplicated().any():
         raise errors.Refused(
             f"{source} has several columns {header[header.duplicated()].iloc[0]!r}: which one counts cannot be told; "
             "rename or drop the others"
         )
     frame.columns = frame.columns.str.strip()
+    if len(frame.columns) == 1 and (split := [mark for mark in (";", "\t", "|") if mark in str(header.iloc[0])]):
+        raise errors.Refused(f"{source} separates its columns by {split[0]!r}, not by commas; export it with commas")
     if not len(frame):
         raise errors.Refused(f"{source} has a header and no rows; it needs a row a run")
     check(frame, required, str(source))
@@ -47,3 +54,9 @@ def check(frame: pd.DataFrame, required: Sequence[str], what: str) -> None:
     """Refused unless the columns `required` are there, numeric, positive and finite in the finished rows of `frame`."""
     for name in required:
         checks.column(checks.runs(frame, cluster="").frame, name, what)
+
+
+def present(frame: pd.DataFrame, required: Sequence[str], what: str) -> None:
+    """Refused unless the columns `required` are there; whether a law can use their values is for its fit to say."""
+    for name in required:
+        checks.there(frame, name, what)

@@ -29,7 +29,7 @@ def read(table: Table, required: Sequence[str]) -> tuple[pd.DataFrame, str]:
     if table.sweep is not None:
         raise ValueError(f"{table.data} is no store, so it has no sweep {table.sweep!r}; leave --sweep out for a CSV")
     frame = filtered(analysis.read_csv(table.data, ()), table.where)
-    tables.check(frame, required, str(table.data))
+    tables.present(frame, required, str(table.data))
     return frame, table.data.stem
 
 
@@ -129,6 +129,8 @@ def fit(table: Table, law: str, objective: Objective, resamples: int, save: Path
         low, high = boot.interval(parameter)
         doubt = "   (not determined by these runs)" if parameter in vague else ""
         print(f"  {parameter} = {value:.5g}   95% interval {low:.5g} to {high:.5g}{doubt}")
+    if boot.converged < 1:
+        print(f"  {boot.converged:.1%} of {resamples} resamples reached a minimum; the others are left out")
     print(fitted.checklist())
     if save is not None:
         print(f"saved to {save}")

@@ -87,7 +87,7 @@ def test_the_likelihood_is_that_of_the_density_exp_minus_rho(kind, width) -> Non
     """Against the density normalised by quadrature, on a grid of τ around its best."""
     criterion = criteria.Criterion(kind, 0.01)
     residuals = width * 0.01 * np.random.default_rng(0).standard_t(5, size=60)
-    found = comparison.minus_two_log_likelihood(residuals, criterion)
+    found = comparison.minus_two_log_likelihood(residuals, criterion, np.ones(60))
     rho = criterion.rho(residuals).sum()
 
     def deviance(tau: float) -> float:
@@ -98,3 +98,26 @@ def test_the_likelihood_is_that_of_the_density_exp_minus_rho(kind, width) -> Non
 
     by_hand = min(deviance(tau) for tau in rho / len(residuals) * np.geomspace(0.2, 8, 80))
     assert found == pytest.approx(by_hand, abs=0.05)
+
+
+def test_a_run_whose_last_checkpoint_is_held_out_is_held_out_whole(sweep) -> None:
+    """Every run with an earlier checkpoint at half its tokens: none of the held-out runs' halves may be fitted."""
+    half = sweep.assign(tokens=sweep["tokens"] / 2, flops=sweep["flops"] / 2, flops_budget=sweep["flops_budget"] / 2)
+    both = pd.concat([sweep, half.assign(loss=half["loss"] * 1.05)], ignore_index=True)
+    found = analysis.backtest("hoffmann", both, cluster="run_id", origins=1, resamples=30)
+    top = sweep["flops_budget"].max()
+    assert found.origins["fitted"].iloc[0] == 2 * (sweep["flops_budget"] < top * 0.99).sum()
+    one = both.assign(run_id="only")
+    with pytest.raises(analysis.Refused, match="has one value in all"):
+        analysis.fit("hoffmann", one, cluster="run_id")
+
+
+def test_weights_count_in_the_likelihood() -> None:
+    """Squares with weights w are a normal of variance τ/w: its likelihood by hand."""
+    rng = np.random.default_rng(1)
+    weight = rng.uniform(0.2, 2, 50)
+    residuals = 0.03 * rng.normal(size=50) / np.sqrt(weight)
+    tau = np.mean(weight * residuals**2)
+    by_hand = np.sum(np.log(2 * np.pi * tau / weight) + weight * residuals**2 / tau)
+    found = comparison.minus_two_log_likelihood(residuals, criteria.Criterion("squared"), weight)
+    assert found == pytest.approx(by_hand, abs=1e-6)

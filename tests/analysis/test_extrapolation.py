@@ -43,6 +43,4 @@ def test_a_target_that_is_no_extrapolation_is_refused(planted) -> None:
         analysis.extrapolate("hoffmann", frame, {"params": 1e5, "tokens": 1e6}, resamples=20)
     few = frame[frame["flops_budget"] >= np.unique(frame["flops_budget"])[-3]]
     with pytest.raises(analysis.Refused, match="a correction needs 3"):
-        analysis.extrapolate(
-            "hoffmann", few, pd.DataFrame({"params": [1e6], "tokens": [1e8], "flops": [6e14]}), resamples=20
-        )
+        analysis.extrapolate("hoffmann", few, {"params": [1e6], "tokens": [1e8], "flops": [6e14]}, resamples=20)
