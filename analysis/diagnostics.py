@@ -91,7 +91,8 @@ def influence(
     scatter differ between rows in H too (Powell 1991, the kernel sandwich of median regression). For single rows and
     squares it is HC3 (MacKinnon and White 1985), for clusters CR3 (Bell and McCaffrey 2002). On the 240 rows of
     Besiroglu et al. the standard errors of α and β are 0.0168 and 0.0148, where resampling gives 0.0149 and 0.0203
-    (0.0169 and 0.0163 from its quartiles) and the form that assumes equal scatter 0.0090 and 0.0080.
+    (0.0169 and 0.0163 from its quartiles) and the form that assumes equal scatter 0.0090 and 0.0080. 95% intervals from
+    it and Student's t cover α, β and the loss at 10 times the compute in 93.6% to 97.1% (`benchmarks.calibration`).
     """
     root = slopes * np.sqrt(weight * stiffness(residual, weight, criterion))[:, None]
     size = np.sqrt(np.sum(root**2, axis=0))
