@@ -4,7 +4,7 @@ Intervals of a `Bootstrap` are bias-corrected percentiles (Efron 1981, Canadian 
 Hoffmann laws (three grids of 36 to 60 runs, noise of 0.1%, 0.5% and 2%, 1,000 replicas of 200 resamples each,
 `python -m benchmarks.calibration`) the 95% intervals of α and β hold the truth in 94.0% to 97.0% of replicas, those of
 the loss at 10 times the largest compute in 94.0% to 96.4%, those of a new run there in 93.9% to 96.1%. Plain
-percentiles reach 98.7% (too wide), basic intervals fall to 89.6%, and standard errors that assume equal scatter to 89.8%.
+percentiles reach 98.7% (too wide), basic intervals fall to 89.6%, errors that assume equal scatter to 89.8%.
 """
 
 import dataclasses
