@@ -93,7 +93,8 @@ class Frontier:
     def _estimate(self, samples: Float[np.ndarray, " samples"]) -> uncertainty.Estimate:
         if np.isnan(samples[0]):  # the loss where the optima came without
             return uncertainty.Estimate(np.nan, (np.nan, np.nan), self.level)
-        return uncertainty.estimate(samples[0], samples[1:], self.level)
+        resampled = uncertainty.unbiased(samples[1:], samples[0]) if self.approach == 3 else samples[1:]
+        return uncertainty.estimate(samples[0], resampled, self.level)
 
     @property
     def exponent_params(self) -> uncertainty.Estimate:
