@@ -87,7 +87,15 @@ def extrapolate(
     if hold_out == "flops":
         frame, _ = budgets.costed(frame, options.get("params", "params"), options.get("tokens", "tokens"), "flops")
     test = backtests.backtest(
-        form, frame, hold_out, origins=origins, loss=loss, level=level, resamples=resamples, seed=seed, **options
+        form,
+        frame,
+        hold_out,
+        origins=origins + _sparse(frame, hold_out, options.get("cluster")),
+        loss=loss,
+        level=level,
+        resamples=resamples,
+        seed=seed,
+        **options,
     )
     usable = test.origins[(test.origins["refused"] == "") & (test.origins["held_out"] >= FEWEST)]
     if len(usable) < FEWEST:
@@ -151,6 +159,14 @@ def extrapolate(
         interval=(plain * np.exp(low), plain * np.exp(high)),
         level=level,
     )
+
+
+def _sparse(frame: pd.DataFrame, hold_out: str, cluster: str | None) -> int:
+    """How many of the largest origins hold out fewer than FEWEST runs: they are not counted."""
+    chosen = checks.runs(frame, cluster).frame
+    group = backtests.groups(chosen, hold_out, checks.column(chosen, hold_out, "the hold-out"))
+    _, count = np.unique(group, return_counts=True)
+    return int(np.sum(np.cumsum(count[::-1]) < FEWEST))
 
 
 def _features(r: np.ndarray, origin: np.ndarray) -> np.ndarray:
