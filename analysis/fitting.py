@@ -172,7 +172,10 @@ def inputs(fit: Fit, at: pd.DataFrame | Mapping[str, Any]) -> dict[str, np.ndarr
             raise ValueError(
                 f"prediction by {fit.law.name!r} needs {fit.columns[name]!r}; got {', '.join(map(str, at))}; add it"
             )
-        found[name] = np.asarray(at[key], dtype=np.float64)
+        try:
+            found[name] = np.asarray(at[key], dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{key} = {at[key]!r} holds what is no number; mend or drop it") from error
         positive = name not in fit.law.real
         if (bad := ~(np.isfinite(found[name]) & ((found[name] > 0) | (not positive)))).any():
             raise ValueError(
@@ -282,9 +285,10 @@ def _given(law: laws.Law, values: Mapping[str, float], what: str) -> dict[str, f
         raise ValueError(f"start lacks {', '.join(sorted(missing))}; give every parameter of {law.name!r}")
     for name, value in values.items():
         parameter = law.parameter(name)
-        if not (np.isfinite(value) and parameter.lower <= value <= parameter.upper):
+        number = isinstance(value, (int, float, np.number)) and np.isfinite(value)
+        if not (number and parameter.lower <= value <= parameter.upper):
             raise ValueError(
-                f"{what} {name} = {value}: must lie within its bounds, {parameter.lower:g} to {parameter.upper:g}"
+                f"{what} {name} = {value!r}: must lie within its bounds, {parameter.lower:g} to {parameter.upper:g}"
             )
     return {name: float(values[name]) for name in law.names if name in values}
 

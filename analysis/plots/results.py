@@ -54,7 +54,8 @@ def residuals(fit: fitting.Fit) -> figure.Figure:
     last.hist(r, bins=int(np.clip(np.sqrt(len(r)) * 2, 8, 40)), color=axes.ACCENT, alpha=0.8)
     last.axvline(0, color=axes.INK, lw=1)
     last.set(xlabel="residual" + (" (%)" if fit.criterion.scale == "log" else ""), ylabel="runs")
-    last.text(0.04, 0.96, f"rms {np.sqrt(np.mean(r**2)):.2g}", transform=last.transAxes, va="top")
+    percent = "%" if fit.criterion.scale == "log" else ""
+    last.text(0.04, 0.96, f"rms {np.sqrt(np.mean(r**2)):.2g}{percent}", transform=last.transAxes, va="top")
     return made
 
 

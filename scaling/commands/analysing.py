@@ -41,7 +41,7 @@ def filtered(frame: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
             raise ValueError(f"--where {text}: no column {column!r}; the table has {', '.join(map(str, frame))}")
         series = frame[column]
         numeric = pd.api.types.is_numeric_dtype(series) and not pd.api.types.is_bool_dtype(series)
-        kept = frame[series == float(value)] if numeric else frame[series.astype(str) == value]
+        kept = frame[series == numbers([text], "--where")[column]] if numeric else frame[series.astype(str) == value]
         if not len(kept):
             there = ", ".join(map(str, series.drop_duplicates().iloc[:6]))
             raise ValueError(f"--where {text} leaves none of {len(frame)} rows; the column holds {there}")
