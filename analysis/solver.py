@@ -27,6 +27,7 @@ CHUNK = 16  # rows whose derivatives are taken in one dispatch: one compilation 
 ITERATIONS = 300
 TOLERANCE = 1e-9  # predicted decrease of the objective that another Newton step would bring, relative
 EXACT = 1e-12  # an objective below this is an exact fit: residuals of 1e-6 and less
+AT = 1e-12  # a coordinate as near to a bound as this is at it
 FLOOR = -690.0  # log of the smallest scale that a log-searched parameter may take
 
 
@@ -353,10 +354,11 @@ def refine(
             better, np.maximum(damping[active] * 0.1, 1e-15), np.maximum(damping[active], 1e-3) * 8
         )
         at, bottom, top, slope = theta[active], low[active], high[active], gradient[active]
-        held = ((at <= bottom) & (slope > 0)) | ((at >= top) & (slope < 0)) | (bottom == top)
+        held = ((at <= bottom + AT) & (slope > 0)) | ((at >= top - AT) & (slope < 0)) | (bottom == top)
         here = f[active], slope, hessian[active], metric[active], held, damping[active]
         move, decrement[active] = _step(*here)
-        candidate[active] = np.clip(at - _within(move, at - top, at - bottom, *here), bottom, top)
+        step = at - _within(move, at - top, at - bottom, *here)
+        candidate[active] = np.where(step <= bottom + AT, bottom, np.where(step >= top - AT, top, step))
         active = active[(decrement[active] > 1e-3 * TOLERANCE) & (damping[active] < 1e11)]
         if not len(active):
             break

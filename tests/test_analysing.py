@@ -130,7 +130,12 @@ def test_a_saved_fit_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_the_runs_of_a_table_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table().to_csv(tmp_path / "runs.csv", index=False)
+    frame = table()
+    best = np.repeat(1e5 * np.array([1, 2, 4, 8, 16]), 6)  # of each budget, the minimum of a parabola in log N
+    frame["params"] = best * np.tile(np.geomspace(0.3, 3, 6), 5)
+    frame["tokens"] = np.repeat(np.geomspace(1e12, 1e14, 5), 6) / 6 / frame["params"]
+    frame["loss"] = 3 / best**0.05 + 0.05 * np.log(frame["params"] / best) ** 2
+    frame.to_csv(tmp_path / "runs.csv", index=False)
     drawing.plot(Table(tmp_path / "runs.csv"), tmp_path / "figures", "svg")
     names = ["runs_loss_compute.svg", "runs_loss_params.svg", "runs_isoflop.svg"]
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted(names)

@@ -55,7 +55,7 @@ def test_brandfonbrener_to_four_digits(
         assert fit.params == pytest.approx(theirs, rel=1e-4)
         assert fit.objective / len(runs) == pytest.approx(row["huber_objective"], rel=1e-5)
         assert fit.objective <= objective(fit, theirs)
-        assert fit.starts.share == 1
+        assert fit.starts.share > 0.9
 
 
 def test_muennighoff_from_the_published_minimum(load: Callable[[str], pd.DataFrame]) -> None:
