@@ -10,7 +10,6 @@ from analysis import budgets, checks, errors, fitting, laws, noise
 
 MANY = 12  # more distinct values than this are no grid: held-out groups are then quarters of a decade
 QUARTER = np.log(10.0) / 4
-SAME = 0.05  # values within 5% of the next are one group
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,9 +37,9 @@ class Backtest:
         return self.rows[self.rows["origin"] == self.rows["origin"].max()]
 
     @property
-    def error(self) -> float:
-        """The held-out error of the law: rms of log predicted − log measured, the mean over the origins."""
-        return float(self.origins["rms_log_error"].mean())
+    def usable(self) -> pd.DataFrame:
+        """The origins that were not refused."""
+        return self.origins[self.origins["refused"] == ""]
 
     def summary(self) -> str:
         """One line an origin, the error beside the noise between seeds."""
@@ -179,11 +178,8 @@ def groups(frame: pd.DataFrame, column: str, values: np.ndarray) -> np.ndarray:
         unlabelled = np.isnan(budget)  # in no grid: beside the largest budget that they reach
         known = np.unique(budget[~unlabelled])
         place = np.searchsorted(known, np.where(unlabelled, values, budget) * (1 + 1e-9), side="right") - 1
-        return np.where(unlabelled & (values > known[-1] * (1 + SAME)), len(known), place)
-    order = np.argsort(values)
-    steps = np.diff(np.log(values[order])) > SAME
-    found = np.empty(len(values), dtype=int)
-    found[order] = np.concatenate([[0], np.cumsum(steps)])
+        return np.where(unlabelled & (values > known[-1] * (1 + budgets.SAME_BUDGET)), len(known), place)
+    found = budgets.nearby(values)
     if 1 < len(np.unique(found)) <= MANY:
         return found
     return np.asarray(np.floor((np.log(values) - np.log(values.max())) / QUARTER - 1e-9), dtype=int)

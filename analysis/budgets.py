@@ -90,12 +90,18 @@ def label(frame: pd.DataFrame, flops: Float[np.ndarray, " runs"]) -> Float[np.nd
     """Each run's budget: `flops_budget` where there is one (NaN: in no grid), else runs of nearly equal FLOPs."""
     if labelled(frame):
         return checks.numbers(frame, "flops_budget")
-    order = np.argsort(flops)
-    steps = np.diff(np.log(flops[order])) > SAME_BUDGET
-    group = np.empty(len(flops), dtype=int)
-    group[order] = np.concatenate([[0], np.cumsum(steps)])
+    group = nearby(flops)
     middle = np.array([np.exp(np.log(flops[group == g]).mean()) for g in range(group.max() + 1)])
     return middle[group]
+
+
+def nearby(values: Float[np.ndarray, " runs"]) -> np.ndarray:
+    """A number for each run, from 0 with the smallest values: runs within SAME_BUDGET of the next are one group."""
+    order = np.argsort(values)
+    steps = np.diff(np.log(values[order])) > SAME_BUDGET
+    group = np.empty(len(values), dtype=int)
+    group[order] = np.concatenate([[0], np.cumsum(steps)])
+    return group
 
 
 def fit_weighted(

@@ -20,14 +20,13 @@ def checklist(fit: "fitting.Fit") -> str:
     spread = fit.criterion.transform(fit.runs["loss"].to_numpy())
     r2 = 1 - np.sum(residuals**2) / max(np.sum((spread - spread.mean()) ** 2), 1e-300)
     quantity = {"log": "log L", "log1p": "log(1 + y)", "linear": "y"}[fit.criterion.scale]
-    clusters = fit.runs["cluster"].nunique() if "cluster" in fit.runs else 0
     lines = [
         f"form: {fit.law.equation}  [{fit.law.source}; {fit.law.validated}]",
         f"free parameters: {', '.join(_told(fit, name) for name in fit.params if name not in fit.fixed)}",
         *([f"fixed: {', '.join(f'{k} = {v:.6g}' for k, v in fit.fixed.items())}"] if fit.fixed else []),
         *fit.facts,
-        f"checkpoints: {clusters} runs, several rows each, resampled by run"
-        if clusters
+        f"checkpoints: {fit.clusters} runs, several rows each, resampled by run"
+        if fit.clusters
         else "checkpoints: every row taken as a run of its own (no cluster column given)",
         f"objective: {fit.criterion}{', weighted' if 'weight' in fit.runs else ''}; at the minimum "
         f"{fit.objective:.10g}",
@@ -93,8 +92,8 @@ def doubts(fit: "fitting.Fit", theta: np.ndarray) -> tuple[str, ...]:
             f"only {fit.starts.reached} of {fit.starts.count} starts reached the best minimum: it may not be global"
         )
     free = len(fit.law.names) - len(fit.fixed)
-    if "cluster" in fit.runs and (clusters := fit.runs["cluster"].nunique()) <= 2 * free:
-        warnings.append(f"{clusters} clusters for {free} parameters: intervals between so few runs are rough")
+    if 0 < fit.clusters <= 2 * free:
+        warnings.append(f"{fit.clusters} clusters for {free} parameters: intervals between so few runs are rough")
     if len(fit.runs) < 3 * free:
         warnings.append(f"{len(fit.runs)} runs for {free} parameters: expect wide intervals")
     return tuple(warnings)

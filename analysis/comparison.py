@@ -92,7 +92,7 @@ def compare(
             refused[form.name] = str(reason)
     if not fits:
         raise errors.Refused("; ".join(f"{name}: {reason}" for name, reason in refused.items()))
-    shared = set.intersection(*(set(_usable(test)["origin"]) for test in tests.values()))
+    shared = set.intersection(*(set(test.usable["origin"]) for test in tests.values()))
     rows = [_row(fits[name], tests[name], shared) for name in fits]
     table = pd.DataFrame(rows).sort_values(["held_out", "bic"], kind="stable", ignore_index=True)
     if refused:
@@ -101,13 +101,8 @@ def compare(
     return Comparison(table, fits, tests)
 
 
-def _usable(test: backtests.Backtest) -> pd.DataFrame:
-    return test.origins[test.origins["refused"] == ""]
-
-
 def _row(fit: fitting.Fit, test: backtests.Backtest, shared: set[float]) -> dict[str, Any]:
-    origins = _usable(test)
-    origins = origins[origins["origin"].isin(shared)]
+    origins = test.usable[test.usable["origin"].isin(shared)]
     weight = origins["held_out"] / origins["held_out"].sum()
     parameters = len(fit.law.names) - len(fit.fixed)
     heft = fit.runs["weight"].to_numpy() if "weight" in fit.runs else np.ones(len(fit.runs))

@@ -97,7 +97,7 @@ def extrapolate(
         seed=seed,
         **options,
     )
-    usable = test.origins[(test.origins["refused"] == "") & (test.origins["held_out"] >= FEWEST)]
+    usable = test.usable[test.usable["held_out"] >= FEWEST]
     if len(usable) < FEWEST:
         raise errors.Refused(
             f"{len(usable)} origins of {origins} could be back-tested on {FEWEST} runs or more: a correction needs "

@@ -72,6 +72,11 @@ class Fit:
         with solver.precise():
             return np.asarray(self.law(inputs(self, at), self.params), dtype=np.float64)
 
+    @property
+    def clusters(self) -> int:
+        """How many runs the rows are checkpoints of, 0 where every row is a run of its own."""
+        return int(self.runs["cluster"].nunique()) if "cluster" in self.runs else 0
+
     @functools.cached_property
     def fitted(self) -> np.ndarray:
         """The law's value at every run of the fit."""
@@ -238,11 +243,11 @@ def fit(
                 "check the units of its inputs, or pass another start="
             )
         best = int(np.nanargmin(refined.objective))
-        params = {name: float(values[best]) for name, values in solver.named(form, refined.theta).items()}
+    found = {name: np.asarray(values) for name, values in solver.named(form, refined.theta).items()}
+    params = {name: float(values[best]) for name, values in found.items()}
     least, at = float(refined.objective[best]), refined.theta[best]
     reached = int(np.sum(refined.objective <= least + SAME * max(least, solver.EXACT)))
     slope = np.where(((at <= low) | (at >= high)), 0.0, refined.gradient[best])
-    found = {name: np.asarray(values) for name, values in solver.named(form, refined.theta).items()}
     starts = Starts(
         len(theta), reached, float(np.abs(slope).max() / max(least, solver.EXACT)), _others(refined, found, least)
     )

@@ -7,7 +7,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float
 
-from analysis import diagnostics, errors, solver
+from analysis import errors, solver
 
 if typing.TYPE_CHECKING:
     from analysis import fitting
@@ -56,13 +56,12 @@ def profile(fit: "fitting.Fit", name: str, level: float) -> Profile:
         raise errors.Refused(f"{name} is fixed at {fit.fixed[name]:g} in this fit: it has no profile; fit it free")
     law, data = fit.law, fit.points()
     index = law.names.index(name)
-    told = diagnostics.diagnose(fit)
+    told = fit.diagnostics
     theta = solver.coordinates(law, fit.params)[0]
     low, high = solver.box(law, fit.fixed)
-    clusters = fit.runs["cluster"].nunique() if "cluster" in fit.runs else 0
-    freedom = max(clusters - 1 if clusters else len(fit.runs) - len(told.free), 1)
+    freedom = max(fit.clusters - 1 if fit.clusters else len(fit.runs) - len(told.free), 1)
     quantile = float(scipy.stats.f.ppf(level, 1, freedom))
-    robust = clusters > 0 or fit.criterion.kind != "squared"
+    robust = fit.clusters > 0 or fit.criterion.kind != "squared"
     covariance = told.covariance if robust else told.equal_scatter
     variance, curved = covariance[index, index], told.inverse[index, index]
     kappa = curved / variance if variance > 0 else 1 / max(told.stiffness * told.variance, 1e-300)

@@ -93,16 +93,13 @@ class Bootstrap:
     converged: float
     seed: int
 
-    @property
-    def clusters(self) -> int:
-        """How many clusters are resampled, 0 where every row is a run of its own."""
-        return self.fit.runs["cluster"].nunique() if "cluster" in self.fit.runs else 0
-
     def interval(self, name: str, level: float = 0.95) -> tuple[float, float]:
         """The bias-corrected percentile interval of a parameter."""
         if name not in self.samples:
             raise ValueError(f"{name!r} is no parameter of {self.fit.law.name!r}; name one of {list(self.samples)}")
-        low, high = percentiles(unbiased(self.samples[name].to_numpy(), self.fit.params[name], self.clusters), level)
+        low, high = percentiles(
+            unbiased(self.samples[name].to_numpy(), self.fit.params[name], self.fit.clusters), level
+        )
         return float(low), float(high)
 
     def predictions(self, at: pd.DataFrame | Mapping[str, Any]) -> np.ndarray:
@@ -126,7 +123,7 @@ class Bootstrap:
         p parameters fitted to the n runs; it holds what differs between seeds and what the law misses. `noise=False`
         gives the interval of the law itself: the bias-corrected percentiles of its resamples.
         """
-        values = unbiased(self.predictions(at), np.atleast_1d(self.fit.predict(at)), self.clusters)
+        values = unbiased(self.predictions(at), np.atleast_1d(self.fit.predict(at)), self.fit.clusters)
         if noise:
             criterion, residuals = self.fit.criterion, self.fit.residuals
             free = len(self.fit.law.names) - len(self.fit.fixed)

@@ -91,9 +91,7 @@ def _middle(values: np.ndarray) -> float:
 
 def _kaplan_starts(inputs: Mapping[str, np.ndarray], loss: np.ndarray) -> dict[str, np.ndarray]:
     """At the middle of the data L^(1/α_D) is the sum of both terms; give the first a share of it."""
-    alpha_N, alpha_D, share = (
-        grid.ravel() for grid in np.meshgrid(EXPONENTS, EXPONENTS, (0.05, 0.25, 0.5, 0.75, 0.95), indexing="ij")
-    )
+    alpha_N, alpha_D, share = grid(EXPONENTS, EXPONENTS, (0.05, 0.25, 0.5, 0.75, 0.95))
     total = np.log(_middle(loss)) / alpha_D
     log_N = np.log(_middle(inputs["params"])) + (total + np.log(share)) * alpha_D / alpha_N
     log_D = np.log(_middle(inputs["tokens"])) + total + np.log1p(-share)
