@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from benchmarks import train_step
-from scaling import config, mesh, models, step
+from scaling import config, models, step
 
 Spec = Mapping[str, Any]
 CHECKED_STEPS = 3
@@ -30,8 +30,7 @@ class Runner:
         start = time.perf_counter()
         self.program = step.program(self.run, config.Execution(steps_per_dispatch=spec["steps_per_dispatch"]))
         self.compile_seconds = time.perf_counter() - start
-        seed: Any = np.uint32(0)
-        self.state = self.program.init(seed)
+        self.state = self.program.stack([self.program.init(np.uint32(0), np.float32(1.0))])
         self.chunk = self.program.steps_per_dispatch
         shape = (self.chunk, spec["batch"], spec["context"] + 1)
         self.tokens = np.random.default_rng(0).integers(spec["vocabulary"], size=shape, dtype=np.int32)
@@ -40,9 +39,9 @@ class Runner:
 
     def dispatch(self, steps: int) -> step.Metrics:
         """Send `steps` steps to the device, the tokens with them; their metrics, not waited for."""
-        tokens = mesh.put(self.program.mesh, self.tokens, (None, "batch", None))
-        count: Any = np.int32(steps)
-        self.state, metrics = self.program.train(self.state, tokens, self.rates, self.decays, count)
+        mine = step.dispatch(self.run, self.tokens[:steps], self.rates[:steps], self.decays[:steps], self.chunk)
+        asked = self.program.put(step.together([mine]))
+        self.state, metrics = self.program.train(self.state, np.empty(0, np.int32), asked)
         return metrics
 
     def train(self, seconds: float, least: int, steps: int) -> tuple[int, float]:
@@ -70,7 +69,7 @@ def measure(spec: Spec) -> dict[str, Any]:
     steps = max(1, min(runner.chunk, int(spec["seconds"] / 3 / (elapsed / done))))
     done, seconds = runner.train(spec["seconds"], spec["least_steps"], steps)
     return {
-        "params": sum(array.size for array in runner.state.params.values()),
+        "params": sum(array[0].size for array in runner.state.params.values()),
         "tokens_per_second": done * runner.run.batch_tokens / seconds,
         "steps": done,
         "seconds": seconds,
@@ -83,7 +82,7 @@ def measure(spec: Spec) -> dict[str, Any]:
 def check(spec: Spec) -> dict[str, Any]:
     """Write initial weights, a few batches, the logits of the first and the losses of training on all of them."""
     runner = Runner(spec)
-    run, params = runner.run, runner.state.params
+    run, params = runner.run, runner.program.member(runner.state, 0).params
     weights = {f"weight:{name}": np.array(array) for name, array in params.items()}  # copies: training donates them
     size = sum(array.size for array in weights.values())
     model = models.create(
@@ -100,7 +99,7 @@ def check(spec: Spec) -> dict[str, Any]:
     nnx.update(model, step.unflat(params))
     batches = runner.tokens[:CHECKED_STEPS]
     logits = np.asarray(nnx.jit(lambda model, tokens: model(tokens))(model, batches[0, :, :-1]))
-    losses = np.asarray(runner.dispatch(CHECKED_STEPS).loss)[:CHECKED_STEPS]
+    losses = np.asarray(runner.dispatch(CHECKED_STEPS).loss)[0, :CHECKED_STEPS]
     arrays: Any = {"batches": batches, "logits": logits, "losses": losses, **weights}
     np.savez(spec["arrays"], **arrays)
     return {"params": size, "losses": losses.tolist()}

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as managers
 
 Tree = TypeVar("Tree")
 KEPT = 2  # the newest checkpoint, and the one before it should the newest be unreadable
@@ -23,21 +24,23 @@ class AnotherConfigError(ValueError):
 class Checkpoints:
     """The checkpoints of one run: `folders` of its attempts, oldest first; only the last is written to.
 
-    `fingerprint` names the configuration: a checkpoint of another one is refused.
+    `fingerprint` names the configuration: a checkpoint of another one is refused. The steps of `keep` stay when newer
+    ones are saved: other runs start from them.
     """
 
-    def __init__(self, folders: Sequence[Path], fingerprint: str):
+    def __init__(self, folders: Sequence[Path], fingerprint: str, keep: Sequence[int] = ()):
         self.folders = [Path(folder).absolute() for folder in folders]
         self.fingerprint = fingerprint
+        self.keep = keep
         self._writer: ocp.CheckpointManager | None = None
 
-    def restore(self, shapes: Tree) -> tuple[Tree, dict[str, Any]] | None:
+    def restore(self, shapes: Tree, at: int | None = None) -> tuple[Tree, dict[str, Any]] | None:
         """The state of the newest readable step and the notes saved with it, or None where there is no checkpoint.
 
-        `shapes` gives structure, shapes, dtypes and shardings. Raises ValueError for a checkpoint of another config,
-        and where there are checkpoints and none can be read.
+        With `at` only that step will do. `shapes` gives structure, shapes, dtypes and shardings. Raises ValueError for
+        a checkpoint of another config, and where there are checkpoints and none can be read.
         """
-        found = [(step, folder) for folder in self.folders if folder.is_dir() for step in _steps(folder)]
+        found = [(step, folder) for folder in self.folders for step in steps(folder) if at in (None, step)]
         damaged = ""
         for step, folder in sorted(found, key=lambda pair: (pair[0], str(pair[1])), reverse=True):
             try:
@@ -70,7 +73,8 @@ class Checkpoints:
             folder = self.folders[-1]
             folder.mkdir(parents=True, exist_ok=True)
             check_space(folder, state)
-            options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, step_prefix=None)
+            kept = [managers.LatestN(KEPT), managers.CustomSteps(self.keep)]
+            options = ocp.CheckpointManagerOptions(preservation_policy=managers.AnyPreservationPolicy(kept))
             self._writer = ocp.CheckpointManager(folder, options=options)
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
@@ -93,15 +97,18 @@ class Checkpoints:
                 shutil.rmtree(folder)
 
     def remove_older_attempts(self) -> None:
-        """Remove what earlier attempts left, once this attempt has written a checkpoint of its own."""
+        """Remove what earlier attempts left, once this attempt has written a checkpoint of its own.
+
+        An attempt that has steps to keep which this one lacks stays.
+        """
         self.close()
-        if _steps(self.folders[-1]):
-            for folder in self.folders[:-1]:
-                if folder.is_dir():
-                    shutil.rmtree(folder)
+        own = steps(self.folders[-1])
+        for folder in self.folders[:-1]:
+            if own and folder.is_dir() and not set(self.keep) & set(steps(folder)) - set(own):
+                shutil.rmtree(folder)
 
 
-def _steps(folder: Path) -> list[int]:
+def steps(folder: Path) -> list[int]:
     """Steps of the finished checkpoints in a folder; an unfinished one has another name until it is renamed."""
     return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
 

@@ -82,6 +82,17 @@ class Run(schema.Config):
         return self.data.tokenizer.vocabulary_size
 
     @property
+    def shared(self) -> Self:
+        """What runs have in common that one compiled program serves: all its arguments are set to fixed values."""
+        return self.edit(
+            {
+                "optimizer.learning_rate": 1.0, "optimizer.weight_decay": 0.0, "optimizer.independent": True,
+                "parametrization.init_scale": 1.0, "tokens": self.batch_tokens, "seed": 0, "clip": None, "z_loss": 0.0,
+                "schedule": {"kind": "constant", "warmup": {"kind": "fraction", "fraction": 0.0}},
+            }
+        )  # fmt: skip
+
+    @property
     def weights(self) -> tuple[families.Weight, ...]:
         """The model's table of weights."""
         return self.model.weights(self.vocabulary_size, self.context)
@@ -93,6 +104,8 @@ class Run(schema.Config):
         """
         settings = self.model_dump(mode="json")
         settings["data"].pop("source")
+        if settings["parametrization"].get("init_scale") == 1.0:  # younger than the ids of stored runs, which stay
+            settings["parametrization"].pop("init_scale")
         return schema.digest({"run": settings, "data_sha256": data_sha256})[:16]
 
 
@@ -115,6 +128,10 @@ class Execution(schema.Config):
     evaluations: pydantic.PositiveInt = 1  # validations a run, equally spaced; the last is the result
     checkpoint_seconds: pydantic.NonNegativeFloat = 60.0
     keep_last_checkpoint: bool = True
+    # Runs that share a program trained as one: as many as given, or as pay on the device.
+    pack: pydantic.PositiveInt | Literal["auto"] = "auto"
+    # Whether runs that are alike but for their length start from one trunk, where their schedule allows it.
+    trunks: Literal["auto", "off"] = "auto"
 
 
 class Tracking(schema.Config):

@@ -1,13 +1,14 @@
-"""Train one run from its config to its outcome: the only clock and the only side effects of training.
+"""Train a pack of runs from their configs to their outcomes: the only clock and the only side effects of training.
 
-Read top to bottom: restore or initialise, then chunks of steps; the metrics of a chunk are read after the next one
-is dispatched, so that the device never waits for the host.
+Read top to bottom: restore or initialise every member, then chunks of steps for all of them at once; the metrics of a
+chunk are read after the next one is dispatched, so that the device never waits for the host. A run alone is a pack of
+one. A member that has finished or diverged is frozen while the others go on.
 """
 
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,11 @@ from scaling.data import corpus as corpora
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended, at which step, with its validation loss (nats a token) and its standard error."""
+    """How a run ended, at which step, with its validation loss (nats a token) and its standard error.
+
+    `start` is the step of the trunk at which the run began, 0 where it has none. `seconds` are those of the devices: a
+    member of a pack counts its share.
+    """
 
     status: Literal["finished", "diverged", "stopped"]
     reason: str
@@ -30,6 +35,7 @@ class Outcome:
     loss: float | None = None
     loss_se: float | None = None
     bits_per_byte: float | None = None
+    start: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,163 +47,276 @@ class Validation:
     bits_per_byte: float
 
 
-def train(
-    run: config.Run,
-    execution: config.Execution,
-    corpus: corpora.Corpus,
-    *,
-    checkpoints: Sequence[Path],
-    record: Callable[[list[dict[str, Any]]], None],
-    stop: Callable[[], bool],
-) -> Outcome:
-    """Train `run` until it finishes, diverges, or `stop()` is true; then everything to go on from is saved.
+@dataclasses.dataclass(frozen=True)
+class Trunk:
+    """Where a branch starts: the trunk's checkpoints, its run id, and the step at which the branch leaves it."""
+
+    checkpoints: Sequence[Path]
+    run_id: str
+    step: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """A run to be trained and where its traces go.
 
     `checkpoints` are the folders of the run's attempts, oldest first, the last one this attempt's own. `record` takes
-    rows of metrics: `kind` "train" (one a step) and "validation". `seconds` leaves out compiling.
+    rows of metrics: `kind` "train" (one a step) and "validation". The run is saved and left when `stop()` is true.
+    After the steps of `branches` a checkpoint is saved and kept, for the branches that start there.
     """
-    program = step.program(run, execution)
-    rates = run.schedule.values(run.optimizer.learning_rate, run.steps, run.batch_tokens)
-    decays = run.optimizer.decay(rates).astype(np.float32)
-    data = batches.Batches(corpus.train, run.context, run.batch_size, run.seed)
-    saved = checkpoint.Checkpoints(checkpoints, run.run_id(corpus.data_sha256))
-    checkpoint.check_space(_existing(checkpoints[-1]), program.shapes)
 
-    restored = saved.restore(program.shapes)
-    state, notes = restored or (program.init(np.uint32(run.seed)), {"step": 0, "seconds": 0.0})
-    at = notes["step"]
-    meter = Meter(run, notes["seconds"])
-    ends = _evaluation_steps(run.steps, execution.evaluations)
-    chunk = program.steps_per_dispatch
-    pending: tuple[int, int, step.Metrics] | None = None
+    run: config.Run
+    checkpoints: Sequence[Path]
+    record: Callable[[list[dict[str, Any]]], None]
+    stop: Callable[[], bool]
+    trunk: Trunk | None = None
+    branches: Sequence[int] = ()
+
+
+def train(members: Sequence[Member], execution: config.Execution, corpus: corpora.Corpus) -> list[Outcome]:
+    """Train runs that share a program until each finishes, diverges, or is stopped, saved so that it can go on."""
+    resident = corpus.train.nbytes <= RESIDENT_BYTES
+    tokens = corpus.train if resident else np.empty(0, np.int32)
+    held = (len(tokens), tokens.dtype) if resident else None
+    program = step.program(members[0].run, execution, len(members), held)
+    checkpoint.check_space(_existing(members[0].checkpoints[-1]), [program.shapes] * len(members))
+    jobs = [_Job(index, member, execution, corpus) for index, member in enumerate(members)]
+    state = program.stack([job.begin(program) for job in jobs])
+    on_device = mesh.put(program.mesh, np.asarray(tokens), (None,))
+    clock = Clock(jobs)
+    pending: _Chunk | None = None
     last_save = time.monotonic()
-    outcome = None
 
-    while outcome is None and at < run.steps:
-        count = min(chunk, min(end for end in ends if end > at) - at)
-        tokens = _pad(_local(data, program.mesh, at, count), chunk)
-        arguments = (mesh.put(program.mesh, tokens, (None, "batch", None)), _pad(rates[at : at + count], chunk))
-        state, metrics = program.train(state, *arguments, _pad(decays[at : at + count], chunk), np.int32(count))
-        bad, pending = _read(pending, meter, rates, record), (at, count, metrics)
-        at += count
+    for chunk in _chunks(jobs, program.steps_per_dispatch):
+        state, metrics = program.train(state, on_device, program.put(_dispatch(chunk, program)))
+        _read(pending, clock)
+        pending = dataclasses.replace(chunk, metrics=metrics)
+        for job, count in zip(jobs, chunk.counts, strict=True):
+            job.at += count
+        due = [job for job in jobs if job.going and job.at in job.ends]
+        stopping = [job for job in jobs if job.going and job.member.stop()]
+        late = time.monotonic() - last_save >= execution.checkpoint_seconds
+        saving = [job for job in jobs if late or job in stopping or job.at in job.member.branches]
+        if due or saving:
+            _read(pending, clock)
+            pending = None
+        if any(job.going for job in due):
+            results = validate(program, state.params, members[0].run, corpus)
+            clock.charge()
+            for job in due:
+                job.validated(results[job.index])
+        for job in saving:
+            job.save(program, state)
+        if late:
+            last_save = time.monotonic()
+        for job in stopping:
+            job.end("stopped", "asked to stop")
 
-        if bad is None and at in ends:
-            bad, pending = _read(pending, meter, rates, record), None
-            if bad is None:
-                result = validate(program, state.params, run, corpus)
-                seconds = meter.seconds()
-                record([{"kind": "validation", **meter.cost(at), "seconds": seconds, **dataclasses.asdict(result)}])
-                if not math.isfinite(result.loss):
-                    bad = f"validation loss is {result.loss} at step {at}"
-                elif at == run.steps:
-                    outcome = Outcome("finished", "", at, seconds, **dataclasses.asdict(result))
-        if bad is not None:
-            outcome = Outcome("diverged", bad, at, meter.seconds())
-        elif outcome is None:
-            stopping = stop()
-            if stopping or time.monotonic() - last_save >= execution.checkpoint_seconds:
-                bad, pending = _read(pending, meter, rates, record), None
-                if bad is not None:
-                    outcome = Outcome("diverged", bad, at, meter.seconds())
-                    continue
-                saved.save(at, state, {"seconds": meter.seconds()})
-                last_save = time.monotonic()
-            if stopping:
-                outcome = Outcome("stopped", "asked to stop", at, meter.seconds())
-
-    if outcome is None:  # restored at the last step: an earlier attempt ended between its checkpoint and its result
-        result = validate(program, state.params, run, corpus)
-        outcome = Outcome("finished", "", at, meter.seconds(), **dataclasses.asdict(result))
-    if outcome.status != "stopped":
-        keep = execution.keep_last_checkpoint and outcome.status == "finished"  # a diverged state is of no use
-        if keep:
-            saved.save(at, state, {"seconds": outcome.seconds})
-        if not stop():  # else the run may be another's by now, who may be restoring from what would be removed
-            saved.remove_older_attempts() if keep else saved.remove()
-    saved.close()
-    return outcome
+    for job in jobs:
+        if job.going:  # restored at its last step: an earlier attempt ended between its checkpoint and its result
+            job.validated(validate(program, state.params, members[0].run, corpus)[job.index])
+        job.close(program, state)
+    return [job.outcome for job in jobs if job.outcome is not None]
 
 
-class Meter:
-    """Turns chunks of device metrics into rows with their cost: tokens, FLOPs, rates, and the share of the peak."""
+RESIDENT_BYTES = 2**28  # of tokens that are kept on the device; of larger corpora batches are sent
 
-    def __init__(self, run: config.Run, seconds_before: float):
-        self.run = run
-        self.before = seconds_before
-        self.start = self.last = time.perf_counter()
+
+class _Job:
+    """A member while it trains: how far it is, what it needs for its next steps, and how it ended."""
+
+    def __init__(self, index: int, member: Member, execution: config.Execution, corpus: corpora.Corpus):
+        run = member.run
+        self.index = index
+        self.member = member
+        self.rates = run.schedule.values(run.optimizer.learning_rate, run.steps, run.batch_tokens)
+        self.decays = run.optimizer.decay(self.rates).astype(np.float32)
+        self.data = batches.Batches(corpus.train, run.context, run.batch_size, run.seed)
+        self.saved = checkpoint.Checkpoints(member.checkpoints, run.run_id(corpus.data_sha256), member.branches)
+        self.ends = _evaluation_steps(run.steps, execution.evaluations)
+        self.stops = sorted({*self.ends, *member.branches})
+        self.keep_last = execution.keep_last_checkpoint
         self.flops_per_token = counting.flops_per_token(run.model, run.vocabulary_size, run.context)
+        self.at = self.start = 0
+        self.seconds = self.told = 0.0
+        self.saved_at: int | None = None
+        self.outcome: Outcome | None = None
+
+    @property
+    def going(self) -> bool:
+        """Whether it has not ended."""
+        return self.outcome is None
+
+    def begin(self, program: step.Program) -> step.State:
+        """The state to go on from: of its own newest checkpoint, of its trunk, or of its seed."""
+        run, trunk = self.member.run, self.member.trunk
+        self.start = trunk.step if trunk is not None else 0
+        restored = self.saved.restore(program.shapes)
+        if restored is None and trunk is not None:
+            restored = checkpoint.Checkpoints(trunk.checkpoints, trunk.run_id).restore(program.shapes, trunk.step)
+            if restored is None:
+                raise ValueError(f"trunk {trunk.run_id} has no checkpoint of step {trunk.step}; train the trunk again")
+            restored[1]["seconds"] = 0.0
+        if restored is None:
+            return program.init(np.uint32(run.seed), np.float32(run.parametrization.init_scale))
+        state, notes = restored
+        self.at, self.seconds = notes["step"], notes["seconds"]
+        return state
+
+    def cost(self, steps: int) -> dict[str, Any]:
+        """What `steps` steps have cost, those of the trunk too."""
+        tokens = steps * self.member.run.batch_tokens
+        return {"step": steps, "tokens": tokens, "flops": tokens * self.flops_per_token}
+
+    def read(self, start: int, values: Mapping[str, np.ndarray], peak: float | None) -> None:
+        """Record the metrics of steps from `start` on, and note a divergence. Rates of work are means over them."""
+        bad = np.flatnonzero(~np.isfinite(values["loss"]) | ~np.isfinite(values["gradient_norm"]))
+        count = len(values["loss"])
+        speed = count * self.member.run.batch_tokens / max(self.seconds - self.told, 1e-9)
+        self.told = self.seconds
+        work = {"tokens_per_second": speed, "flops_per_second": speed * self.flops_per_token}
+        if peak is not None:
+            work["mfu"] = work["flops_per_second"] / peak
+        self.member.record(
+            [
+                {
+                    "kind": "train",
+                    **self.cost(start + i + 1),
+                    **{name: float(column[i]) for name, column in values.items()},
+                    "learning_rate": float(self.rates[start + i]),
+                    **work,
+                }
+                for i in range(count)
+            ]
+        )
+        if len(bad):
+            first = int(bad[0])
+            loss, norm = values["loss"][first], values["gradient_norm"][first]
+            self.end("diverged", f"training loss is {loss} and gradient norm {norm} at step {start + first + 1}")
+
+    def validated(self, result: Validation) -> None:
+        """Record a validation, unless the run has ended; the last one is its result."""
+        if not self.going:
+            return
+        measured = dataclasses.asdict(result)
+        self.member.record([{"kind": "validation", **self.cost(self.at), "seconds": self.seconds, **measured}])
+        if not math.isfinite(result.loss):
+            self.end("diverged", f"validation loss is {result.loss} at step {self.at}")
+        elif self.at == self.member.run.steps:
+            self.outcome = Outcome("finished", "", self.at, self.seconds, **measured, start=self.start)
+
+    def save(self, program: step.Program, pack: step.State) -> None:
+        """Save a checkpoint in the background, unless there is one of this step or the run has not ended well."""
+        if self.saved_at != self.at and (self.outcome is None or self.outcome.status == "finished"):
+            self.saved.save(self.at, program.member(pack, self.index), {"seconds": self.seconds})
+            self.saved_at = self.at
+
+    def end(self, status: Literal["diverged", "stopped"], reason: str) -> None:
+        """Note an end without a result, unless the run has ended."""
+        if self.going:
+            self.outcome = Outcome(status, reason, self.at, self.seconds, start=self.start)
+
+    def close(self, program: step.Program, pack: step.State) -> None:
+        """Leave the checkpoints as they are to stay: a run that has ended keeps its last one, if any."""
+        assert self.outcome is not None
+        if self.outcome.status != "stopped":
+            keep = bool(self.keep_last and self.outcome.status == "finished")  # a diverged state is of no use
+            if keep:
+                self.save(program, pack)
+            if not self.member.stop():  # else another may have the run by now, restoring what would be removed
+                if keep or self.member.branches:
+                    self.saved.remove_older_attempts()
+                else:
+                    self.saved.remove()
+        self.saved.close()
+
+
+class Clock:
+    """Shares the seconds that pass among the jobs that were going, as they did on the devices."""
+
+    def __init__(self, jobs: Sequence[_Job]):
+        self.jobs = jobs
+        self.last = time.perf_counter()
         peak = devices.peak_flops(jax.local_devices()[0].device_kind)
         self.peak = None if peak is None else peak * jax.device_count()
 
-    def seconds(self) -> float:
-        """Seconds of training so far, all attempts that led here together."""
-        return self.before + time.perf_counter() - self.start
-
-    def cost(self, steps: int) -> dict[str, Any]:
-        """What `steps` steps have cost."""
-        tokens = steps * self.run.batch_tokens
-        return {"step": steps, "tokens": tokens, "flops": tokens * self.flops_per_token}
-
-    def rows(self, start: int, values: Mapping[str, np.ndarray], rates: np.ndarray) -> list[dict[str, Any]]:
-        """One row for each step of a chunk that began at `start`; rates of work are means over the chunk."""
+    def charge(self) -> None:
+        """Give every job that has not ended its share of the time since the last call."""
         now = time.perf_counter()
-        count = len(values["loss"])
-        speed = count * self.run.batch_tokens / (now - self.last)
+        going = [job for job in self.jobs if job.going]
+        for job in going:
+            job.seconds += (now - self.last) / len(going)
         self.last = now
-        work = {"tokens_per_second": speed, "flops_per_second": speed * self.flops_per_token}
-        if self.peak is not None:
-            work["mfu"] = work["flops_per_second"] / self.peak
-        return [
-            {
-                "kind": "train",
-                **self.cost(start + i + 1),
-                **{name: float(column[i]) for name, column in values.items()},
-                "learning_rate": float(rates[start + i]),
-                **work,
-            }
-            for i in range(count)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chunk:
+    """Steps to be dispatched: from where and how many, by job; and their metrics, once they were."""
+
+    jobs: Sequence[_Job]
+    starts: Sequence[int]
+    counts: Sequence[int]
+    metrics: step.Metrics | None = None
+
+
+def _chunks(jobs: Sequence[_Job], most: int) -> Iterator[_Chunk]:
+    """Chunks of up to `most` steps, each job's to its next stop at most, until all have ended or done their steps."""
+    while True:
+        counts = [
+            min(most, min((stop for stop in job.stops if stop > job.at), default=job.at) - job.at) if job.going else 0
+            for job in jobs
         ]
+        if not any(counts):
+            return
+        yield _Chunk(jobs, [job.at for job in jobs], counts)
 
 
-def validate(program: step.Program, params: step.Params, run: config.Run, corpus: corpora.Corpus) -> Validation:
-    """Loss on every validation token. The standard error is that of the mean over sequences: tokens in one are kin."""
+def _dispatch(chunk: _Chunk, program: step.Program) -> step.Dispatch:
+    """The arrays of a chunk, with this process's rows of each batch."""
+    members = []
+    for job, at, count in zip(chunk.jobs, chunk.starts, chunk.counts, strict=True):
+        share = job.data.batch_size // jax.process_count()
+        mine = slice(share * jax.process_index(), share * (jax.process_index() + 1))
+        data = (job.data.chunk if program.resident is None else job.data.starts)(at, count, mine)
+        here = slice(at, at + count)
+        members.append(
+            step.dispatch(job.member.run, data, job.rates[here], job.decays[here], program.steps_per_dispatch)
+        )
+    return step.together(members)
+
+
+def _read(chunk: _Chunk | None, clock: Clock) -> None:
+    """Wait for a chunk's metrics, and give each job its own."""
+    if chunk is None or chunk.metrics is None:
+        return
+    metrics = {name: np.asarray(values) for name, values in chunk.metrics._asdict().items()}
+    clock.charge()
+    for index, (job, start, count) in enumerate(zip(chunk.jobs, chunk.starts, chunk.counts, strict=True)):
+        if count and job.going:
+            job.read(start, {name: values[index, :count] for name, values in metrics.items()}, clock.peak)
+
+
+def validate(program: step.Program, params: step.Params, run: config.Run, corpus: corpora.Corpus) -> list[Validation]:
+    """Loss of every member on every validation token.
+
+    The standard error is that of the mean over sequences: tokens in one are kin.
+    """
     windows = batches.validation_windows(corpus, run.context)
     size = program.validation_batch
     share = size // jax.process_count()
     mine = slice(share * jax.process_index(), share * (jax.process_index() + 1))
-    losses = []
+    blocks = []
     for first in range(0, len(windows), size):
         block = _pad(windows[first : first + size], size)
         nats = program.evaluate(params, mesh.put(program.mesh, block[mine], ("batch", None)))
-        losses.append(np.asarray(nats, np.float64)[: len(windows) - first].mean(axis=1))
-    means = np.concatenate(losses)
-    error = means.std(ddof=1) / math.sqrt(len(means)) if len(means) > 1 else math.nan
+        blocks.append(np.asarray(nats, np.float64)[:, : len(windows) - first].mean(axis=2))
     bytes_seen = corpus.token_bytes[windows[:, 1:]].sum()
-    bits = means.sum() * run.context / math.log(2) / bytes_seen
-    return Validation(float(means.mean()), float(error), float(bits))
-
-
-def _read(
-    pending: tuple[int, int, step.Metrics] | None, meter: Meter, rates: np.ndarray, record: Callable[..., None]
-) -> str | None:
-    """Wait for a chunk's metrics, record them, and say why the run diverged if it did."""
-    if pending is None:
-        return None
-    start, count, metrics = pending
-    values = {name: np.asarray(column)[:count] for name, column in metrics._asdict().items()}
-    record(meter.rows(start, values, rates))
-    bad = np.flatnonzero(~np.isfinite(values["loss"]) | ~np.isfinite(values["gradient_norm"]))
-    if len(bad) == 0:
-        return None
-    first = int(bad[0])
-    loss, norm = values["loss"][first], values["gradient_norm"][first]
-    return f"training loss is {loss} and gradient norm {norm} at step {start + first + 1}"
-
-
-def _local(data: batches.Batches, devices: jax.sharding.Mesh, start: int, count: int) -> np.ndarray:
-    """This process's rows of `count` batches from step `start` on."""
-    share = data.batch_size // jax.process_count()
-    first = share * jax.process_index()
-    return data.chunk(start, count, slice(first, first + share))
+    results = []
+    for means in np.concatenate(blocks, axis=1):
+        error = means.std(ddof=1) / math.sqrt(len(means)) if len(means) > 1 else math.nan
+        bits = means.sum() * run.context / math.log(2) / bytes_seen
+        results.append(Validation(float(means.mean()), float(error), float(bits)))
+    return results
 
 
 def _evaluation_steps(steps: int, evaluations: int) -> list[int]:

@@ -55,6 +55,11 @@ def weight_sharding(mesh: jax.sharding.Mesh, weight: families.Weight) -> jax.sha
     return sharding(mesh, weight.full_shape, ((None,) if weight.stack else ()) + weight.axes)
 
 
+def stacked(one: jax.sharding.NamedSharding) -> jax.sharding.NamedSharding:
+    """The sharding of a stack of arrays that each have the sharding `one`: the stack itself is not split."""
+    return jax.sharding.NamedSharding(one.mesh, jax.sharding.PartitionSpec(None, *one.spec))
+
+
 def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
     """Whole on every device."""
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())

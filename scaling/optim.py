@@ -242,6 +242,13 @@ class Schedule(schema.Variant):
             )
         return warmup
 
+    def branch_step(self, steps: int, batch_tokens: int) -> int:
+        """Steps at the start of a run in which the rate does not depend on how long the run is, beyond the warm-up.
+
+        Runs that differ only in length are the same up to there. 0 where the whole schedule follows the length.
+        """
+        return 0
+
     def values(self, peak: float, steps: int, batch_tokens: int) -> "np.ndarray":
         """The learning rate of every step, shape (steps,), float32.
 
@@ -305,7 +312,7 @@ class Wsd(Schedule):
     def shape(self, steps: int) -> Callable[[Any], Any]:
         import jax.numpy as jnp
 
-        length = max(1, round(self.cooldown * steps))
+        length = self._cooldown_steps(steps)
         start = steps - length
 
         def multiplier(step: Any) -> Any:
@@ -313,6 +320,12 @@ class Wsd(Schedule):
             return 1.0 - (jnp.sqrt(progress) if self.decay == "sqrt" else progress)
 
         return multiplier
+
+    def branch_step(self, steps: int, batch_tokens: int) -> int:
+        return steps - self._cooldown_steps(steps - self.warmup_steps(steps, batch_tokens))
+
+    def _cooldown_steps(self, steps: int) -> int:
+        return max(1, round(self.cooldown * steps))
 
 
 class InverseSqrt(Schedule):

@@ -9,7 +9,12 @@ from scaling import families, schema
 
 
 class Parametrization(schema.Variant):
-    """Rules that turn a family's table of weights into scales; `Standard` and `MuP` are the two at hand."""
+    """Rules that turn a family's table of weights into scales; `Standard` and `MuP` are the two at hand.
+
+    `init_scale` multiplies every standard deviation of the initial values.
+    """
+
+    init_scale: pydantic.PositiveFloat = 1.0
 
     def init_std(self, weight: families.Weight, model: families.Family) -> float:
         """Standard deviation of the initial normal values of a weight that is not a vector."""
@@ -41,7 +46,7 @@ class Standard(Parametrization):
     kind: Literal["standard"] = "standard"
 
     def init_std(self, weight: families.Weight, model: families.Family) -> float:
-        return _init_std(weight, model.width, model.depth)
+        return self.init_scale * _init_std(weight, model.width, model.depth)
 
     def learning_rate_multiplier(self, weight: families.Weight, model: families.Family) -> float:
         return 1.0
@@ -71,7 +76,7 @@ class MuP(Parametrization):
     base_head_size: pydantic.PositiveInt
 
     def init_std(self, weight: families.Weight, model: families.Family) -> float:
-        return _init_std(weight, self.base_width, self.base_depth)
+        return self.init_scale * _init_std(weight, self.base_width, self.base_depth)
 
     def learning_rate_multiplier(self, weight: families.Weight, model: families.Family) -> float:
         return self.base_width / model.width if weight.role == "hidden" else 1.0

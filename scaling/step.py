@@ -1,20 +1,22 @@
 """The compiled work of training: init, many optimizer steps a dispatch, and validation, as pure functions of arrays.
 
-One program serves every run that shares the shapes: seeds, learning rates, weight decay and the number of steps are
-arguments, so that a sweep compiles once a size.
+One program serves every run that shares the shapes: seeds, learning rates, weight decay, clipping and the number of
+steps are arguments, so that a sweep compiles once a size. A program trains a pack of `members` such runs at once, by
+`vmap`: every array has a leading axis of members, of size 1 for a run alone.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
 from scaling import config, families, loss, mesh, models
@@ -32,39 +34,96 @@ class State(NamedTuple):
 class Metrics(NamedTuple):
     """One value a step: nats, and norms over all parameters; `update_ratio` is the update's over the parameters'."""
 
-    loss: Float[Array, " steps"]
-    gradient_norm: Float[Array, " steps"]
-    param_norm: Float[Array, " steps"]
-    update_ratio: Float[Array, " steps"]
+    loss: Float[Array, "members steps"]
+    gradient_norm: Float[Array, "members steps"]
+    param_norm: Float[Array, "members steps"]
+    update_ratio: Float[Array, "members steps"]
+
+
+class Dispatch(NamedTuple):
+    """What each member does in a dispatch: the first `steps` of the steps given, each with a batch of its own.
+
+    `data` are the batches, or where each window of a batch begins in tokens that are on the device. `clip` bounds the
+    norm of the gradient (infinity: no bound), `z_loss` weighs log²Z.
+    """
+
+    data: Any  # members × steps × batch, or that × (context + 1)
+    rates: Any  # members × steps
+    decays: Any  # members × steps
+    clip: Any  # members
+    z_loss: Any  # members
+    steps: Any  # members
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The compiled functions of all runs that share shapes, and the mesh that they run on."""
+    """The compiled functions of all runs that share shapes, and the mesh that they run on.
+
+    `init` makes the state of one run from its seed and the scale of its initial values; `stack` makes the state of a
+    pack of those of its members, and `member` takes one out again (both leave what they are given as it is). `train`
+    takes the state of the pack, which it consumes, the tokens on the device (of length 0 where batches are given), and
+    a `Dispatch`. `evaluate` gives nats of every token of a batch of windows, by member. `shapes` is one run's state.
+    """
 
     mesh: jax.sharding.Mesh
+    members: int
+    resident: int | None
     steps_per_dispatch: int
     validation_batch: int
-    init: Callable[[ArrayLike], State]
-    train: Callable[[State, ArrayLike, ArrayLike, ArrayLike, ArrayLike], tuple[State, Metrics]]
+    init: Callable[[ArrayLike, ArrayLike], State]
+    stack: Callable[[Sequence[State]], State]
+    member: Callable[[State, ArrayLike], State]
+    train: Callable[[State, ArrayLike, Dispatch], tuple[State, Metrics]]
     evaluate: Callable[[Params, ArrayLike], Array]
     shapes: State
 
-
-def program(run: config.Run, execution: config.Execution) -> Program:
-    """The program of a run, compiled at most once a process for all runs that share it."""
-    neutral = {
-        "optimizer.learning_rate": 1.0, "optimizer.weight_decay": 0.0, "optimizer.independent": True,
-        "tokens": run.batch_tokens, "seed": 0, "schedule": _NO_SCHEDULE,
-    }  # fmt: skip
-    return _program(run.edit(neutral), execution)
+    def put(self, dispatch: Dispatch) -> Dispatch:
+        """A dispatch of host arrays, with this process's part of each batch, on the devices of the mesh."""
+        return Dispatch(*(mesh.put(self.mesh, np.asarray(x), _AXES[: np.ndim(x)]) for x in dispatch))
 
 
-_NO_SCHEDULE = {"kind": "constant", "warmup": {"kind": "fraction", "fraction": 0.0}}
+_AXES = (None, None, "batch", None)  # of every array of a dispatch
+
+
+def dispatch(run: config.Run, data: np.ndarray, rates: np.ndarray, decays: np.ndarray, length: int) -> Dispatch:
+    """One run's share of a dispatch, without the axis of members: as many steps as `rates`, padded to `length`."""
+
+    def pad(array: np.ndarray) -> np.ndarray:
+        return np.concatenate([array, np.zeros((length - len(array), *array.shape[1:]), array.dtype)])
+
+    clip = np.float32(np.inf if run.clip is None else run.clip)
+    return Dispatch(
+        data=pad(data.astype(np.int32)),
+        rates=pad(np.asarray(rates, np.float32)),
+        decays=pad(np.asarray(decays, np.float32)),
+        clip=clip,
+        z_loss=np.float32(run.z_loss),
+        steps=np.int32(len(rates)),
+    )
+
+
+def together(members: Sequence[Dispatch]) -> Dispatch:
+    """The dispatch of a pack."""
+    return Dispatch(*(np.stack(parts) for parts in zip(*members, strict=True)))
+
+
+def program(
+    run: config.Run,
+    execution: config.Execution,
+    members: int = 1,
+    resident: tuple[int, np.dtype[Any]] | None = None,
+) -> Program:
+    """The program of a pack of runs like `run`, compiled at most once a process for all runs that share it.
+
+    `resident` is the number and type of the corpus' tokens where they are kept on the device.
+    """
+    return _program(run.shared, execution, members, resident)
 
 
 @functools.lru_cache(maxsize=64)
-def _program(run: config.Run, execution: config.Execution) -> Program:
+def _program(
+    run: config.Run, execution: config.Execution, members: int, resident: tuple[int, np.dtype[Any]] | None
+) -> Program:
     devices = mesh.make(execution.mesh)
     _check_batch(run, execution, devices)
     weights = {weight.name: weight for weight in run.weights}
@@ -88,40 +147,44 @@ def _program(run: config.Run, execution: config.Execution) -> Program:
     }
     decayed = {name: weight.role not in ("vector", "position") for name, weight in weights.items()}
 
-    def init(seed: Array) -> State:
+    def init(seed: Array, scale: Array) -> State:
         params = flat(nnx.state(create(seed=jax.random.key(seed)), nnx.Param))
+        for name, weight in weights.items():
+            if weight.role != "vector":
+                params[name] = (params[name] * scale).astype(params[name].dtype)
         return State(params, direction.init(params))
 
     def forward(params: Params, tokens: Int[Array, "batch context"]) -> Float[Array, "batch context vocabulary"]:
         return nnx.merge(graph, unflat(params))(tokens)
 
-    def objective(params: Params, batch: Int[Array, "batch length"]) -> tuple[Array, Array]:
+    def objective(params: Params, batch: Int[Array, "batch length"], z_loss: Array) -> tuple[Array, Array]:
         nats, log_z = loss.cross_entropy(forward(params, batch[:, :-1]), batch[:, 1:])
         mean = nats.mean()
-        return (mean + run.z_loss * jnp.square(log_z).mean() if run.z_loss else mean), mean
+        return mean + z_loss * jnp.square(log_z).mean(), mean
 
-    def gradient(params: Params, batch: Int[Array, "batch length"]) -> tuple[Array, Params]:
+    def gradient(params: Params, batch: Int[Array, "batch length"], z_loss: Array) -> tuple[Array, Params]:
         """Mean loss and gradient over the batch, a microbatch at a time."""
         size = execution.microbatch or run.batch_size
         if size == run.batch_size:
-            (_, mean), gradients = jax.value_and_grad(objective, has_aux=True)(params, batch)
+            (_, mean), gradients = jax.value_and_grad(objective, has_aux=True)(params, batch, z_loss)
             return mean, gradients
         parts = batch.reshape(run.batch_size // size, size, batch.shape[1])
 
         def add(total: tuple[Array, Params], part: Array) -> tuple[tuple[Array, Params], None]:
-            (_, mean), gradients = jax.value_and_grad(objective, has_aux=True)(params, part)
+            (_, mean), gradients = jax.value_and_grad(objective, has_aux=True)(params, part, z_loss)
             return jax.tree.map(jnp.add, total, (mean, gradients)), None
 
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
         total, _ = jax.lax.scan(add, zero, parts)
         return jax.tree.map(lambda x: x / len(parts), total)
 
-    def one_step(state: State, batch: Array, rate: Array, decay: Array) -> tuple[State, tuple[Array, ...]]:
-        mean, gradients = gradient(state.params, batch)
+    def one_step(
+        state: State, batch: Array, rate: Array, decay: Array, clip: Array, z_loss: Array
+    ) -> tuple[State, tuple[Array, ...]]:
+        mean, gradients = gradient(state.params, batch, z_loss)
         norm = optax.global_norm(gradients)
-        if run.clip is not None:
-            scale = jnp.minimum(1.0, run.clip / jnp.maximum(norm, 1e-12))
-            gradients = jax.tree.map(lambda g: g * scale, gradients)
+        scale = jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12))
+        gradients = jax.tree.map(lambda g: (g * scale).astype(g.dtype), gradients)
         directions, optimizer = direction.update(gradients, state.optimizer, state.params)
         updates = {
             name: -(rate * multipliers[name]) * step - (decay * state.params[name] if decayed[name] else 0.0)
@@ -131,41 +194,74 @@ def _program(run: config.Run, execution: config.Execution) -> Program:
         size = optax.global_norm(state.params)
         return State(params, optimizer), (mean, norm, size, optax.global_norm(updates) / size)
 
-    def train(state: State, batches: Array, rates: Array, decays: Array, steps: Array) -> tuple[State, Metrics]:
-        """`steps` optimizer steps on the first of `batches`; rows of the metrics beyond are zero."""
+    def windows(tokens: Int[Array, " tokens"], data: Int[Array, "batch ..."]) -> Int[Array, "batch length"]:
+        """A batch: as given, or read from the ring of tokens on the device."""
+        if resident is None:
+            return data
+        return tokens[(data[:, None] + jnp.arange(run.context + 1)) % resident[0]].astype(jnp.int32)
+
+    def train(state: State, tokens: Array, dispatch: Dispatch) -> tuple[State, Metrics]:
+        """One member's steps; rows of the metrics beyond them are zero. Under vmap who has done its steps waits."""
 
         def body(index: Array, carry: tuple[State, Metrics]) -> tuple[State, Metrics]:
             state, metrics = carry
-            state, values = one_step(state, batches[index], rates[index], decays[index])
+            batch = windows(tokens, dispatch.data[index])
+            numbers = (dispatch.rates[index], dispatch.decays[index], dispatch.clip, dispatch.z_loss)
+            state, values = one_step(state, batch, *numbers)
             return state, Metrics(*(m.at[index].set(v) for m, v in zip(metrics, values, strict=True)))
 
-        empty = Metrics(*(jnp.zeros(len(batches)) for _ in Metrics._fields))
-        return jax.lax.fori_loop(0, steps, body, (state, empty))
+        empty = Metrics(*(jnp.zeros(len(dispatch.rates)) for _ in Metrics._fields))
+        return jax.lax.fori_loop(0, dispatch.steps, body, (state, empty))
 
     def evaluate(params: Params, batch: Int[Array, "batch length"]) -> Float[Array, "batch context"]:
         """Nats of every token of a batch of windows."""
         return loss.cross_entropy(forward(params, batch[:, :-1]), batch[:, 1:])[0]
 
-    shapes = jax.eval_shape(init, jax.ShapeDtypeStruct((), jnp.uint32))
-    shards = _state_sharding(shapes, weights, devices)
-    shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shards)
+    one = jax.eval_shape(init, jax.ShapeDtypeStruct((), jnp.uint32), jax.ShapeDtypeStruct((), jnp.float32))
+    shard = _state_sharding(one, weights, devices)
+    one = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), one, shard)
+    shards = jax.tree.map(mesh.stacked, shard)
+    pack = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct((members, *x.shape), x.dtype, sharding=s), one, shards)
     whole = mesh.replicated(devices)
     chunk, length = execution.steps_per_dispatch, run.context + 1
-    batches = mesh.shape_of(devices, (chunk, run.batch_size, length), (None, "batch", None), jnp.int32)
+
+    def given(*shape: int, dtype: DTypeLike = jnp.float32) -> jax.ShapeDtypeStruct:
+        return mesh.shape_of(devices, (members, *shape), _AXES[: 1 + len(shape)], dtype)
+
+    data = given(chunk, run.batch_size, *([] if resident else [length]), dtype=jnp.int32)
+    dispatch = Dispatch(data, given(chunk), given(chunk), given(), given(), given(dtype=jnp.int32))
+    size, kind = resident or (0, np.dtype(np.int32))
+    tokens = jax.ShapeDtypeStruct((size,), kind, sharding=whole)
     sequences = _validation_batch(run, execution, devices)
-    windows = mesh.shape_of(devices, (sequences, length), ("batch", None), jnp.int32)
-    rates = jax.ShapeDtypeStruct((chunk,), jnp.float32)
-    count, seed = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.uint32)
-    trained = jax.jit(train, donate_argnums=0, out_shardings=(shards, whole))
+    validation = mesh.shape_of(devices, (sequences, length), ("batch", None), jnp.int32)
+    seed, scale = jax.ShapeDtypeStruct((), jnp.uint32), jax.ShapeDtypeStruct((), jnp.float32)
+    trained = jax.jit(_pack(train, members, (0, None, 0)), donate_argnums=0, out_shardings=(shards, whole))
+    evaluated = jax.jit(_pack(evaluate, members, (0, None)), out_shardings=whole)
     return Program(
         mesh=devices,
+        members=members,
+        resident=size if resident else None,
         steps_per_dispatch=chunk,
         validation_batch=sequences,
-        init=jax.jit(init, out_shardings=shards).lower(seed).compile(),
-        train=trained.lower(shapes, batches, rates, rates, count).compile(),
-        evaluate=jax.jit(evaluate, out_shardings=whole).lower(shapes.params, windows).compile(),
-        shapes=shapes,
+        init=jax.jit(init, out_shardings=shard).lower(seed, scale).compile(),
+        stack=jax.jit(lambda states: jax.tree.map(lambda *x: jnp.stack(x), *states), out_shardings=shards),
+        member=jax.jit(lambda state, index: jax.tree.map(lambda x: x[index], state), out_shardings=shard),
+        train=trained.lower(pack, tokens, dispatch).compile(),
+        evaluate=evaluated.lower(pack.params, validation).compile(),
+        shapes=one,
     )
+
+
+def _pack(function: Callable[..., Any], members: int, axes: tuple[int | None, ...]) -> Callable[..., Any]:
+    """A function of one run as one of a pack: vmapped, or, for a run alone, without the axis of members inside."""
+    if members > 1:
+        return jax.vmap(function, in_axes=axes)
+
+    def alone(*arguments: Any) -> Any:
+        parts = (jax.tree.map(lambda x: x[0], a) if axis == 0 else a for a, axis in zip(arguments, axes, strict=True))
+        return jax.tree.map(lambda x: x[None], function(*parts))
+
+    return alone
 
 
 def _validation_batch(run: config.Run, execution: config.Execution, devices: jax.sharding.Mesh) -> int:

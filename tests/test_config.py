@@ -31,6 +31,7 @@ CHANGES: dict[str, Any] = {
     "model.kv_heads": 1,
     "model.mlp_width": 24,
     "parametrization": {"kind": "mup", "base_width": 16, "base_depth": 1, "base_head_size": 8},
+    "parametrization.init_scale": 2.0,
     "data.tokenizer": {"kind": "bpe", "vocabulary_size": 300},
     "data.validation_tokens": 256,
     "data.train_tokens": 1_000,

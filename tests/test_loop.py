@@ -54,7 +54,7 @@ def train(
 
     corpus = corpora.prepare(run.data, lambda line: None)
     folders = [folder / f"{number:06d}" for number in range(1, attempt + 1)]
-    outcome = loop.train(run, execution, corpus, checkpoints=folders, record=rows.extend, stop=stop)
+    outcome = loop.train([loop.Member(run, folders, rows.extend, stop)], execution, corpus)[0]
     return Trained(outcome, rows, folder)
 
 
@@ -116,7 +116,8 @@ def test_losses_are_those_of_the_batches_of_each_step(whole: Trained, tiny: Make
     corpus = corpora.prepare(run.data, lambda line: None)
     data = batches.Batches(corpus.train, run.context, run.batch_size, run.seed)
     program = step.program(run, SEVEN)
-    nats = np.asarray(program.evaluate(program.init(np.uint32(0)).params, data.at(0)))
+    start = program.stack([program.init(np.uint32(0), np.float32(1.0))])
+    nats = np.asarray(program.evaluate(start.params, data.at(0)))
     assert whole.kind("train")[0]["loss"] == pytest.approx(nats.mean(), rel=1e-5)
 
 
@@ -127,7 +128,8 @@ def test_validation_is_over_every_token_with_its_error_and_bits(whole: Trained, 
     program = step.program(run, SEVEN)
     windows = batches.validation_windows(corpus, run.context)
     assert windows.shape == (32, 17)
-    nats = np.concatenate([np.asarray(program.evaluate(state.params, windows[i : i + 4])) for i in range(0, 32, 4)])
+    packed = program.stack([state]).params
+    nats = np.concatenate([np.asarray(program.evaluate(packed, windows[i : i + 4]))[0] for i in range(0, 32, 4)])
     means = nats.astype(np.float64).mean(axis=1)
     outcome = whole.outcome
     assert outcome.loss == pytest.approx(means.mean(), rel=1e-6)
@@ -141,10 +143,10 @@ def test_bits_per_byte_count_the_bytes_of_the_targets(whole: Trained, tiny: Make
     """Where tokens stand for two bytes the bits of each halve; ends of documents stand for none."""
     run = tiny()
     corpus = corpora.prepare(run.data, lambda line: None)
-    params = saved(run, whole.folder)[0].params
     double = dataclasses.replace(corpus, token_bytes=2 * corpus.token_bytes)
     program = step.program(run, SEVEN)
-    one, two = (loop.validate(program, params, run, each) for each in (corpus, double))
+    params = program.stack([saved(run, whole.folder)[0]]).params
+    one, two = (loop.validate(program, params, run, each)[0] for each in (corpus, double))
     assert two.bits_per_byte == pytest.approx(one.bits_per_byte / 2)
     assert two.loss == one.loss
 
@@ -152,10 +154,11 @@ def test_bits_per_byte_count_the_bytes_of_the_targets(whole: Trained, tiny: Make
 def test_a_last_validation_batch_that_is_not_full_counts_as_it_is(whole: Trained, tiny: Make) -> None:
     run = tiny(data__validation_tokens=16 * 6)  # six windows, batches of four
     corpus = corpora.prepare(run.data, lambda line: None)
-    program, params = step.program(tiny(), SEVEN), saved(tiny(), whole.folder)[0].params
+    program = step.program(tiny(), SEVEN)
+    params = program.stack([saved(tiny(), whole.folder)[0]]).params
     windows = batches.validation_windows(corpus, 16)
-    by_hand = [np.asarray(program.evaluate(params, np.repeat(w[None], 4, 0)))[0].mean() for w in windows]
-    assert loop.validate(program, params, run, corpus).loss == pytest.approx(np.mean(by_hand), rel=1e-6)
+    by_hand = [np.asarray(program.evaluate(params, np.repeat(w[None], 4, 0)))[0, 0].mean() for w in windows]
+    assert loop.validate(program, params, run, corpus)[0].loss == pytest.approx(np.mean(by_hand), rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -205,8 +208,8 @@ from scaling.data import corpus
 run = config.Run.from_json({run!r})
 def record(rows):
     if rows[-1]["step"] >= 14: os.kill(os.getpid(), signal.SIGKILL)
-loop.train(run, config.Execution(steps_per_dispatch=7, checkpoint_seconds=0.0), corpus.prepare(run.data),
-           checkpoints=[Path({folder!r}) / "000001"], record=record, stop=lambda: False)
+member = loop.Member(run, [Path({folder!r}) / "000001"], record, lambda: False)
+loop.train([member], config.Execution(steps_per_dispatch=7, checkpoint_seconds=0.0), corpus.prepare(run.data))
 """
 
 

@@ -26,13 +26,14 @@ data = random.integers(1, 9, (3, run.batch_size, run.context + 1), np.int32)
 from scaling import mesh as sharding
 for settings in meshes:
     program = step.program(run, config.Execution(mesh=settings, steps_per_dispatch=3, layers="unroll"))
-    state = program.init(np.uint32(0))
+    state = program.init(np.uint32(0), np.float32(1.0))
     place = lambda axes, array: sharding.put(program.mesh, array, axes)
     split = {name: len({str(shard.index) for shard in p.addressable_shards}) for name, p in state.params.items()}
     rates = np.full(3, 0.01, np.float32)
-    state, metrics = program.train(state, place((None, "batch", None), data), rates, 0 * rates, np.int32(3))
+    asked = program.put(step.together([step.dispatch(run, data, rates, 0 * rates, 3)]))
+    state, metrics = program.train(program.stack([state]), np.empty(0, np.int32), asked)
     nats = program.evaluate(state.params, place(("batch", None), data[0]))
-    found.append({"loss": np.asarray(metrics.loss).tolist(), "norm": np.asarray(metrics.gradient_norm).tolist(),
+    found.append({"loss": np.asarray(metrics.loss)[0].tolist(), "norm": np.asarray(metrics.gradient_norm)[0].tolist(),
                   "validation": float(np.asarray(nats).mean()), "split": split, "devices": jax.device_count()})
 print(json.dumps(found))
 """

@@ -16,6 +16,8 @@ Make = Callable[..., config.Run]
 FOUR = config.Execution(steps_per_dispatch=4)
 SGD = {"kind": "sgd", "learning_rate": 1.0, "momentum": 0.0}
 LION = {"kind": "lion", "learning_rate": 1.0}
+ONE = np.float32(1.0)
+NO_TOKENS = np.empty(0, np.int32)
 MUP = {"kind": "mup", "base_width": 8, "base_depth": 1, "base_head_size": 4}
 
 
@@ -36,21 +38,18 @@ def train(
     program = step.program(run, execution)
     chunk, count = program.steps_per_dispatch, len(data)
     rates, decays = (np.broadcast_to(np.asarray(x, np.float32), count) for x in (rates, decays))
-    state = program.init(np.uint32(run.seed)) if start is None else jax.tree.map(jnp.copy, start)
+    state = program.stack([program.init(np.uint32(run.seed), ONE) if start is None else start])
     parts = []
     for at in range(0, count, chunk):
         here = min(chunk, count - at)
-        arguments = [
-            np.concatenate([x[at : at + here], np.zeros((chunk - here, *x.shape[1:]), x.dtype)])
-            for x in (data, rates, decays)
-        ]
-        state, metrics = program.train(state, *arguments, np.int32(here))
-        parts.append(jax.tree.map(lambda x, here=here: np.asarray(x)[:here], metrics))
-    return state, jax.tree.map(lambda *x: np.concatenate(x), *parts)
+        mine = step.dispatch(run, data[at : at + here], rates[at : at + here], decays[at : at + here], chunk)
+        state, metrics = program.train(state, NO_TOKENS, step.together([mine]))
+        parts.append(jax.tree.map(lambda x, here=here: np.asarray(x)[0, :here], metrics))
+    return program.member(state, 0), jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
 def start_of(run: config.Run) -> dict[str, jax.Array]:
-    return step.program(run, FOUR).init(np.uint32(run.seed)).params
+    return step.program(run, FOUR).init(np.uint32(run.seed), np.float32(run.parametrization.init_scale)).params
 
 
 def plain_loss(run: config.Run, params: dict[str, jax.Array], batch: np.ndarray, z_loss: float = 0.0) -> jax.Array:
@@ -221,9 +220,10 @@ def test_rows_beyond_the_steps_asked_for_are_not_trained(tiny: Make) -> None:
     changed[2:] = 3
     found = []
     for each in (data, changed):
-        state, metrics = program.train(program.init(np.uint32(0)), each, 0.01 * ones, 0 * ones, np.int32(2))
+        asked = step.together([step.dispatch(run, each, 0.01 * ones, 0 * ones, 4)])._replace(steps=np.int32([2]))
+        state, metrics = program.train(program.stack([program.init(np.uint32(0), ONE)]), NO_TOKENS, asked)
         found.append(state.params)
-        assert not np.asarray(metrics.loss)[2:].any()
+        assert not np.asarray(metrics.loss)[0, 2:].any()
     jax.tree.map(np.testing.assert_array_equal, *found)
 
 
@@ -235,7 +235,8 @@ def test_one_program_serves_learning_rates_seeds_schedules_and_lengths(tiny: Mak
     program = step.program(run, FOUR)
     same = (
         {"optimizer.learning_rate": 0.5}, {"optimizer.weight_decay": 0.1}, {"optimizer.independent": False},
-        {"seed": 5}, {"tokens": 64 * 7}, {"schedule": {"kind": "wsd", "warmup": {"kind": "tokens", "tokens": 64}}},
+        {"seed": 5}, {"tokens": 64 * 7}, {"clip": 1.0}, {"z_loss": 1e-4}, {"parametrization.init_scale": 2.0},
+        {"schedule": {"kind": "wsd", "warmup": {"kind": "tokens", "tokens": 64}}},
     )  # fmt: skip
     compiled = step._program.cache_info().misses
     assert all(step.program(run.edit(change), FOUR) is program for change in same)
@@ -281,7 +282,7 @@ def test_the_parameters_are_those_of_the_table(tiny: Make) -> None:
 def test_validation_gives_the_nats_of_every_token(tiny: Make) -> None:
     run = tiny()
     program, data = step.program(run, FOUR), batches(run, 1)
-    nats = program.evaluate(start_of(run), data[0])
+    nats = program.evaluate(jax.tree.map(lambda x: x[None], start_of(run)), data[0])[0]
     assert nats.shape == (run.batch_size, run.context)
     np.testing.assert_allclose(np.asarray(nats).mean(), plain_loss(run, start_of(run), data[0]), rtol=1e-5)
 

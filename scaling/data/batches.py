@@ -44,9 +44,14 @@ class Batches:
         self, start_step: int, steps: int, rows: slice = slice(None)
     ) -> Int32[np.ndarray, "steps rows context+1"]:
         """The same rows of each of `steps` batches from `start_step` on."""
+        starts = self.starts(start_step, steps, rows)
+        return self._read(starts.ravel()).reshape(*starts.shape, self.context + 1)
+
+    def starts(self, start_step: int, steps: int, rows: slice = slice(None)) -> Int64[np.ndarray, "steps rows"]:
+        """Where in the ring of tokens each window of these batches begins."""
         chosen = np.arange(self.batch_size, dtype=np.int64)[rows]
         places = np.arange(start_step, start_step + steps, dtype=np.int64)[:, None] * self.batch_size + chosen
-        return self._read(self._starts(places.ravel())).reshape(steps, len(chosen), self.context + 1)
+        return self._starts(places.ravel()).reshape(places.shape)
 
     def _starts(self, places: Int64[np.ndarray, "windows"]) -> Int64[np.ndarray, "windows"]:
         """Where in the tokens the windows at these places of the endless sequence of epochs begin."""

@@ -202,9 +202,8 @@ def _train(
                 f"the corpus of run {lease.run_id} has {name} {getattr(corpus, name)} and was planned with {planned}; "
                 "restore the data, or start the sweep again to plan runs on the new data"
             )
-    return loop.train(
-        run, execution, corpus, checkpoints=lease.checkpoints, record=keep, stop=lambda: stop() or lease.lost
-    )
+    member = loop.Member(run, lease.checkpoints, keep, lambda: stop() or lease.lost)
+    return loop.train([member], execution, corpus)[0]
 
 
 def result_row(

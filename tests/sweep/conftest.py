@@ -86,6 +86,6 @@ def outcome() -> Callable[..., Any]:
 
     def make(status: str, step: int = 20, reason: str = "", loss: float | None = None) -> Any:
         measured = {"loss": loss, "loss_se": 0.01 if loss else None, "bits_per_byte": loss}
-        return types.SimpleNamespace(status=status, step=step, reason=reason, seconds=1.5, **measured)
+        return types.SimpleNamespace(status=status, step=step, reason=reason, seconds=1.5, start=0, **measured)
 
     return make

@@ -1,5 +1,6 @@
 """The worker with a training that only pretends: what it stores of runs that finish, fail, stop or are lost."""
 
+import dataclasses
 import os
 import signal
 import sys
@@ -20,6 +21,18 @@ Make = Callable[..., config.Run]
 Fill = Callable[..., list[str]]
 
 
+@dataclasses.dataclass
+class Member:
+    """As `loop.Member`, which would import JAX's half of the house."""
+
+    run: config.Run
+    checkpoints: list[Path]
+    record: Callable[..., None]
+    stop: Callable[[], bool]
+    trunk: Any = None
+    branches: Any = ()
+
+
 @pytest.fixture
 def results(tmp_path: Path) -> store.Store:
     return store.Store(tmp_path / "store")
@@ -31,8 +44,13 @@ def pretend(monkeypatch: pytest.MonkeyPatch, identity: Any) -> Callable[[Callabl
     from scaling.data import corpus
 
     def use(train: Callable[..., Any]) -> None:
+        def alone(members: Any, execution: config.Execution, corpus: Any) -> list[Any]:
+            m = members[0]
+            return [train(m.run, execution, corpus, checkpoints=m.checkpoints, record=m.record, stop=m.stop)]
+
         loop = types.ModuleType("scaling.loop")
-        loop.train = train  # type: ignore[attr-defined]
+        loop.train = alone  # type: ignore[attr-defined]
+        loop.Member = Member  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "scaling.loop", loop)
         monkeypatch.setattr(scaling, "loop", loop, raising=False)
         monkeypatch.setattr(corpus, "prepare", lambda data, log: identity)
@@ -196,8 +214,6 @@ def test_data_that_changed_since_the_plan_fails_the_run_with_a_remedy(
     identity: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import dataclasses
-
     from scaling.data import corpus
 
     (run_id,) = fill(results, [make_run()])
