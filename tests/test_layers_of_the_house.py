@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("jax", "flax", "optax", "orbax", "wandb", "pandas", "matplotlib", "tensorflow", "tensorflow_datasets", "grain")
+HEAVY = (
+    "jax", "flax", "optax", "orbax", "wandb", "pandas", "matplotlib", "scipy", "tensorflow", "tensorflow_datasets",
+    "grain",
+)  # fmt: skip
 
 
 def modules(package: str) -> dict[str, Path]:
@@ -95,7 +98,7 @@ def test_data_knows_no_models_no_loop_and_no_sweeps(module: str) -> None:
 LIGHT = [
     "scaling", "scaling.config", "scaling.counting", "scaling.cli", "scaling.sweep.plan", "scaling.sweep.grid",
     "scaling.sweep.rates", "scaling.sweep.store", "scaling.sweep.lease", "scaling.sweep.record", "scaling.sweep.files",
-    "scaling.launch.local", "scaling.commands.planning", "scaling.devices",
+    "scaling.launch.local", "scaling.commands.planning", "scaling.commands.sweeping", "scaling.devices",
 ]  # fmt: skip
 
 

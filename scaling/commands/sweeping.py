@@ -4,7 +4,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from scaling.commands import drawing
 from scaling.commands.arguments import Table
 from scaling.sweep import files, stages, store
 
@@ -18,6 +17,8 @@ def run(config: Path, overrides: Sequence[str], store_path: Path, workers: int |
         print(f"not all runs have a result yet; start the same command again to go on (store {store_path})")
         return 1
     if len(sweep.points()) > 1:
+        from scaling.commands import drawing  # SciPy and matplotlib: seconds, which no worker waits for
+
         drawing.report(Table(store_path, sweep.name), None, None)
     return 0
 
