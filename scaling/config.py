@@ -132,6 +132,24 @@ class Execution(schema.Config):
     pack: pydantic.PositiveInt | Literal["auto"] = "auto"
     # Whether runs that are alike but for their length start from one trunk, where their schedule allows it.
     trunks: Literal["auto", "off"] = "auto"
+    noise_scale: bool = False  # estimate the gradient noise scale from microbatches, or from halves of the batch
+
+    def sequences(self, batch_size: int) -> int:
+        """Sequences of one forward pass in training.
+
+        Raises ValueError where they do not divide the batch, or the noise scale would have but one part of it.
+        """
+        size = self.microbatch or batch_size
+        if batch_size % size:
+            raise ValueError(f"execution.microbatch {size} does not divide batch_size {batch_size}; choose a divisor")
+        if self.noise_scale and size == batch_size:
+            if batch_size % 2:
+                raise ValueError(
+                    f"execution.noise_scale compares two halves of a batch, and batch_size {batch_size} is odd; choose "
+                    "an even one, or an execution.microbatch below it"
+                )
+            return batch_size // 2
+        return size
 
 
 class Tracking(schema.Config):
@@ -163,10 +181,6 @@ class Sweep(schema.Config):
         """Every run of the grid once, in the grid's order, learning rates as in the base run (see `rates`)."""
         unique: dict[Run, grids.Point] = {}
         for point in self.grid.expand(grids.Point(self.base, {"role": "single"})):
-            micro = self.execution.microbatch
-            if micro is not None and point.run.batch_size % micro:
-                raise ValueError(
-                    f"execution.microbatch {micro} does not divide batch_size {point.run.batch_size}; choose a divisor"
-                )
+            self.execution.sequences(point.run.batch_size)
             unique.setdefault(point.run, grids.Point(point.run, {"family": point.run.model.kind, **point.labels}))
         return list(unique.values())

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from scaling import checkpoint, config, counting, devices, mesh, step
+from scaling import checkpoint, config, counting, devices, mesh, noise, step
 from scaling.data import batches
 from scaling.data import corpus as corpora
 
@@ -139,6 +139,7 @@ class _Job:
         self.flops_per_token = counting.flops_per_token(run.model, run.vocabulary_size, run.context)
         self.at = self.start = 0
         self.seconds = self.told = 0.0
+        self.moments: list[tuple[np.ndarray, np.ndarray]] = []  # of the gradient, since the last validation
         self.saved_at: int | None = None
         self.outcome: Outcome | None = None
 
@@ -174,6 +175,8 @@ class _Job:
         count = len(values["loss"])
         speed = count * self.member.run.batch_tokens / max(self.seconds - self.told, 1e-9)
         self.told = self.seconds
+        if "gradient_squared" in values:
+            self.moments.append((values["gradient_squared"], values["gradient_variance"]))
         work = {"tokens_per_second": speed, "flops_per_second": speed * self.flops_per_token}
         if peak is not None:
             work["mfu"] = work["flops_per_second"] / peak
@@ -199,7 +202,12 @@ class _Job:
         if not self.going:
             return
         measured = dataclasses.asdict(result)
-        self.member.record([{"kind": "validation", **self.cost(self.at), "seconds": self.seconds, **measured}])
+        row = {"kind": "validation", **self.cost(self.at), "seconds": self.seconds, **measured}
+        if self.moments:
+            squared, variance = map(np.concatenate, zip(*self.moments, strict=True))
+            row |= dataclasses.asdict(noise.scale(squared, variance, self.member.run.context))
+            self.moments.clear()
+        self.member.record([row])
         if not math.isfinite(result.loss):
             self.end("diverged", f"validation loss is {result.loss} at step {self.at}")
         elif self.at == self.member.run.steps:
@@ -289,7 +297,7 @@ def _read(chunk: _Chunk | None, clock: Clock) -> None:
     """Wait for a chunk's metrics, and give each job its own."""
     if chunk is None or chunk.metrics is None:
         return
-    metrics = {name: np.asarray(values) for name, values in chunk.metrics._asdict().items()}
+    metrics = {name: np.asarray(values) for name, values in chunk.metrics._asdict().items() if values is not None}
     clock.charge()
     for index, (job, start, count) in enumerate(zip(chunk.jobs, chunk.starts, chunk.counts, strict=True)):
         if count and job.going:

@@ -19,7 +19,7 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
-from scaling import config, families, loss, mesh, models
+from scaling import config, families, loss, mesh, models, noise
 
 Params = dict[str, Array]
 
@@ -32,12 +32,17 @@ class State(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """One value a step: nats, and norms over all parameters; `update_ratio` is the update's over the parameters'."""
+    """One value a step: nats, and norms over all parameters; `update_ratio` is the update's over the parameters'.
+
+    With `execution.noise_scale` also unbiased estimates of |G|² and tr Σ of the gradient of a sequence, see `noise`.
+    """
 
     loss: Float[Array, "members steps"]
     gradient_norm: Float[Array, "members steps"]
     param_norm: Float[Array, "members steps"]
     update_ratio: Float[Array, "members steps"]
+    gradient_squared: Float[Array, "members steps"] | None = None
+    gradient_variance: Float[Array, "members steps"] | None = None
 
 
 class Dispatch(NamedTuple):
@@ -162,27 +167,35 @@ def _program(
         mean = nats.mean()
         return mean + z_loss * jnp.square(log_z).mean(), mean
 
-    def gradient(params: Params, batch: Int[Array, "batch length"], z_loss: Array) -> tuple[Array, Params]:
-        """Mean loss and gradient over the batch, a microbatch at a time."""
-        size = execution.microbatch or run.batch_size
+    def gradient(
+        params: Params, batch: Int[Array, "batch length"], z_loss: Array
+    ) -> tuple[Array, Params, Array | None]:
+        """Mean loss and gradient over the batch, a microbatch at a time; mean square of the microbatches' gradients."""
+        size = execution.sequences(run.batch_size)
         if size == run.batch_size:
             (_, mean), gradients = jax.value_and_grad(objective, has_aux=True)(params, batch, z_loss)
-            return mean, gradients
+            return mean, gradients, None
         parts = batch.reshape(run.batch_size // size, size, batch.shape[1])
 
-        def add(total: tuple[Array, Params], part: Array) -> tuple[tuple[Array, Params], None]:
+        def add(total: tuple[Any, ...], part: Array) -> tuple[tuple[Any, ...], None]:
             (_, mean), gradients = jax.value_and_grad(objective, has_aux=True)(params, part, z_loss)
-            return jax.tree.map(jnp.add, total, (mean, gradients)), None
+            square = _squared_norm(gradients) if execution.noise_scale else None
+            return jax.tree.map(jnp.add, total, (mean, gradients, square)), None
 
-        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-        total, _ = jax.lax.scan(add, zero, parts)
+        zero = jnp.zeros(())
+        start = (zero, jax.tree.map(jnp.zeros_like, params), zero if execution.noise_scale else None)
+        total, _ = jax.lax.scan(add, start, parts)
         return jax.tree.map(lambda x: x / len(parts), total)
 
     def one_step(
         state: State, batch: Array, rate: Array, decay: Array, clip: Array, z_loss: Array
-    ) -> tuple[State, tuple[Array, ...]]:
-        mean, gradients = gradient(state.params, batch, z_loss)
+    ) -> tuple[State, Metrics]:
+        mean, gradients, square = gradient(state.params, batch, z_loss)
         norm = optax.global_norm(gradients)
+        squared, variance = None, None
+        if square is not None:
+            sizes = execution.sequences(run.batch_size), run.batch_size
+            squared, variance = noise.moments(square, _squared_norm(gradients), *sizes)
         scale = jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12))
         gradients = jax.tree.map(lambda g: (g * scale).astype(g.dtype), gradients)
         directions, optimizer = direction.update(gradients, state.optimizer, state.params)
@@ -192,7 +205,8 @@ def _program(
         }
         params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), state.params, updates)
         size = optax.global_norm(state.params)
-        return State(params, optimizer), (mean, norm, size, optax.global_norm(updates) / size)
+        ratio = optax.global_norm(updates) / size
+        return State(params, optimizer), Metrics(mean, norm, size, ratio, squared, variance)
 
     def windows(tokens: Int[Array, " tokens"], data: Int[Array, "batch ..."]) -> Int[Array, "batch length"]:
         """A batch: as given, or read from the ring of tokens on the device."""
@@ -208,9 +222,10 @@ def _program(
             batch = windows(tokens, dispatch.data[index])
             numbers = (dispatch.rates[index], dispatch.decays[index], dispatch.clip, dispatch.z_loss)
             state, values = one_step(state, batch, *numbers)
-            return state, Metrics(*(m.at[index].set(v) for m, v in zip(metrics, values, strict=True)))
+            return state, jax.tree.map(lambda column, value: column.at[index].set(value), metrics, values)
 
-        empty = Metrics(*(jnp.zeros(len(dispatch.rates)) for _ in Metrics._fields))
+        measured = [name for name in Metrics._fields if execution.noise_scale or name not in Metrics._field_defaults]
+        empty = Metrics(**{name: jnp.zeros(len(dispatch.rates)) for name in measured})
         return jax.lax.fori_loop(0, dispatch.steps, body, (state, empty))
 
     def evaluate(params: Params, batch: Int[Array, "batch length"]) -> Float[Array, "batch context"]:
@@ -297,12 +312,13 @@ def _scan_pays(depth: int) -> bool:
     return depth > (16 if jax.default_backend() == "cpu" else 8)
 
 
+def _squared_norm(tree: Any) -> Array:
+    """The sum of squares of all arrays, in float32."""
+    return sum((jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)), jnp.zeros(()))
+
+
 def _check_batch(run: config.Run, execution: config.Execution, devices: jax.sharding.Mesh) -> None:
-    micro = execution.microbatch or run.batch_size
-    if run.batch_size % micro:
-        raise ValueError(
-            f"microbatch {micro} does not divide batch_size {run.batch_size}; choose a divisor for execution.microbatch"
-        )
+    micro = execution.sequences(run.batch_size)
     shards = mesh.batch_shards(devices)
     if micro % shards:
         raise ValueError(
