@@ -1,17 +1,19 @@
 """The only file that knows Orbax: save a run's state at a step, find the newest one, restore it.
 
-Every attempt at a run writes to a folder of its own; a later attempt restores the newest step of all of them.
+Every attempt at a run writes to a folder of its own; a later attempt restores the newest step of all of them. Orbax is
+imported when something is first saved or restored: a run's first steps do not wait for it.
 """
 
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as managers
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 Tree = TypeVar("Tree")
 KEPT = 2  # the newest checkpoint, and the one before it should the newest be unreadable
@@ -58,6 +60,8 @@ class Checkpoints:
         return None
 
     def _read(self, step: int, folder: Path, shapes: Tree) -> tuple[Tree, dict[str, Any]]:
+        import orbax.checkpoint as ocp
+
         with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
             notes = manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore())).notes
             if notes["fingerprint"] != self.fingerprint:
@@ -69,6 +73,9 @@ class Checkpoints:
 
     def save(self, step: int, state: Any, notes: dict[str, Any]) -> None:
         """Save in the background, once the state is copied off the devices. Raises OSError where the disk is full."""
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint import checkpoint_managers as managers
+
         if self._writer is None:
             folder = self.folders[-1]
             folder.mkdir(parents=True, exist_ok=True)

@@ -114,6 +114,16 @@ def test_what_plans_and_launches_imports_nothing_heavy() -> None:
     assert shown.stdout == ""
 
 
+def test_a_worker_imports_nothing_that_its_first_step_does_not_need() -> None:
+    unused = ("orbax", "pandas", "scipy", "matplotlib", "wandb", "grain", "tensorflow_datasets")
+    code = (
+        "import sys, scaling.commands.sweeping, scaling.sweep.worker, scaling.loop\n"
+        f"print([m for m in {unused} if m in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout == "[]\n"
+
+
 @pytest.mark.parametrize("module", [*modules("scaling"), *modules("analysis")])
 def test_every_module_says_what_it_is_and_stays_short(module: str) -> None:
     path = {**modules("scaling"), **modules("analysis")}[module]
