@@ -7,6 +7,7 @@ from typing import Any
 import rich.console
 import rich.table
 
+from scaling import config
 from scaling.data import corpus as corpora
 from scaling.sweep import files, plan, store
 
@@ -16,9 +17,9 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def show(config: Path, overrides: Sequence[str], store_path: Path, device: str) -> None:
+def show(path: Path, overrides: Sequence[str], store_path: Path, device: str) -> None:
     """Print the plan of a sweep. Writes nothing and starts no backend."""
-    sweep = files.load(config, overrides)
+    sweep = files.load(path, overrides)
     results = store.Store(store_path)
     resolved = plan.resolve(sweep, corpora.find, results)
     rate, source = plan.rate(device, results.training_rate(device))
@@ -26,28 +27,41 @@ def show(config: Path, overrides: Sequence[str], store_path: Path, device: str) 
 
     total = {"flops": 0.0, "tokens": 0, "seconds": 0.0, "todo": 0.0}
     ladder = []
-    for stage, runs in (("tune stage", resolved.tune), ("sweep", resolved.runs)):
+    for stage, runs in (("tune stage", resolved.tune), ("trunks", resolved.trunks), ("sweep", resolved.runs)):
         if not runs:
             continue
         rows = [plan.row(p, rate, sweep.execution) for p in runs]
         states = [_state(row["run_id"], results) for row in rows]
         console.print(_table(f"{sweep.name}: {stage}, {len(rows)} runs", rows, states, bool(resolved.pending)))
         for row, state in zip(rows, states, strict=True):
-            total["flops"] += row["flops"]
-            total["tokens"] += row["tokens"]
+            total["flops"] += row["flops_spent"]
+            total["tokens"] += row["tokens"] * row["flops_spent"] / row["flops"]
             total["seconds"] += row["seconds"]
             total["todo"] += 0.0 if state in ("finished", "diverged") else row["seconds"]
         ladder = rows
     console.print(
-        f"total {total['flops']:.3g} FLOPs, {total['tokens']:,} tokens, {duration(total['seconds'])} on {device} "
+        f"total {total['flops']:.3g} FLOPs, {total['tokens']:,.0f} tokens, {duration(total['seconds'])} on {device} "
         f"({duration(total['todo'])} to do), at {rate / 1e9:,.0f} GFLOP/s: {source}"
     )
+    if resolved.trunks:
+        console.print(saving(resolved))
     if any(p.corpus is None for p in resolved.all):
-        console.print(f"the text is not prepared: run names and epochs are known after `scaling prepare {config}`")
+        console.print(f"the text is not prepared: run names and epochs are known after `scaling prepare {path}`")
     if resolved.pending:
         console.print(f"learning rates of the sweep are those of the base run until it is tuned: {resolved.pending}")
     for warning in plan.warnings(resolved, ladder):
         console.print(f"warning: {warning}", markup=False)
+
+
+def saving(resolved: plan.Plan) -> str:
+    """What trunks save, in a line."""
+    branches = [p for p in resolved.runs if p.labels.get("role") == "branch"]
+    spent = sum(plan.flops_spent(p) for p in (*branches, *resolved.trunks))
+    whole = sum(plan.row(p, 1.0, config.Execution())["flops"] for p in branches)
+    return (
+        f"{len(resolved.trunks)} trunks are the start of {len(branches)} runs: {spent:.3g} FLOPs instead of "
+        f"{whole:.3g}, {1 - spent / whole:.0%} saved"
+    )
 
 
 def _state(run_id: str | None, results: store.Store) -> str:

@@ -77,7 +77,7 @@ def launch(
         if accelerators and count > len(accelerators):  # several share a device: none may take all of its memory
             own = {**own, "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 * len(accelerators) / count:.3f}"}
         log = logs / f"{socket.gethostname()}-{os.getpid()}-{number}.log"
-        slots.append(Slot(number, {**common, **own}, shares[number], log))
+        slots.append(Slot(number, {**common, **own, worker.WORKERS: str(count)}, shares[number], log))
     return Workers(results, sweep_name, slots, worker_command(results.path, sweep_name, config_path))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from scaling import config, counting, devices
 from scaling.data import corpus as corpora
-from scaling.sweep import grid, rates, record, store
+from scaling.sweep import grid, rates, record, store, trunks
 
 # What share of a device's peak a training step reaches where nothing was measured: a round guess, said to be one.
 ASSUMED_UTILISATION = 0.35
@@ -42,17 +42,21 @@ class Planned:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Every run of a sweep, the tune stage first. `pending` says why the ladder's learning rates are not known yet."""
+    """Every run of a sweep: the tune stage, then trunks, then the runs of the grid, some of them branches.
+
+    `pending` says why the ladder's learning rates are not known yet.
+    """
 
     tune: tuple[Planned, ...]
     runs: tuple[Planned, ...]
     pending: str
     optima: Mapping[str, float]
+    trunks: tuple[Planned, ...] = ()
 
     @property
     def all(self) -> tuple[Planned, ...]:
-        """Tune stage and ladder."""
-        return self.tune + self.runs
+        """Tune stage, trunks and grid."""
+        return self.tune + self.trunks + self.runs
 
 
 def resolve(
@@ -80,11 +84,51 @@ def resolve(
             f"the learning-rate rule {sweep.learning_rate.kind!r} gives runs that differ in nothing else one learning "
             "rate; an axis over optimizer.learning_rate goes with the rule 'as_given'"
         )
-    return Plan(tune, tuple(_planned(point, found(point.run.data)) for point in chosen), "", optima)
+    runs = [_planned(point, found(point.run.data)) for point in chosen]
+    shared = _trunks(runs, results) if sweep.execution.trunks == "auto" else []
+    return Plan(tune, tuple(_branches(runs, shared, results)), "", optima, tuple(trunk for trunk, _ in shared))
 
 
 def _planned(point: grid.Point, corpus: corpora.Corpus | None) -> Planned:
     return Planned(point.run, point.labels, corpus, point.run.run_id(corpus.data_sha256) if corpus else None)
+
+
+def _trunks(runs: Sequence[Planned], results: store.Store | None) -> list[tuple[Planned, tuple[config.Run, ...]]]:
+    """The trunks of a sweep with the runs that start from each; none for runs that all have their results."""
+    by_run = {planned.run: planned for planned in runs}
+    found = []
+    for trunk, branches in trunks.of(list(by_run)).items():
+        first = by_run[branches[0]]
+        planned = _planned(grid.Point(trunk, {"family": trunk.model.kind, "role": "trunk"}), first.corpus)
+        ids = [by_run[branch].run_id for branch in branches]
+        own = planned.run_id is not None and results is not None and results.result(planned.run_id) is not None
+        if own or results is None or any(i is None or results.result(i) is None for i in ids):
+            found.append((planned, branches))
+    return found
+
+
+def _branches(
+    runs: Sequence[Planned],
+    shared: Sequence[tuple[Planned, tuple[config.Run, ...]]],
+    results: store.Store | None,
+) -> list[Planned]:
+    """Runs with labels that say which trunk they start from; those that have a result keep what it says."""
+    parents = {branch: trunk.run_id or "" for trunk, branches in shared for branch in branches}
+    labelled = []
+    for planned in runs:
+        row = results.result(planned.run_id) if results and planned.run_id else None
+        trunk = parents.get(planned.run) if row is None else row["parent_run_id"]
+        more = {} if trunk is None else {"role": "branch", "parent_run_id": trunk}
+        labelled.append(dataclasses.replace(planned, labels={**planned.labels, **more}))
+    return labelled
+
+
+def flops_spent(planned: Planned) -> float:
+    """The training FLOPs of a run itself: without those of the trunk that it starts from."""
+    run = planned.run
+    start = trunks.branch_step(run) if planned.labels.get("role") == "branch" else 0
+    trained = run.tokens - start * run.batch_tokens
+    return counting.flops(run.model, run.vocabulary_size, run.context, trained)
 
 
 def _optima(tune: Sequence[Planned], results: store.Store | None) -> tuple[dict[str, float], str]:
@@ -116,12 +160,6 @@ def row(planned: Planned, rate: float, execution: config.Execution) -> dict[str,
     run, corpus = planned.run, planned.corpus
     shape = (run.model, run.vocabulary_size, run.context)
     flops = counting.flops(*shape, run.tokens)
-    memory = counting.memory_bytes(
-        *shape, microbatch=execution.microbatch or run.batch_size, remat=execution.remat,
-        state_floats_per_param=run.optimizer.state_floats_per_param,
-        parameter_bytes=2 if run.precision.parameters == "bfloat16" else 4,
-        compute_bytes=2 if run.precision.compute == "bfloat16" else 4,
-    )  # fmt: skip
     return {
         "run_id": planned.run_id,
         "family": planned.labels["family"],
@@ -132,15 +170,27 @@ def row(planned: Planned, rate: float, execution: config.Execution) -> dict[str,
         "tokens": run.tokens,
         "epochs": run.tokens / corpus.unique_tokens if corpus else None,
         "flops": flops,
+        "flops_spent": flops_spent(planned),
         "flops_6nd": counting.flops_6nd(*shape, run.tokens),
         "flops_budget": planned.labels.get("flops_budget"),
         "steps": run.steps,
         "warmup_steps": run.schedule.warmup.steps(run.steps, run.batch_tokens),
         "learning_rate": run.optimizer.learning_rate,
         "seed": run.seed,
-        "memory_bytes": memory,
-        "seconds": flops / rate,
+        "memory_bytes": memory(run, execution),
+        "seconds": flops_spent(planned) / rate,
     }
+
+
+def memory(run: config.Run, execution: config.Execution) -> float:
+    """Estimated bytes of a run's training step on one device."""
+    return counting.memory_bytes(
+        run.model, run.vocabulary_size, run.context,
+        microbatch=execution.microbatch or run.batch_size, remat=execution.remat,
+        state_floats_per_param=run.optimizer.state_floats_per_param,
+        parameter_bytes=2 if run.precision.parameters == "bfloat16" else 4,
+        compute_bytes=2 if run.precision.compute == "bfloat16" else 4,
+    )  # fmt: skip
 
 
 def rate(device: str, measured: float | None) -> tuple[float, str]:

@@ -41,7 +41,7 @@ def run(
                 f"{resolved.pending}; see `scaling status {name} --store {store_path}` and mend what failed"
             )
         log(tuned(resolved))
-    plan.register(sweep.name, sweep, resolved.runs, results)
+    plan.register(sweep.name, sweep, resolved.trunks + resolved.runs, results)
     return _train(results, sweep.name, workers, retry_failed, config_path, log)
 
 

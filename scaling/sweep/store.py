@@ -246,6 +246,16 @@ class Store:
             return {**known, "status": "running", "reason": ""}
         return {**known, "status": "planned", "reason": f"{last.owner} is gone; another worker resumes the run"}
 
+    def checkpoints(self, run_id: str) -> list[Path]:
+        """The checkpoint folders of the attempts at a run, oldest first."""
+        folder = self.folder(run_id) / "checkpoints"
+        return sorted(folder.iterdir()) if folder.is_dir() else []
+
+    def has_checkpoint(self, run_id: str, step: int | None = None) -> bool:
+        """Whether a run has a finished checkpoint, or one of a given step."""
+        name = "[0-9]*" if step is None else str(step)
+        return any(path.name.isdecimal() for path in (self.folder(run_id) / "checkpoints").glob(f"*/{name}"))
+
     def statuses(self, sweep: str) -> dict[str, str]:
         """The status of each run of a sweep, by run id."""
         words = {}

@@ -11,6 +11,7 @@ SIGINT, 129 by SIGHUP: the run is saved, its lease released, and a new worker go
 import contextlib
 import dataclasses
 import importlib.metadata
+import math
 import os
 import signal
 import socket
@@ -24,13 +25,14 @@ from typing import TYPE_CHECKING, Any
 
 from scaling import config, tracking
 from scaling.sweep import lease as leases
-from scaling.sweep import record, store
+from scaling.sweep import packing, plan, queue, record, store
 
 if TYPE_CHECKING:
     from scaling import loop
 
 PACKAGES = ("scaling", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+WORKERS = "SCALING_WORKERS"  # how many workers the launcher started
 LAUNCHER = "SCALING_LAUNCHER_PID"  # the process whose end a worker takes for a request to stop
 
 
@@ -59,19 +61,20 @@ def work(results: store.Store, sweep_name: str, *, log: Callable[[str], None], r
     """
     sweep = results.sweep(sweep_name)
     settings = config.Sweep.model_validate(sweep["config"])
-    labels = {member["run_id"]: member["labels"] for member in sweep["members"]}
     if retry_failed:
-        for run_id in labels:
-            results.retry(run_id)
-    tracker = tracking.build(settings.tracking, log)
-    owner = f"{socket.gethostname()}:{os.getpid()}"
+        for member in sweep["members"]:
+            results.retry(member["run_id"])
     about = environment()
     tally = Tally()
     with _until_signal(log) as stop:
-        for lease in _claims(results, list(labels), owner, about, stop):
-            with lease.beating(log):
-                ended = _attempt(results, settings, sweep_name, lease, labels[lease.run_id], about, tracker, stop, log)
-            setattr(tally, ended, getattr(tally, ended) + 1)
+        work = Work(results, settings, sweep_name, about, stop, log)
+        owner = f"{socket.gethostname()}:{os.getpid()}"
+        for claims in work.queue.claims(owner, about, work.most, stop):
+            with contextlib.ExitStack() as beating:
+                for claim in claims:
+                    beating.enter_context(claim.lease.beating(log))
+                for ended in work.train(claims):
+                    setattr(tally, ended, getattr(tally, ended) + 1)
         tally.signal = stop.signal
     return tally
 
@@ -119,109 +122,162 @@ def _until_signal(log: Callable[[str], None]) -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def _claims(
-    results: store.Store, run_ids: Sequence[str], owner: str, about: dict[str, Any], stop: Stop
-) -> Iterator[leases.Lease]:
-    """Leases of runs without a result, the largest first, until none can be had or a stop is asked for."""
-    left = [run_id for run_id in run_ids if results.result(run_id) is None]
-    flops = {run_id: record.columns(*record.read(results.config(run_id)))["flops"] for run_id in left}
-    left.sort(key=lambda run_id: flops[run_id], reverse=True)
-    while left and not stop():
-        lease = next((lease for run_id in left if (lease := results.claim(run_id, owner, about))), None)
-        if lease is None:
-            return
-        yield lease
-        left = [run_id for run_id in left if results.result(run_id) is None]
+class Work:
+    """One worker's work on one sweep: trains what it claims and stores how each run ended."""
 
+    def __init__(
+        self,
+        results: store.Store,
+        settings: config.Sweep,
+        sweep_name: str,
+        about: dict[str, Any],
+        stop: Stop,
+        log: Callable[[str], None],
+    ):
+        self.results = results
+        self.execution = settings.execution
+        self.tracking = settings.tracking
+        self.sweep_name = sweep_name
+        self.about = about
+        self.stop = stop
+        self.log = log
+        self.queue = queue.Queue(results, sweep_name)
+        self.trackers: list[tracking.Tracker] = []
 
-def _attempt(
-    results: store.Store,
-    settings: config.Sweep,
-    sweep_name: str,
-    lease: leases.Lease,
-    labels: dict[str, Any],
-    about: dict[str, Any],
-    tracker: tracking.Tracker,
-    stop: Stop,
-    log: Callable[[str], None],
-) -> str:
-    """Train one claimed run and store how it ended; returns the field of `Tally` that counts it."""
-    run, corpus = record.read(results.config(lease.run_id))
-    counted = record.columns(run, corpus)
-    log(f"{lease.run_id} attempt {lease.attempt}: {record.describe(counted)}")
-    name, resolved = record.name_of(counted, lease.run_id), {**counted, "run": run.model_dump(mode="json")}
-    tracker.start(lease.run_id, name, sweep_name, resolved, lease.folder)
+    def most(self, item: queue.Item) -> int:
+        """How many runs like this to train together here, leaving their share to the other workers."""
+        import jax
 
-    def keep(rows: list[dict[str, Any]]) -> None:
-        lease.metrics(rows)
-        tracker.log(rows)
+        device = jax.local_devices()[0]
+        limit = (device.memory_stats() or {}).get("bytes_limit")
+        most = packing.most(item.run, self.execution, device.device_kind, plan.memory(item.run, self.execution), limit)
+        alike = sum(packing.key(other.run) == packing.key(item.run) for other in self.queue.left())
+        return min(most, math.ceil(alike / int(os.environ.get(WORKERS, "1"))))
 
-    try:
-        outcome = _train(run, settings.execution, corpus, lease, keep, stop, log)
-    except Exception as error:  # the run's own failure, whatever it is: kept with the run, and the others go on
+    def train(self, claims: Sequence[queue.Claim]) -> list[str]:
+        """Train a pack and store how each run ended; returns the fields of `Tally` that count them."""
+        attempts = [self._start(claim, index) for index, claim in enumerate(claims)]
+        ended = []
+        for attempt in attempts[:]:
+            outcome = self._as_its_trunk(attempt.item)
+            if outcome is not None:
+                attempts.remove(attempt)
+                ended.append(self._ended(attempt, outcome))
+        try:
+            outcomes = self._outcomes(attempts) if attempts else []
+        except Exception as error:  # the runs' own failure, whatever it is: kept with them, and the others go on
+            trace = traceback.format_exc()
+            return ended + [self._failed(attempt, error, trace, len(attempts)) for attempt in attempts]
+        return ended + [self._ended(attempt, outcome) for attempt, outcome in zip(attempts, outcomes, strict=True)]
+
+    def _as_its_trunk(self, item: queue.Item) -> "loop.Outcome | None":
+        """How a branch ends whose trunk diverged before the branch leaves it: it would have diverged there too."""
+        if item.trunk is None or self.queue.has_trunk(item):
+            return None
+        row = self.results.result(item.trunk)
+        if row is None or row["status"] != "diverged":
+            return None
+        from scaling import loop
+
+        step = item.branch_step
+        return loop.Outcome("diverged", f"its trunk {item.trunk} diverged: {row['reason']}", step, 0.0, start=step)
+
+    def _start(self, claim: queue.Claim, index: int) -> "Attempt":
+        item, lease = claim.item, claim.lease
+        self.log(f"{item.run_id} attempt {lease.attempt}: {record.describe(item.counted)}")
+        if index == len(self.trackers):
+            self.trackers.append(tracking.build(self.tracking, self.log))
+        name, resolved = record.name_of(item.counted, item.run_id), dict(item.counted)
+        resolved["run"] = item.run.model_dump(mode="json")
+        self.trackers[index].start(item.run_id, name, self.sweep_name, resolved, lease.folder)
+        return Attempt(item, lease, self.trackers[index])
+
+    def _outcomes(self, attempts: Sequence["Attempt"]) -> "list[loop.Outcome]":
+        """Train on the corpus that the records name. Raises ValueError where the data has changed since the plan."""
+        from scaling import loop
+        from scaling.data import corpus as corpora
+
+        corpus = corpora.prepare(attempts[0].item.run.data, self.log)
+        for item in (attempt.item for attempt in attempts):
+            for name, planned in dataclasses.asdict(item.stored).items():
+                if getattr(corpus, name) != planned:
+                    raise ValueError(
+                        f"the corpus of run {item.run_id} has {name} {getattr(corpus, name)} and was planned with "
+                        f"{planned}; restore the data, or start the sweep again to plan runs on the new data"
+                    )
+        return loop.train([self._member(attempt) for attempt in attempts], self.execution, corpus)
+
+    def _member(self, attempt: "Attempt") -> "loop.Member":
+        """What the loop is told of a run. Without a trunk to be had, a branch is trained from its own start."""
+        from scaling import loop
+
+        item, lease = attempt.item, attempt.lease
+        trunk = None
+        if item.trunk is not None and self.queue.has_trunk(item):
+            trunk = loop.Trunk(self.results.checkpoints(item.trunk), item.trunk, item.branch_step)
+        return loop.Member(
+            item.run, lease.checkpoints, attempt.keep, lambda: self.stop() or lease.lost, trunk, item.branches
+        )
+
+    def _failed(self, attempt: "Attempt", error: Exception, trace: str, members: int) -> str:
         reason = f"{type(error).__name__}: {error}"
-        tracker.finish({"status": "failed", "reason": reason})
+        run_id, lease = attempt.item.run_id, attempt.lease
+        attempt.tracker.finish({"status": "failed", "reason": reason})
         if lease.lost:
-            log(f"{lease.run_id}: lost to another worker, and then failed: {reason}")
+            self.log(f"{run_id}: lost to another worker, and then failed: {reason}")
             return "lost"
-        lease.fail(reason, traceback.format_exc())
-        log(f"{lease.run_id}: failed: {reason}")
+        if members > 1:
+            self.queue.alone.add(run_id)
+            lease.release(f"a pack of {members} runs with it failed ({reason}); it is tried alone")
+            self.log(f"{run_id}: a pack of {members} runs with it failed, and it is tried alone: {reason}")
+            return "stopped"
+        lease.fail(reason, trace)
+        self.log(f"{run_id}: failed: {reason}")
         return "failed"
-    if outcome.status == "stopped" and not lease.lost:
-        lease.release(f"{outcome.reason} at step {outcome.step}; resumes there")
-        tracker.finish({"status": "stopped", "reason": outcome.reason})
-        log(f"{lease.run_id}: stopped at step {outcome.step} of {run.steps}; resumes there")
-        return "stopped"
-    row = result_row(lease.run_id, sweep_name, counted, labels, run, outcome, about["device"])
-    if outcome.status == "stopped" or not lease.publish(row):
-        tracker.finish({"status": "stopped", "reason": "another worker has taken the run"})
-        log(f"{lease.run_id}: another worker has taken the run; nothing of this attempt counts")
-        return "lost"
-    tracker.finish(row)
-    log(f"{lease.run_id}: {outcome.status} {outcome.reason}".rstrip() + _shown_loss(row))
-    return outcome.status
+
+    def _ended(self, attempt: "Attempt", outcome: "loop.Outcome") -> str:
+        item, lease, tracker = attempt.item, attempt.lease, attempt.tracker
+        if outcome.status == "stopped" and not lease.lost:
+            lease.release(f"{outcome.reason} at step {outcome.step}; resumes there")
+            tracker.finish({"status": "stopped", "reason": outcome.reason})
+            self.log(f"{item.run_id}: stopped at step {outcome.step} of {item.run.steps}; resumes there")
+            return "stopped"
+        row = result_row(item, self.sweep_name, outcome, self.about["device"])
+        if outcome.status == "stopped" or not lease.publish(row):
+            tracker.finish({"status": "stopped", "reason": "another worker has taken the run"})
+            self.log(f"{item.run_id}: another worker has taken the run; nothing of this attempt counts")
+            return "lost"
+        tracker.finish(row)
+        self.log(f"{item.run_id}: {outcome.status} {outcome.reason}".rstrip() + _shown_loss(row))
+        return outcome.status
 
 
-def _train(
-    run: config.Run,
-    execution: config.Execution,
-    stored: record.Stored,
-    lease: leases.Lease,
-    keep: Callable[[list[dict[str, Any]]], None],
-    stop: Stop,
-    log: Callable[[str], None],
-) -> "loop.Outcome":
-    """Train on the corpus that the record names. Raises ValueError where the data has changed since the plan."""
-    from scaling import loop
-    from scaling.data import corpus as corpora
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """A claimed run with the tracker that follows it."""
 
-    corpus = corpora.prepare(run.data, log)
-    for name, planned in dataclasses.asdict(stored).items():
-        if getattr(corpus, name) != planned:
-            raise ValueError(
-                f"the corpus of run {lease.run_id} has {name} {getattr(corpus, name)} and was planned with {planned}; "
-                "restore the data, or start the sweep again to plan runs on the new data"
-            )
-    member = loop.Member(run, lease.checkpoints, keep, lambda: stop() or lease.lost)
-    return loop.train([member], execution, corpus)[0]
+    item: queue.Item
+    lease: leases.Lease
+    tracker: tracking.Tracker
+
+    def keep(self, rows: list[dict[str, Any]]) -> None:
+        """Store rows of metrics."""
+        self.lease.metrics(rows)
+        self.tracker.log(rows)
 
 
-def result_row(
-    run_id: str,
-    sweep_name: str,
-    counted: dict[str, Any],
-    labels: dict[str, Any],
-    run: config.Run,
-    outcome: "loop.Outcome",
-    device: str,
-) -> dict[str, Any]:
-    """The flat row of a run that finished or diverged, in the order of the store's columns."""
+def result_row(item: queue.Item, sweep_name: str, outcome: "loop.Outcome", device: str) -> dict[str, Any]:
+    """The flat row of a run that finished or diverged, in the order of the store's columns.
+
+    `flops` are those of the whole run, which count for a law; `flops_spent` those of the steps that it trained itself.
+    """
+    counted, labels = item.counted, item.labels
     row: dict[str, Any] = {
-        "run_id": run_id,
-        "sweep": sweep_name,
         **counted,
+        "sweep": sweep_name,
         **{key: labels[key] for key in ("family", "role", "parent_run_id") if key in labels},
-        "flops_spent": counted["flops_spent"] * outcome.step / run.steps,
+        "run_id": item.run_id,
+        "flops_spent": counted["flops_spent"] * (outcome.step - outcome.start) / item.run.steps,
         "loss": outcome.loss,
         "loss_se": outcome.loss_se,
         "bits_per_byte": outcome.bits_per_byte,

@@ -1,12 +1,15 @@
 """Stores of small runs that nobody needs to train: what a sweep's plan would have written."""
 
 import dataclasses
+import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import scaling
 from scaling import config
 from scaling.sweep import record, store
 
@@ -89,3 +92,66 @@ def outcome() -> Callable[..., Any]:
         return types.SimpleNamespace(status=status, step=step, reason=reason, seconds=1.5, start=0, **measured)
 
     return make
+
+
+@dataclasses.dataclass
+class Member:
+    """As `loop.Member`, which would import all that trains."""
+
+    run: config.Run
+    checkpoints: list[Path]
+    record: Callable[..., None]
+    stop: Callable[[], bool]
+    trunk: Any = None
+    branches: Any = ()
+
+
+@dataclasses.dataclass
+class Outcome:
+    """As `loop.Outcome`."""
+
+    status: str
+    reason: str
+    step: int
+    seconds: float
+    loss: float | None = None
+    loss_se: float | None = None
+    bits_per_byte: float | None = None
+    start: int = 0
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> store.Store:
+    return store.Store(tmp_path / "store")
+
+
+@pytest.fixture
+def pretend_packs(monkeypatch: pytest.MonkeyPatch, identity: Any) -> Callable[[Callable[..., Any]], None]:
+    """Puts a function of members in the place of the loop, and an identity in the place of the corpus."""
+    from scaling.data import corpus
+
+    def use(train: Callable[..., Any]) -> None:
+        loop = types.ModuleType("scaling.loop")
+        loop.train = train  # type: ignore[attr-defined]
+        loop.Member = Member  # type: ignore[attr-defined]
+        loop.Outcome = Outcome  # type: ignore[attr-defined]
+        loop.Trunk = lambda *given: given  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "scaling.loop", loop)
+        monkeypatch.setattr(scaling, "loop", loop, raising=False)
+        monkeypatch.setattr(corpus, "prepare", lambda data, log: identity)
+
+    return use
+
+
+@pytest.fixture
+def pretend(pretend_packs: Callable[[Callable[..., Any]], None]) -> Callable[[Callable[..., Any]], None]:
+    """Puts a function of one run in the place of the loop."""
+
+    def use(train: Callable[..., Any]) -> None:
+        def alone(members: Any, execution: config.Execution, corpus: Any) -> list[Any]:
+            (m,) = members
+            return [train(m.run, execution, corpus, checkpoints=m.checkpoints, record=m.record, stop=m.stop)]
+
+        pretend_packs(alone)
+
+    return use

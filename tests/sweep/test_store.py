@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from scaling import config
-from scaling.sweep import record, store, worker
+from scaling.sweep import queue, record, store, worker
 
 Make = Callable[..., config.Run]
 Fill = Callable[..., list[str]]
@@ -28,8 +28,9 @@ def finish(results: store.Store, run_id: str, run: config.Run, outcome: Any, swe
     """Publish a result as a worker does."""
     lease = results.claim(run_id, "me", {"device": "cpu"})
     assert lease is not None
-    counted = record.columns(*record.read(results.config(run_id)))
-    assert lease.publish(worker.result_row(run_id, sweep, counted, {"role": "single"}, run, outcome, "cpu"))
+    _, stored = record.read(results.config(run_id))
+    item = queue.Item(run_id, run, stored, record.columns(run, stored), {"role": "single"}, None, ())
+    assert lease.publish(worker.result_row(item, sweep, outcome, "cpu"))
 
 
 def test_importing_the_store_imports_neither_jax_nor_pandas() -> None:

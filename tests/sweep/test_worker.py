@@ -3,59 +3,18 @@
 import dataclasses
 import os
 import signal
-import sys
 import threading
-import types
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import scaling
 from scaling import config
 from scaling.sweep import lease as leases
 from scaling.sweep import store, worker
 
 Make = Callable[..., config.Run]
 Fill = Callable[..., list[str]]
-
-
-@dataclasses.dataclass
-class Member:
-    """As `loop.Member`, which would import JAX's half of the house."""
-
-    run: config.Run
-    checkpoints: list[Path]
-    record: Callable[..., None]
-    stop: Callable[[], bool]
-    trunk: Any = None
-    branches: Any = ()
-
-
-@pytest.fixture
-def results(tmp_path: Path) -> store.Store:
-    return store.Store(tmp_path / "store")
-
-
-@pytest.fixture
-def pretend(monkeypatch: pytest.MonkeyPatch, identity: Any) -> Callable[[Callable[..., Any]], None]:
-    """Puts a function in the place of training, and an identity in the place of the corpus."""
-    from scaling.data import corpus
-
-    def use(train: Callable[..., Any]) -> None:
-        def alone(members: Any, execution: config.Execution, corpus: Any) -> list[Any]:
-            m = members[0]
-            return [train(m.run, execution, corpus, checkpoints=m.checkpoints, record=m.record, stop=m.stop)]
-
-        loop = types.ModuleType("scaling.loop")
-        loop.train = alone  # type: ignore[attr-defined]
-        loop.Member = Member  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "scaling.loop", loop)
-        monkeypatch.setattr(scaling, "loop", loop, raising=False)
-        monkeypatch.setattr(corpus, "prepare", lambda data, log: identity)
-
-    return use
 
 
 @pytest.fixture

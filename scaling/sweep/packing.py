@@ -1,0 +1,33 @@
+"""Which runs train together as one program, and how many of them. No JAX here.
+
+Runs that share a program (`Run.shared`) and their length may be packed: they differ in numbers that are arguments of
+the step. Packing pays while one model leaves a device idle; on CPU cores it does not.
+"""
+
+from scaling import config, counting, devices
+
+# Packing goes on until a step multiplies as long as this at the device's peak. A guess from below, not measured: a
+# small model's step is some hundred kernels, each of which takes a few microseconds to start.
+BUSY_SECONDS = 3e-4
+MOST = 64  # members; beyond it the host's work for each (batches, rows of metrics, checkpoints) is no longer small
+SHARE_OF_MEMORY = 0.8
+
+
+def key(run: config.Run) -> tuple[config.Run, int]:
+    """Equal for runs that may be packed."""
+    return run.shared, run.tokens
+
+
+def most(run: config.Run, execution: config.Execution, device: str, memory: float, limit: float | None) -> int:
+    """How many runs like this train together on a device of this kind.
+
+    `memory` is what one run needs in bytes, `limit` what the device has, None where that is not known.
+    """
+    if execution.pack != "auto":
+        return execution.pack
+    peak = devices.peak_flops(device)
+    if peak is None:
+        return 1
+    step = counting.flops_per_token(run.model, run.vocabulary_size, run.context) * run.batch_tokens
+    fitting = MOST if limit is None else int(SHARE_OF_MEMORY * limit / memory)
+    return max(1, min(int(BUSY_SECONDS * peak / step), fitting, MOST))
