@@ -124,6 +124,8 @@ class Execution(schema.Config):
     microbatch: pydantic.PositiveInt | None = None  # sequences of one forward pass; None: the whole batch
     layers: Literal["auto", "scan", "unroll"] = "auto"
     remat: Literal["none", "full", "dots"] = "none"
+    # Tokens whose logits exist at once. None: all of a forward pass; "auto": all, or as many as `counting` finds small.
+    loss_chunk: pydantic.PositiveInt | Literal["auto"] | None = "auto"
     steps_per_dispatch: pydantic.PositiveInt = 32
     evaluations: pydantic.PositiveInt = 1  # validations a run, equally spaced; the last is the result
     checkpoint_seconds: pydantic.NonNegativeFloat = 60.0

@@ -16,6 +16,10 @@ Remat = Literal["none", "full", "dots"]
 # once for the gradient of the weights, once for the gradient of the activations.
 PASSES = 3
 
+# The largest logits, in float32 on one device, that are held whole. Chunks of this size are matmuls of thousands of
+# rows at every vocabulary in use, and their weight's gradient, read and written once a chunk, is small beside them.
+LOGITS_BYTES = 2**29
+
 
 def params(model: families.Family, vocabulary_size: int, context: int) -> int:
     """All trainable parameters: the size of the real parameter tree."""
@@ -77,6 +81,24 @@ def flops_hardware(
         ends = [weight.size for weight in model.weights(vocabulary_size, context) if weight.residual][-1:]
         again = forward - 2.0 * vocabulary_size * model.width - 2.0 * sum(ends)
     return (PASSES * forward + again) * tokens
+
+
+def loss_chunk(
+    setting: int | Literal["auto"] | None,
+    *,
+    tokens: int,
+    vocabulary_size: int,
+    shards: int = 1,
+    members: int = 1,
+) -> int | None:
+    """Tokens whose logits exist at once in a forward pass of `tokens`, or None for all of them.
+
+    `setting` is `execution.loss_chunk`. "auto" cuts the pass only where the logits of all `members` of a pack are more
+    than LOGITS_BYTES on a device, `shards` of which share them, and then into the largest chunks that are not.
+    """
+    if setting == "auto":
+        setting = shards * LOGITS_BYTES // (4 * vocabulary_size * members)
+    return None if setting is None or setting >= tokens else max(1, setting)
 
 
 def memory_bytes(

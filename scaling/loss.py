@@ -1,8 +1,19 @@
-"""Losses in nats a token: pure functions of logits and targets."""
+"""Losses in nats a token: pure functions of logits and targets, or of features and a head whose logits never all exist.
+
+A head is a function `head(matrix, features)` that gives float32 logits; what it multiplies by comes as an argument so
+that its gradient can be summed over chunks.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+Head = Callable[[Array, Array], Array]
 
 
 def cross_entropy(
@@ -10,5 +21,113 @@ def cross_entropy(
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
     """−log p(target) of every token in nats, and log Z, the logarithm of the softmax's denominator."""
     log_z = jax.nn.logsumexp(logits, axis=-1)
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return log_z - chosen, log_z
+    # A comparison and not a gather, whose gradient is a scatter over the logits; as fast on CPU.
+    hit = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1) == targets[..., None]
+    return log_z - jnp.where(hit, logits, 0.0).sum(axis=-1), log_z
+
+
+def token_losses(
+    head: Head,
+    matrix: Float[Array, "..."],
+    features: Float[Array, "batch context width"],
+    targets: Int[Array, "batch context"],
+    chunk: int | None,
+) -> Float[Array, "batch context"]:
+    """Nats of every token; the logits of about `chunk` tokens exist at once (None: of all)."""
+    parts = _parts(targets.shape, chunk)
+    if parts == 1:
+        return cross_entropy(head(matrix, features), targets)[0]
+    nats = jax.lax.map(lambda part: cross_entropy(head(matrix, part[0]), part[1])[0], _split(parts, features, targets))
+    return _join(nats, targets.shape[1])
+
+
+def mean_loss(
+    head: Head,
+    matrix: Float[Array, "..."],
+    features: Float[Array, "batch context width"],
+    targets: Int[Array, "batch context"],
+    z_loss: Float[Array, ""] | float,
+    chunk: int | None,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """What a step lowers, mean nats + z_loss · mean log²Z, and mean nats, which has no gradient.
+
+    The logits of about `chunk` tokens exist at once (None: of all). Then the gradient is taken in the forward pass, as
+    each chunk passes, so that no logits are computed twice (Hsu et al. 2410.10989, section 3.2), and the gradient of
+    the matrix is summed over chunks in float32. `z_loss` is a constant of the run and gets no gradient.
+    """
+    parts = _parts(targets.shape, chunk)
+    if parts == 1:
+        nats, log_z = cross_entropy(head(matrix, features), targets)
+        mean = nats.mean()
+        return mean + z_loss * jnp.square(log_z).mean(), jax.lax.stop_gradient(mean)
+    objective, mean = _chunked(head, parts, matrix.astype(jnp.float32), features, targets, jnp.asarray(z_loss))
+    return objective, jax.lax.stop_gradient(mean)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _chunked(
+    head: Head, parts: int, matrix: Array, features: Array, targets: Array, z_loss: Array
+) -> tuple[Array, Array]:
+    def add(total: tuple[Array, Array], part: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+        return jax.tree.map(jnp.add, total, _terms(head, targets.size, z_loss, matrix, *part)), None
+
+    return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), _split(parts, features, targets))[0]
+
+
+def _forward(
+    head: Head, parts: int, matrix: Array, features: Array, targets: Array, z_loss: Array
+) -> tuple[tuple[Array, Array], Any]:
+    terms = functools.partial(_terms, head, targets.size, z_loss)
+    gradient = jax.value_and_grad(terms, argnums=(0, 1), has_aux=True)
+
+    def add(carry: Any, part: tuple[Array, Array]) -> tuple[Any, Array]:
+        values, (of_matrix, of_features) = gradient(matrix, *part)
+        return jax.tree.map(jnp.add, carry, (values, of_matrix)), of_features
+
+    zero = ((jnp.zeros(()), jnp.zeros(())), jnp.zeros_like(matrix))
+    (values, of_matrix), of_features = jax.lax.scan(add, zero, _split(parts, features, targets))
+    return values, (of_matrix, _join(of_features, targets.shape[1]))
+
+
+def _backward(
+    head: Head, parts: int, gradients: tuple[Array, Array], upstream: tuple[Array, Array]
+) -> tuple[Array, Array, None, None]:
+    of_matrix, of_features = gradients
+    return of_matrix * upstream[0], of_features * upstream[0].astype(of_features.dtype), None, None
+
+
+_chunked.defvjp(_forward, _backward)
+
+
+def _terms(
+    head: Head, tokens: int, z_loss: Array, matrix: Array, features: Array, targets: Array
+) -> tuple[Array, Array]:
+    """A chunk's share of the objective and of the mean. Positions that fill up the last chunk have target −1."""
+    nats, log_z = cross_entropy(head(matrix, features), targets)
+    real = targets >= 0
+    mean = jnp.where(real, nats, 0.0).sum() / tokens
+    return mean + z_loss * jnp.where(real, jnp.square(log_z), 0.0).sum() / tokens, mean
+
+
+def _parts(shape: tuple[int, ...], chunk: int | None) -> int:
+    """Into how many chunks of positions a batch is cut. All sequences take part in each, since devices share them."""
+    batch, context = shape
+    return 1 if chunk is None else math.ceil(context / max(1, min(context, chunk // batch)))
+
+
+def _split(parts: int, features: Array, targets: Array) -> tuple[Array, Array]:
+    """(parts, batch, positions, …) of both, the end filled with zeros and targets of −1."""
+    batch, context, width = features.shape
+    positions = math.ceil(context / parts)
+    fill = parts * positions - context
+    if fill:
+        features = jnp.pad(features, ((0, 0), (0, fill), (0, 0)))
+        targets = jnp.pad(targets, ((0, 0), (0, fill)), constant_values=-1)
+    features = features.reshape(batch, parts, positions, width)
+    return jnp.moveaxis(features, 1, 0), jnp.moveaxis(targets.reshape(batch, parts, positions), 1, 0)
+
+
+def _join(chunks: Array, context: int) -> Array:
+    """The inverse of `_split` for one array."""
+    chunks = jnp.moveaxis(chunks, 0, 1)
+    return chunks.reshape(chunks.shape[0], -1, *chunks.shape[3:])[:, :context]

@@ -19,7 +19,7 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
-from scaling import config, families, loss, mesh, models, noise
+from scaling import config, counting, families, loss, mesh, models, noise
 
 Params = dict[str, Array]
 
@@ -159,13 +159,10 @@ def _program(
                 params[name] = (params[name] * scale).astype(params[name].dtype)
         return State(params, direction.init(params))
 
-    def forward(params: Params, tokens: Int[Array, "batch context"]) -> Float[Array, "batch context vocabulary"]:
-        return nnx.merge(graph, unflat(params))(tokens)
-
     def objective(params: Params, batch: Int[Array, "batch length"], z_loss: Array) -> tuple[Array, Array]:
-        nats, log_z = loss.cross_entropy(forward(params, batch[:, :-1]), batch[:, 1:])
-        mean = nats.mean()
-        return mean + z_loss * jnp.square(log_z).mean(), mean
+        model, inputs, targets = nnx.merge(graph, unflat(params)), batch[:, :-1], batch[:, 1:]
+        chunk = _loss_chunk(run, execution, devices, members, inputs.size)
+        return loss.mean_loss(model.logits, model.head, model.features(inputs), targets, z_loss, chunk)
 
     def gradient(
         params: Params, batch: Int[Array, "batch length"], z_loss: Array
@@ -230,7 +227,9 @@ def _program(
 
     def evaluate(params: Params, batch: Int[Array, "batch length"]) -> Float[Array, "batch context"]:
         """Nats of every token of a batch of windows."""
-        return loss.cross_entropy(forward(params, batch[:, :-1]), batch[:, 1:])[0]
+        model, inputs, targets = nnx.merge(graph, unflat(params)), batch[:, :-1], batch[:, 1:]
+        chunk = _loss_chunk(run, execution, devices, members, inputs.size)
+        return loss.token_losses(model.logits, model.head, model.features(inputs), targets, chunk)
 
     one = jax.eval_shape(init, jax.ShapeDtypeStruct((), jnp.uint32), jax.ShapeDtypeStruct((), jnp.float32))
     shard = _state_sharding(one, weights, devices)
@@ -277,6 +276,20 @@ def _pack(function: Callable[..., Any], members: int, axes: tuple[int | None, ..
         return jax.tree.map(lambda x: x[None], function(*parts))
 
     return alone
+
+
+def _loss_chunk(
+    run: config.Run, execution: config.Execution, devices: jax.sharding.Mesh, members: int, tokens: int
+) -> int | None:
+    """Tokens whose logits exist at once in one member's forward pass of `tokens`; None for all."""
+    split = devices.shape["tensor"] if run.vocabulary_size % devices.shape["tensor"] == 0 else 1
+    return counting.loss_chunk(
+        execution.loss_chunk,
+        tokens=tokens,
+        vocabulary_size=run.vocabulary_size,
+        shards=mesh.batch_shards(devices) * split,
+        members=members,
+    )
 
 
 def _validation_batch(run: config.Run, execution: config.Execution, devices: jax.sharding.Mesh) -> int:

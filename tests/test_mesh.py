@@ -25,7 +25,8 @@ random = np.random.default_rng(0)
 data = random.integers(1, 9, (3, run.batch_size, run.context + 1), np.int32)
 from scaling import mesh as sharding
 for settings in meshes:
-    program = step.program(run, config.Execution(mesh=settings, steps_per_dispatch=3, layers="unroll"))
+    how = {"loss_chunk": settings.pop("loss_chunk", None), "layers": "unroll"}
+    program = step.program(run, config.Execution(mesh=settings, steps_per_dispatch=3, **how))
     state = program.init(np.uint32(0), np.float32(1.0))
     place = lambda axes, array: sharding.put(program.mesh, array, axes)
     split = {name: len({str(shard.index) for shard in p.addressable_shards}) for name, p in state.params.items()}
@@ -58,7 +59,7 @@ def alone(tiny: Make) -> dict[str, Any]:
     ("devices", "meshes"),
     [
         (2, [{"data": 2}, {"fsdp": 2}, {"tensor": 2}]),
-        (4, [{}, {"data": 2, "fsdp": 2}, {"fsdp": 2, "tensor": 2}]),
+        (4, [{}, {"data": 2, "fsdp": 2}, {"fsdp": 2, "tensor": 2}, {"data": 2, "tensor": 2, "loss_chunk": 24}]),
     ],
 )
 def test_no_split_over_devices_changes_the_losses(

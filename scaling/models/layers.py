@@ -234,14 +234,24 @@ class LanguageModel(Layer):
         """What the head reads: the last layer's output, normalised where the family has a final norm."""
         raise NotImplementedError
 
-    def logits(self, features: Float[Array, "*batch width"]) -> Float[Array, "*batch vocabulary"]:
-        """The head alone, in float32, so that a loss may call it on a part of the positions at a time."""
-        head, letters = (self.embedding, "vd") if self.output is None else (self.output, "dv")
+    @property
+    def head(self) -> Float[Array, "..."]:
+        """The matrix of the head: the embedding (vocabulary, width) where tied, else the output (width, vocabulary)."""
+        return (self.embedding if self.output is None else self.output)[...]
+
+    def logits(
+        self, head: Float[Array, "..."], features: Float[Array, "*batch width"]
+    ) -> Float[Array, "*batch vocabulary"]:
+        """The head alone, in float32, on any part of the positions: a loss may give it these, and the matrix, in parts.
+
+        `head` is `self.head`, in any dtype.
+        """
+        letters = "vd" if self.output is None else "dv"
         flat = features.reshape(-1, features.shape[-1])
-        logits = attention.einsum_float32(f"nd,{letters}->nv", flat, self.read(head))
+        logits = attention.einsum_float32(f"nd,{letters}->nv", flat, head.astype(self.dtype))
         logits = logits.reshape(*features.shape[:-1], -1)
         return logits if self.output_multiplier == 1.0 else logits * self.output_multiplier
 
     def __call__(self, tokens: Int[Array, "batch context"]) -> Float[Array, "batch context vocabulary"]:
         """Logits in float32 of the token after each position."""
-        return self.logits(self.features(tokens))
+        return self.logits(self.head, self.features(tokens))
