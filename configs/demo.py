@@ -23,7 +23,7 @@ def sweep() -> config.Sweep:
         batch_size=4,
         tokens=512 * 1024,
         optimizer=optim.AdamW(learning_rate=6e-3, weight_decay=1e-4),
-        schedule=optim.Cosine(warmup=optim.WarmupFraction(fraction=0.05)),
+        schedule=optim.Wsd(warmup=optim.WarmupTokens(tokens=512 * 40)),
         precision=config.Precision(compute="float32"),
         clip=1.0,
     )

@@ -61,6 +61,7 @@ class WandB:
             dir=os.environ.get("WANDB_DIR", str(folder)),
             resume="allow" if self.settings.wandb == "online" else None,
             settings=wandb.Settings(console="off", silent=True),
+            reinit="create_new",  # members of a pack are followed at once
         )
         self._run.define_metric("*", step_metric="step")
 
