@@ -4,6 +4,7 @@ Every attempt at a run writes to a folder of its own; a later attempt restores t
 imported when something is first saved or restored: a run's first steps do not wait for it.
 """
 
+import contextlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -113,6 +114,15 @@ class Checkpoints:
         for folder in self.folders[:-1]:
             if own and folder.is_dir() and not set(self.keep) & set(steps(folder)) - set(own):
                 shutil.rmtree(folder)
+
+
+def remove_all_but(folders: Sequence[Path], kept: int | None) -> None:
+    """Remove the checkpoints of a run that is over, but for one step, where that is given."""
+    for folder in folders:
+        for step in steps(folder):
+            if step != kept:
+                with contextlib.suppress(FileNotFoundError):  # another worker may be at it too
+                    shutil.rmtree(folder / str(step))
 
 
 def steps(folder: Path) -> list[int]:

@@ -75,10 +75,8 @@ class Member:
 
 def train(members: Sequence[Member], execution: config.Execution, corpus: corpora.Corpus) -> list[Outcome]:
     """Train runs that share a program until each finishes, diverges, or is stopped, saved so that it can go on."""
-    resident = corpus.train.nbytes <= RESIDENT_BYTES
-    tokens = corpus.train if resident else np.empty(0, np.int32)
-    held = (len(tokens), tokens.dtype) if resident else None
-    program = step.program(members[0].run, execution, len(members), held)
+    program = program_of(members[0].run, execution, len(members), corpus)
+    tokens = np.empty(0, np.int32) if program.resident is None else corpus.train
     checkpoint.check_space(_existing(members[0].checkpoints[-1]), [program.shapes] * len(members))
     jobs = [_Job(index, member, execution, corpus) for index, member in enumerate(members)]
     state = program.stack([job.begin(program) for job in jobs])
@@ -87,8 +85,11 @@ def train(members: Sequence[Member], execution: config.Execution, corpus: corpor
     pending: _Chunk | None = None
     last_save = time.monotonic()
 
-    for chunk in _chunks(jobs, program.steps_per_dispatch):
-        state, metrics = program.train(state, on_device, program.put(_dispatch(chunk, program)))
+    for chunk, data in _feed(_chunks(jobs, program.steps_per_dispatch), program):
+        chunk = chunk.of_those_going()
+        if not any(chunk.counts):
+            break
+        state, metrics = program.train(state, on_device, program.put(_dispatch(chunk, data, program)))
         _read(pending, clock)
         pending = dataclasses.replace(chunk, metrics=metrics)
         for job, count in zip(jobs, chunk.counts, strict=True):
@@ -120,6 +121,12 @@ def train(members: Sequence[Member], execution: config.Execution, corpus: corpor
 
 
 RESIDENT_BYTES = 2**28  # of tokens that are kept on the device; of larger corpora batches are sent
+
+
+def program_of(run: config.Run, execution: config.Execution, members: int, corpus: corpora.Corpus) -> step.Program:
+    """The program by which `train` trains a pack of runs like this one; compiled here if nowhere before."""
+    tokens = (len(corpus.train), corpus.train.dtype) if corpus.train.nbytes <= RESIDENT_BYTES else None
+    return step.program(run, execution, members, tokens)
 
 
 class _Job:
@@ -266,29 +273,57 @@ class _Chunk:
     counts: Sequence[int]
     metrics: step.Metrics | None = None
 
+    def of_those_going(self) -> "_Chunk":
+        """The chunk without steps for jobs that have ended meanwhile."""
+        return dataclasses.replace(
+            self, counts=[n if job.going else 0 for job, n in zip(self.jobs, self.counts, strict=True)]
+        )
 
-def _chunks(jobs: Sequence[_Job], most: int) -> Iterator[_Chunk]:
-    """Chunks of up to `most` steps, each job's to its next stop at most, until all have ended or done their steps."""
+    def data(self, program: step.Program) -> list[np.ndarray]:
+        """This process's rows of the batches of each job, or where they begin in the tokens on the device."""
+        found = []
+        for job, at, count in zip(self.jobs, self.starts, self.counts, strict=True):
+            share = job.data.batch_size // jax.process_count()
+            mine = slice(share * jax.process_index(), share * (jax.process_index() + 1))
+            found.append((job.data.chunk if program.resident is None else job.data.starts)(at, count, mine))
+        return found
+
+
+def _chunks(jobs: Sequence[_Job], most: int) -> list[_Chunk]:
+    """Chunks of up to `most` steps, each job's to its next stop at most, until all have done their steps."""
+    at = [job.at for job in jobs]
+    chunks: list[_Chunk] = []
     while True:
-        counts = [
-            min(most, min((stop for stop in job.stops if stop > job.at), default=job.at) - job.at) if job.going else 0
-            for job in jobs
-        ]
+        nexts = [min((s for s in job.stops if s > here), default=here) for job, here in zip(jobs, at, strict=True)]
+        counts = [min(most, stop - here) for stop, here in zip(nexts, at, strict=True)]
         if not any(counts):
-            return
-        yield _Chunk(jobs, [job.at for job in jobs], counts)
+            return chunks
+        chunks.append(_Chunk(jobs, at, counts))
+        at = [here + count for here, count in zip(at, counts, strict=True)]
 
 
-def _dispatch(chunk: _Chunk, program: step.Program) -> step.Dispatch:
-    """The arrays of a chunk, with this process's rows of each batch."""
+def _feed(chunks: list[_Chunk], program: step.Program) -> Iterator[tuple[_Chunk, list[np.ndarray]]]:
+    """Every chunk with its data. Windows of a corpus that is not on the device are read ahead, by Grain."""
+    if program.resident is not None or not chunks:
+        yield from ((chunk, chunk.data(program)) for chunk in chunks)
+        return
+    import grain
+
+    places = grain.MapDataset.range(len(chunks)).map(lambda index: chunks[index].data(program))
+    ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)
+    yield from zip(chunks, places.to_iter_dataset(ahead), strict=True)
+
+
+AHEAD = 2  # chunks whose windows are read while the device works
+
+
+def _dispatch(chunk: _Chunk, data: Sequence[np.ndarray], program: step.Program) -> step.Dispatch:
+    """The arrays of a chunk."""
     members = []
-    for job, at, count in zip(chunk.jobs, chunk.starts, chunk.counts, strict=True):
-        share = job.data.batch_size // jax.process_count()
-        mine = slice(share * jax.process_index(), share * (jax.process_index() + 1))
-        data = (job.data.chunk if program.resident is None else job.data.starts)(at, count, mine)
+    for job, at, count, batch in zip(chunk.jobs, chunk.starts, chunk.counts, data, strict=True):
         here = slice(at, at + count)
         members.append(
-            step.dispatch(job.member.run, data, job.rates[here], job.decays[here], program.steps_per_dispatch)
+            step.dispatch(job.member.run, batch[:count], job.rates[here], job.decays[here], program.steps_per_dispatch)
         )
     return step.together(members)
 

@@ -8,6 +8,7 @@ steps are arguments, so that a sweep compiles once a size. A program trains a pa
 import dataclasses
 import functools
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -120,9 +121,15 @@ def program(
 ) -> Program:
     """The program of a pack of runs like `run`, compiled at most once a process for all runs that share it.
 
-    `resident` is the number and type of the corpus' tokens where they are kept on the device.
+    `resident` is the number and type of the corpus' tokens where they are kept on the device. Another thread may have
+    begun to compile it: then this waits for it.
     """
-    return _program(run.shared, execution, members, resident)
+    key = (run.shared, execution, members, resident)
+    with _COMPILING.setdefault(key, threading.Lock()):
+        return _program(*key)
+
+
+_COMPILING: dict[Any, threading.Lock] = {}
 
 
 @functools.lru_cache(maxsize=64)

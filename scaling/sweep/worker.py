@@ -73,8 +73,11 @@ def work(results: store.Store, sweep_name: str, *, log: Callable[[str], None], r
             with contextlib.ExitStack() as beating:
                 for claim in claims:
                     beating.enter_context(claim.lease.beating(log))
+                ahead = work.compile_next(claims)
                 for ended in work.train(claims):
                     setattr(tally, ended, getattr(tally, ended) + 1)
+                if ahead is not None:
+                    ahead.join()
         tally.signal = stop.signal
     return tally
 
@@ -249,7 +252,38 @@ class Work:
             return "lost"
         tracker.finish(row)
         self.log(f"{item.run_id}: {outcome.status} {outcome.reason}".rstrip() + _shown_loss(row))
+        if item.trunk is not None and not any(other.trunk == item.trunk for other in self.queue.left()):
+            self._prune(item.trunk)
         return outcome.status
+
+    def _prune(self, trunk: str) -> None:
+        """Remove a trunk's checkpoints once no branch is left to start from them, but for the last, if it is kept."""
+        from scaling import checkpoint
+
+        row = self.results.result(trunk)
+        if row is not None:
+            last = self.queue.items[trunk].run.steps if self.execution.keep_last_checkpoint else None
+            checkpoint.remove_all_but(self.results.checkpoints(trunk), last)
+
+    def compile_next(self, claims: Sequence[queue.Claim]) -> threading.Thread | None:
+        """Compile the program of the next runs while these train, where there are cores to spare."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        key = packing.key(claims[0].item.run)[0]
+        left = [item for item in self.queue.left() if packing.key(item.run)[0] != key and self.queue.ready(item)]
+        if cores == 1 or not left:
+            return None
+
+        def compile_it() -> None:
+            from scaling import loop
+            from scaling.data import corpus as corpora
+
+            loop.program_of(
+                left[0].run, self.execution, self.most(left[0]), corpora.prepare(left[0].run.data, self.log)
+            )
+
+        thread = threading.Thread(target=compile_it, name="compile the next program")
+        thread.start()
+        return thread
 
 
 @dataclasses.dataclass(frozen=True)

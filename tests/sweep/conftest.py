@@ -135,6 +135,7 @@ def pretend_packs(monkeypatch: pytest.MonkeyPatch, identity: Any) -> Callable[[C
         loop.train = train  # type: ignore[attr-defined]
         loop.Member = Member  # type: ignore[attr-defined]
         loop.Outcome = Outcome  # type: ignore[attr-defined]
+        loop.program_of = lambda *given: None  # type: ignore[attr-defined]
         loop.Trunk = lambda *given: given  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "scaling.loop", loop)
         monkeypatch.setattr(scaling, "loop", loop, raising=False)

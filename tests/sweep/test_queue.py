@@ -191,6 +191,44 @@ def test_a_pack_that_fails_is_tried_run_by_run(results: store.Store, planned: An
         assert results.statuses("small")[str(one.run_id)] == ("failed" if one.run.seed else "finished")
 
 
+def test_the_next_program_is_compiled_while_runs_train(
+    results: store.Store, make_run: Make, fill: Any, pretend_packs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where there is a core to spare, and not for runs that share the present program."""
+    fill(results, [make_run(), make_run(seed=1), make_run(model__width=4)])
+    compiled: list[tuple[int, int]] = []
+    cores = {0, 1}
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: cores)
+
+    def training(members: Any, execution: Any, corpus: Any) -> list[Any]:
+        from scaling import loop
+
+        loop.program_of = lambda run, execution, members, corpus: compiled.append((run.model.width, members))
+        return [loop.Outcome("stopped", "asked to stop", 5, 1.0) for m in members]
+
+    pretend_packs(training)
+    work = worker.Work(results, config.Sweep(name="small", base=make_run()), "small", {}, worker.Stop(), print)
+    claims = next(work.queue.claims("me", {}, work.most, lambda: False))
+    training([], None, None)
+    thread = work.compile_next(claims)
+    assert thread is not None
+    thread.join()
+    assert (claims[0].item.run.model.width, compiled) == (8, [(4, 1)])
+    cores = {0}
+    assert work.compile_next(claims) is None
+
+
+def test_what_a_trunk_left_is_removed_with_its_last_branch(
+    results: store.Store, planned: Any, pretend_packs: Any
+) -> None:
+    resolved = planned()
+    pretend_packs(train(results, []))
+    worker.work(results, "small", log=lambda line: None)
+    for trunk in resolved.trunks:
+        (folder,) = results.checkpoints(str(trunk.run_id))
+        assert [path.name for path in folder.iterdir()] == [str(trunk.run.steps)]  # the last one is kept
+
+
 def test_small_models_are_packed_on_accelerators_and_not_on_the_cpu(make_run: Make) -> None:
     small, large = make_run(), make_run(model__width=4096, model__depth=8, batch_size=64, tokens=64 * 16 * 20)
     auto = config.Execution()
