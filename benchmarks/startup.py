@@ -161,7 +161,7 @@ def compiling(lines: Iterable[str]) -> tuple[dict[tuple[str, str], float], dict[
 
     A function that was traced within another counts in both.
     """
-    seconds: collections.Counter[tuple[str, str]] = collections.Counter()
+    seconds: dict[tuple[str, str], float] = collections.defaultdict(float)
     cached: dict[str, list[str]] = {"hit": [], "miss": []}
     for line in lines:
         if found := JAX_WORK.search(line):

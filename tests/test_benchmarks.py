@@ -1,13 +1,16 @@
 """Benchmarks: the parts that measure nothing. PyTorch is never needed here."""
 
+import collections
 import dataclasses
+import json
 import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks import train_step
+from benchmarks import one_run, startup, sweep, train_step
 from scaling import counting
 
 
@@ -80,3 +83,137 @@ def test_a_python_without_torch_is_an_error_that_names_the_remedy(tmp_path: Path
     bare.chmod(0o755)
     with pytest.raises(ValueError, match=r"No module named 'numpy'|No module named 'torch'"):
         train_step.torch_version(bare)
+
+
+# sweep
+
+
+def grid_items(settings: sweep.Settings = sweep.Settings()) -> list[sweep.Item]:
+    points = sweep.sweep_of(settings).points()
+    return [sweep.Item(point.run, f"{n:016x}", float(point.run.tokens)) for n, point in enumerate(points)]
+
+
+def baseline_of(item: sweep.Item, rest: float = 10.0) -> sweep.Measured:
+    """As if a step took a microsecond a unit of width, and each process `rest` seconds beside."""
+    training = item.run.steps * item.size[0] * 1e-6
+    return sweep.Measured(item.run_id, item.size, item.run.steps, rest + training, training, 2.0)
+
+
+def test_the_grid_has_96_runs_whose_budgets_share_their_beginning() -> None:
+    items = grid_items()
+    assert len(items) == 96
+    assert len({item.size for item in items}) == len({item.budget for item in items}) == 4
+    assert sum(item.budget for item in items) == pytest.approx(24 * (1 + 2 + 4 + 8) * 512_000)
+    alike = [item.run for item in items if item.size == (16, 2)][:4]
+    rates = [run.schedule.values(run.optimizer.learning_rate, run.steps, run.batch_tokens) for run in alike]
+    assert [len(values) for values in rates] == [1000, 2000, 4000, 8000]
+    stable = 100 + round(0.8 * 900)  # the warm-up, and what the shortest run's cooldown leaves of the rest
+    for values in rates[1:]:
+        np.testing.assert_array_equal(values[:stable], rates[0][:stable])
+    assert rates[0][stable + 1] < rates[1][stable + 1]
+
+
+def test_the_demo_is_the_demo() -> None:
+    from configs import demo
+
+    assert sweep.sweep_of(sweep.Settings(grid="demo")) == demo.sweep()
+
+
+@pytest.mark.parametrize("count", [4, 16, 23])
+def test_a_sample_holds_every_size_and_budget_as_often_as_can_be(count: int) -> None:
+    chosen = sweep.sampled(grid_items(), count)
+    assert len({item.run_id for item in chosen}) == count
+    for mark in (lambda item: item.size, lambda item: item.budget):
+        often = collections.Counter(map(mark, chosen)).values()
+        assert len(often) == 4
+        assert max(often) - min(often) <= 1
+    if count >= 16:
+        assert len({(item.size, item.budget) for item in chosen}) == 16
+        assert {item.run.seed for item in chosen} == {0, 1}
+        assert len({item.run.optimizer.learning_rate for item in chosen}) == 3
+
+
+@pytest.mark.parametrize("count", [0, 3, 97])
+def test_a_sample_that_cannot_stand_for_the_grid_is_refused(count: int) -> None:
+    with pytest.raises(ValueError, match=f"a sample of {count} of 96 runs .* take 4 to 96"):
+        sweep.sampled(grid_items(), count)
+
+
+def test_the_estimate_is_exact_where_steps_cost_what_their_size_says() -> None:
+    items = grid_items()
+    everything = [baseline_of(item) for item in items]
+    exact = sum(one.seconds for one in everything)
+    for count in (4, 16, 96):
+        found = sweep.estimate(items, [baseline_of(item) for item in sweep.sampled(items, count)])
+        assert found.seconds == pytest.approx(exact)
+        assert found.training == pytest.approx(exact - 96 * 10)
+        assert (found.measured, found.runs) == (count, 96)
+    with pytest.raises(ValueError, match=r"no run of size \(16, 2\) was measured"):
+        sweep.estimate(items, [one for one in everything if one.size != (16, 2)])
+
+
+def test_losses_are_compared_run_by_run() -> None:
+    ones = [dataclasses.replace(baseline_of(item), loss=2.0 + n) for n, item in enumerate(grid_items()[:3])]
+    ours = {ones[0].run_id: 2.01, ones[1].run_id: 2.95, "another": 7.0}
+    assert sweep.largest_difference(ones, ours) == (pytest.approx(0.05), 2)
+    assert sweep.largest_difference(ones, {ones[0].run_id: None})[0] == math.inf  # diverged on one side alone
+    both = dataclasses.replace(ones[0], loss=None)
+    assert sweep.largest_difference([both], {both.run_id: None}) == (0.0, 1)
+
+
+def test_a_sweep_that_measures_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="steps is 5"):
+        sweep.settle(sweep.Settings(steps=5))
+    with pytest.raises(ValueError, match="leave out --grid demo"):
+        sweep.settle(sweep.Settings(grid="demo", quick=True))
+    assert len(grid_items(sweep.settle(sweep.Settings(quick=True)))) == 8
+
+
+def test_validation_is_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 5.0, 7.0, 11.0, 12.5])
+    monkeypatch.setattr(one_run.time, "perf_counter", lambda: next(now))
+    record = one_run.Record(tmp_path / "metrics.jsonl")
+    for kind in ("train", "validation", "train", "validation"):
+        record([{"kind": kind, "step": 1}])
+    assert record.validating == 2.0 + 1.5
+    assert [json.loads(line)["kind"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()][
+        1
+    ] == "validation"
+
+
+# startup
+
+
+def test_what_a_start_tells_is_read() -> None:
+    lines = [
+        "import time: self [us] | cumulative | imported package",
+        "import time:       116 |        216 |   jax._src.pallas",
+        "import time:      1000 |       1216 | jax",
+        "Finished tracing train for jit in 0.668000000 sec",
+        "Finished jaxpr to MLIR module conversion jit(train) in 0.231000000 sec",
+        "Persistent compilation cache hit for 'jit_train' with key 'jit_train-0ab'",
+        "Finished XLA compilation of jit(train) in 0.338000000 sec",
+        "PERSISTENT COMPILATION CACHE MISS for 'jit_init' with key 'jit_init-1cd'",
+        "Finished XLA compilation of jit(init) in 1.500000000 sec",
+    ]
+    assert startup.imports(lines) == {"jax": pytest.approx(1116e-6)}
+    seconds, cached = startup.compiling(lines)
+    assert seconds == {
+        ("train", "trace"): 0.668, ("train", "lower"): 0.231, ("train", "compile or load"): 0.338,
+        ("init", "compile or load"): 1.5,
+    }  # fmt: skip
+    assert cached == {"hit": ["jit_train"], "miss": ["jit_init"]}
+
+
+def test_marks_are_read_from_the_store(tmp_path: Path) -> None:
+    assert not any(startup.marks_of(tmp_path).values())
+    for number in range(2):
+        log = tmp_path / "sweeps" / startup.NAME / "logs" / f"host-{number}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.touch()
+    segment = tmp_path / "runs" / "0" / "metrics" / "000001.jsonl"
+    segment.parent.mkdir(parents=True)
+    segment.touch()
+    assert [mark for mark, there in startup.marks_of(tmp_path).items() if there] == ["worker started"]
+    segment.write_text("{}\n")
+    assert [mark for mark, there in startup.marks_of(tmp_path).items() if there] == ["worker started", "first step"]
