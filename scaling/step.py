@@ -61,6 +61,14 @@ class Dispatch(NamedTuple):
     steps: Any  # members
 
 
+class Parts(NamedTuple):
+    """The pure functions of one run that a step is made of, not compiled: to measure each by itself (`breakdown`)."""
+
+    objective: Callable[..., Any]  # (params, batch, z_loss) → (objective, mean loss), of one microbatch
+    gradient: Callable[..., Any]  # (params, batch, z_loss) → (mean loss, gradient, …), of the batch
+    step: Callable[..., Any]  # (state, batch, rate, decay, clip, z_loss) → (state, metrics)
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
     """The compiled functions of all runs that share shapes, and the mesh that they run on.
@@ -69,6 +77,7 @@ class Program:
     pack of those of its members, and `member` takes one out again (both leave what they are given as it is). `train`
     takes the state of the pack, which it consumes, the tokens on the device (of length 0 where batches are given), and
     a `Dispatch`. `evaluate` gives nats of every token of a batch of windows, by member. `shapes` is one run's state.
+    A trace names the ops of a step by phase: data, forward, loss (with the head), optimizer; backward: transpose(…).
     """
 
     mesh: jax.sharding.Mesh
@@ -82,6 +91,7 @@ class Program:
     train: Callable[[State, ArrayLike, Dispatch], tuple[State, Metrics]]
     evaluate: Callable[[Params, ArrayLike], Array]
     shapes: State
+    parts: Parts
 
     def put(self, dispatch: Dispatch) -> Dispatch:
         """A dispatch of host arrays, with this process's part of each batch, on the devices of the mesh."""
@@ -169,7 +179,10 @@ def _program(
     def objective(params: Params, batch: Int[Array, "batch length"], z_loss: Array) -> tuple[Array, Array]:
         model, inputs, targets = nnx.merge(graph, unflat(params)), batch[:, :-1], batch[:, 1:]
         chunk = _loss_chunk(run, execution, devices, members, inputs.size)
-        return loss.mean_loss(model.logits, model.head, model.features(inputs), targets, z_loss, chunk)
+        with jax.named_scope("forward"):
+            features = model.features(inputs)
+        with jax.named_scope("loss"):
+            return loss.mean_loss(model.logits, model.head, features, targets, z_loss, chunk)
 
     def gradient(
         params: Params, batch: Int[Array, "batch length"], z_loss: Array
@@ -194,7 +207,13 @@ def _program(
     def one_step(
         state: State, batch: Array, rate: Array, decay: Array, clip: Array, z_loss: Array
     ) -> tuple[State, Metrics]:
-        mean, gradients, square = gradient(state.params, batch, z_loss)
+        return update(state, gradient(state.params, batch, z_loss), rate, decay, clip)
+
+    @jax.named_scope("optimizer")
+    def update(
+        state: State, found: tuple[Array, Params, Array | None], rate: Array, decay: Array, clip: Array
+    ) -> tuple[State, Metrics]:
+        mean, gradients, square = found
         norm = optax.global_norm(gradients)
         squared, variance = None, None
         if square is not None:
@@ -212,6 +231,7 @@ def _program(
         ratio = optax.global_norm(updates) / size
         return State(params, optimizer), Metrics(mean, norm, size, ratio, squared, variance)
 
+    @jax.named_scope("data")
     def windows(tokens: Int[Array, " tokens"], data: Int[Array, "batch ..."]) -> Int[Array, "batch length"]:
         """A batch: as given, or read from the ring of tokens on the device."""
         if resident is None:
@@ -270,6 +290,7 @@ def _program(
         train=trained.lower(pack, tokens, dispatch).compile(),
         evaluate=evaluated.lower(pack.params, validation).compile(),
         shapes=one,
+        parts=Parts(objective, gradient, one_step),
     )
 
 
@@ -278,6 +299,7 @@ def _pack(function: Callable[..., Any], members: int, axes: tuple[int | None, ..
     if members > 1:
         return jax.vmap(function, in_axes=axes)
 
+    @functools.wraps(function)
     def alone(*arguments: Any) -> Any:
         parts = (jax.tree.map(lambda x: x[0], a) if axis == 0 else a for a, axis in zip(arguments, axes, strict=True))
         return jax.tree.map(lambda x: x[None], function(*parts))

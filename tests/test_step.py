@@ -1,6 +1,7 @@
 """The compiled step: what it computes against plain JAX, and what does not change it."""
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -279,3 +280,14 @@ def test_validation_gives_the_nats_of_every_token(tiny: Make) -> None:
 def test_a_microbatch_that_does_not_fit_is_refused(tiny: Make, microbatch: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         step.program(tiny(), FOUR.edit({"microbatch": microbatch}))
+
+
+def test_the_ops_of_a_step_bear_the_names_of_its_phases(tiny: Make) -> None:
+    """What a profiler shows of them: every product of matrices belongs to the forward or the backward pass."""
+    compiled: Any = step.program(tiny(), FOUR).train
+    names = set(re.findall(r'op_name="(jit\(train\)[^"]*)"', compiled.as_text()))
+    for phase in ("jvp(forward)", "jvp(loss)", "transpose(jvp(forward))", "optimizer"):
+        assert any(f"/{phase}/" in name for name in names), phase
+    products = [name for name in names if name.endswith("dot_general")]
+    assert products
+    assert all("jvp(forward)" in name or "jvp(loss)" in name for name in products)
