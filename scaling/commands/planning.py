@@ -45,6 +45,9 @@ def show(path: Path, overrides: Sequence[str], store_path: Path, device: str) ->
     )
     if resolved.trunks:
         console.print(saving(resolved))
+    packs = plan.packs(resolved, sweep.execution, device)
+    if packs < len(resolved.all):
+        console.print(f"{len(resolved.all)} runs train as {packs} programs on {device}, packed where that pays")
     if any(p.corpus is None for p in resolved.all):
         console.print(f"the text is not prepared: run names and epochs are known after `scaling prepare {path}`")
     if resolved.pending:

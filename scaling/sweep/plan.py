@@ -13,7 +13,7 @@ from typing import Any
 
 from scaling import config, counting, devices
 from scaling.data import corpus as corpora
-from scaling.sweep import grid, rates, record, store, trunks
+from scaling.sweep import grid, packing, rates, record, store, trunks
 
 # What share of a device's peak a training step reaches where nothing was measured: a round guess, said to be one.
 ASSUMED_UTILISATION = 0.35
@@ -74,7 +74,8 @@ def resolve(
     tune = tuple(_planned(point, found(point.run.data)) for point in sweep.learning_rate.tuning_points(points))
     optima, pending = _optima(tune, results)
     if pending:
-        return Plan(tune, tuple(Planned(p.run, p.labels, found(p.run.data), None) for p in points), pending, {})
+        unnamed = [Planned(p.run, p.labels, found(p.run.data), None) for p in points]
+        return _plan(sweep, tune, unnamed, pending, {}, None)
     chosen = [
         point.edit({"optimizer.learning_rate": sweep.learning_rate.learning_rate(point.run, optima)})
         for point in points
@@ -85,8 +86,20 @@ def resolve(
             "rate; an axis over optimizer.learning_rate goes with the rule 'as_given'"
         )
     runs = [_planned(point, found(point.run.data)) for point in chosen]
+    return _plan(sweep, tune, runs, "", optima, results)
+
+
+def _plan(
+    sweep: config.Sweep,
+    tune: tuple[Planned, ...],
+    runs: Sequence[Planned],
+    pending: str,
+    optima: Mapping[str, float],
+    results: store.Store | None,
+) -> Plan:
+    """The plan with the trunks that its runs share."""
     shared = _trunks(runs, results) if sweep.execution.trunks == "auto" else []
-    return Plan(tune, tuple(_branches(runs, shared, results)), "", optima, tuple(trunk for trunk, _ in shared))
+    return Plan(tune, tuple(_branches(runs, shared, results)), pending, optima, tuple(trunk for trunk, _ in shared))
 
 
 def _planned(point: grid.Point, corpus: corpora.Corpus | None) -> Planned:
@@ -100,6 +113,8 @@ def _trunks(runs: Sequence[Planned], results: store.Store | None) -> list[tuple[
     for trunk, branches in trunks.of(list(by_run)).items():
         first = by_run[branches[0]]
         planned = _planned(grid.Point(trunk, {"family": trunk.model.kind, "role": "trunk"}), first.corpus)
+        if first.run_id is None:
+            planned = dataclasses.replace(planned, run_id=None)
         ids = [by_run[branch].run_id for branch in branches]
         own = planned.run_id is not None and results is not None and results.result(planned.run_id) is not None
         if own or results is None or any(i is None or results.result(i) is None for i in ids):
@@ -191,6 +206,16 @@ def memory(run: config.Run, execution: config.Execution) -> float:
         parameter_bytes=2 if run.precision.parameters == "bfloat16" else 4,
         compute_bytes=2 if run.precision.compute == "bfloat16" else 4,
     )  # fmt: skip
+
+
+def packs(plan: Plan, execution: config.Execution, device: str) -> int:
+    """How many programs one device runs for all runs of a plan, packed as `execution.pack` says."""
+    groups = collections.Counter(packing.key(p.run) for p in plan.all)
+    found = 0
+    for p in {packing.key(p.run): p for p in plan.all}.values():
+        most = packing.most(p.run, execution, device, memory(p.run, execution), None)
+        found += math.ceil(groups[packing.key(p.run)] / most)
+    return found
 
 
 def rate(device: str, measured: float | None) -> tuple[float, str]:
