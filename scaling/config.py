@@ -124,6 +124,7 @@ class Execution(schema.Config):
     microbatch: pydantic.PositiveInt | None = None  # sequences of one forward pass; None: the whole batch
     layers: Literal["auto", "scan", "unroll"] = "auto"
     remat: Literal["none", "full", "dots"] = "none"
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"  # cuDNN and splash are flash, on GPUs and TPUs
     # Tokens whose logits exist at once. None: all of a forward pass; "auto": all, or as many as `counting` finds small.
     loss_chunk: pydantic.PositiveInt | Literal["auto"] | None = "auto"
     steps_per_dispatch: pydantic.PositiveInt = 32

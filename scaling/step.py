@@ -21,6 +21,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
 from scaling import config, counting, families, loss, mesh, models, noise
+from scaling.models import kernels
 
 Params = dict[str, Array]
 
@@ -161,6 +162,11 @@ def _program(
         parameter_dtype=run.precision.parameters,
         layers="scan" if scanned else "unroll",
         remat=execution.remat,
+        attend=kernels.Attend(
+            execution.attention,
+            kernels.Chip.of(devices.devices.flat[0]),
+            functools.partial(mesh.sharding, devices),
+        ),
     )
     graph = nnx.graphdef(nnx.eval_shape(lambda: create(seed=jax.random.key(0))))
     direction = run.optimizer.direction(weights)
@@ -277,6 +283,7 @@ def _program(
     validation = mesh.shape_of(devices, (sequences, length), ("batch", None), jnp.int32)
     seed, scale = jax.ShapeDtypeStruct((), jnp.uint32), jax.ShapeDtypeStruct((), jnp.float32)
     trained = jax.jit(_pack(train, members, (0, None, 0)), donate_argnums=0, out_shardings=(shards, whole))
+    lowered = trained.lower(pack, tokens, dispatch)  # first of all, since it refuses what cannot be computed
     evaluated = jax.jit(_pack(evaluate, members, (0, None)), out_shardings=whole)
     return Program(
         mesh=devices,
@@ -287,7 +294,7 @@ def _program(
         init=jax.jit(init, out_shardings=shard).lower(seed, scale).compile(),
         stack=jax.jit(lambda states: jax.tree.map(lambda *x: jnp.stack(x), *states), out_shardings=shards),
         member=jax.jit(lambda state, index: jax.tree.map(lambda x: x[index], state), out_shardings=shard),
-        train=trained.lower(pack, tokens, dispatch).compile(),
+        train=lowered.compile(),
         evaluate=evaluated.lower(pack.params, validation).compile(),
         shapes=one,
         parts=Parts(objective, gradient, one_step),

@@ -1,4 +1,5 @@
-"""Language models in Flax NNX: one file a family, shared layers in `layers`, attention in `attention`.
+"""Language models in Flax NNX: one file a family, shared layers in `layers`, attention in `attention`,
+its kernels for accelerators in `kernels`.
 
 `create` builds any family from its config. Imports `families` and `parametrization` alone; knows nothing of data,
 losses or optimizers. The heavy imports happen inside `create`.
@@ -11,6 +12,7 @@ from scaling import families, parametrization
 if TYPE_CHECKING:
     import jax.typing
 
+    from scaling.models import kernels
     from scaling.models import layers as model_layers
 
 
@@ -25,11 +27,12 @@ def create(
     layers: "model_layers.Layers",
     remat: "model_layers.Remat",
     seed: "int | jax.Array",
+    attend: "kernels.Attend | None" = None,
 ) -> "model_layers.LanguageModel":
     """The Flax module of a family, initialised from `seed` (an integer or a PRNG key).
 
     Pure, so `jax.jit` and `nnx.eval_shape` may wrap it. Equal seeds give equal parameters whatever `layers`, `remat`
-    and `compute_dtype` are.
+    and `compute_dtype` are. `attend` is the implementation of attention, None the reference.
     """
     from scaling.models import layers as model_layers
 
@@ -43,5 +46,6 @@ def create(
         layers=layers,
         remat=remat,
         seed=seed,
+        attend=attend,
     )
     return model.build(builder)

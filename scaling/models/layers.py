@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, UInt
 
 from scaling import families
 from scaling import parametrization as parametrizations
-from scaling.models import attention
+from scaling.models import attention, kernels
 
 Layers = Literal["scan", "unroll"]
 Remat = Literal["none", "full", "dots"]
@@ -47,6 +47,7 @@ class Builder:
         layers: Layers,
         remat: Remat,
         seed: int | jax.Array,
+        attend: kernels.Attend | None = None,
     ):
         self.family = family
         self.parametrization = parametrization
@@ -54,6 +55,7 @@ class Builder:
         self.parameter_dtype = jnp.dtype(parameter_dtype)
         self.layers: Layers = layers
         self.remat: Remat = remat
+        self.attend = attend or kernels.Attend()
         self.prefix = ""
         self.table = {weight.name: weight for weight in family.weights(vocabulary_size, context)}
         drawn = [weight for weight in self.table.values() if weight.role != "vector"]

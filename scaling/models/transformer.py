@@ -13,6 +13,7 @@ class Attention(layers.Layer):
 
     def __init__(self, builder: layers.Builder, family: families.Transformer):
         super().__init__(builder)
+        self.attend = builder.attend
         self.scale = builder.parametrization.attention_scale(family.size_of_head)
         for name in ("query", "key", "value", "output"):
             setattr(self, name, builder.param(name))
@@ -34,7 +35,7 @@ class Attention(layers.Layer):
             query, key = self.query_norm(query), self.key_norm(key)
         if angles is not None:
             query, key = attention.rotate(query, angles), attention.rotate(key, angles)
-        mixed = attention.attention(query, key, value, scale=self.scale, bias=bias)
+        mixed = self.attend(query, key, value, scale=self.scale, bias=bias)
         return self.add(self.matmul(mixed, self.output, summed=2), self.output_bias)
 
 
