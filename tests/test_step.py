@@ -265,6 +265,20 @@ def test_the_parameters_are_those_of_the_table(tiny: Make) -> None:
     assert metrics.loss[-1] < metrics.loss[0]
 
 
+def test_sums_are_float32_where_parameters_are_bfloat16(tiny: Make) -> None:
+    """The gradient summed over microbatches, the loss, and the norms, which bfloat16 would give to a part in 256."""
+    run = tiny(precision={"compute": "bfloat16", "parameters": "bfloat16"})
+    program = step.program(run, FOUR.edit({"microbatch": 1}))
+    params, data = start_of(run), batches(run, 1)
+    mean, gradients, _ = program.parts.gradient(params, data[0], jnp.float32(0.0))
+    assert {leaf.dtype for leaf in [mean, *gradients.values()]} == {jnp.dtype("float32")}
+    _, metrics = train(run, data, FOUR.edit({"microbatch": 1}))
+    for name, tree in (("gradient_norm", gradients), ("param_norm", params)):
+        exact = np.sqrt(sum(float((np.asarray(x, np.float64) ** 2).sum()) for x in tree.values()))
+        # The compiled gradient may round activations elsewhere than the one computed operation by operation.
+        np.testing.assert_allclose(getattr(metrics, name)[0], exact, rtol=1e-3 if name == "gradient_norm" else 1e-6)
+
+
 def test_validation_gives_the_nats_of_every_token(tiny: Make) -> None:
     run = tiny()
     program, data = step.program(run, FOUR), batches(run, 1)
