@@ -53,6 +53,29 @@ def prepare(config: Where, overrides: Overrides = ()) -> None:
         print(f"{prepared.unique_tokens:,} training tokens, content {prepared.data_sha256[:16]}")
 
 
+def train(
+    config: Where,
+    overrides: Overrides = (),
+    steps: int | None = None,
+    profile: Path | None = None,
+    noise_scale: bool = False,
+    breakdown: bool = False,
+) -> None:
+    """Train the base run of a sweep here and now, and show loss, speed and memory. Stores no result.
+
+    Args:
+        config: A Python file with a function sweep(), or a stored JSON config: of one run, that run.
+        overrides: Set a field of the sweep, for example --set base.batch_size=8; repeat for more.
+        steps: Train a run of so many steps instead, with a schedule of that length.
+        profile: Write a trace of a few dispatches to this folder, for TensorBoard and Perfetto.
+        noise_scale: Estimate the gradient noise scale (McCandlish et al. 1812.06162), in tokens.
+        breakdown: Measure first what forward, backward, optimizer and data take of a step.
+    """
+    from scaling.commands import training
+
+    sys.exit(training.show(config, overrides, steps, profile, noise_scale, breakdown))
+
+
 def sweep(
     config: Where,
     overrides: Overrides = (),
@@ -245,7 +268,8 @@ def reproduce(name: Name, scale: Literal["cpu"] = "cpu", store: Path = RESULTS, 
 def main() -> None:
     """Entry point: errors of the user are one message without a traceback (SCALING_DEBUG=1 shows it)."""
     commands = (
-        plan, prepare, sweep, worker, status, laws, fit, predict, compare, backtest, next_runs, plot, report, reproduce,
+        plan, prepare, train, sweep, worker, status, laws, fit, predict, compare, backtest, next_runs, plot, report,
+        reproduce,
     )  # fmt: skip
     try:
         tyro.extras.subcommand_cli_from_dict(

@@ -89,7 +89,8 @@ def train(members: Sequence[Member], execution: config.Execution, corpus: corpor
         chunk = chunk.of_those_going()
         if not any(chunk.counts):
             break
-        state, metrics = program.train(state, on_device, program.put(_dispatch(chunk, data, program)))
+        with jax.profiler.StepTraceAnnotation("dispatch", step_num=max(chunk.starts)):
+            state, metrics = program.train(state, on_device, program.put(_dispatch(chunk, data, program)))
         _read(pending, clock)
         pending = dataclasses.replace(chunk, metrics=metrics)
         for job, count in zip(jobs, chunk.counts, strict=True):

@@ -1,0 +1,130 @@
+"""`scaling train`: what it shows of a run, its trace as the viewers read it, and its breakdown of a step."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import pytest
+
+from scaling import breakdown, config, counting, loop
+from scaling.commands import training
+from scaling.data import corpus as corpora
+
+Make = Callable[..., config.Run]
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def file(tiny: Make, tmp_path: Path) -> Path:
+    path = tmp_path / "mine" / "sweep.json"
+    path.parent.mkdir()
+    path.write_text(config.Sweep(name="mine", base=tiny(tokens=64 * 40)).to_json())
+    return path
+
+
+def command(file: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return subprocess.run(
+        [sys.executable, "-m", "scaling.cli", "train", str(file), *map(str, arguments)],
+        capture_output=True, text=True, cwd=file.parent, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+
+
+def test_a_run_is_shown_with_its_trace_and_nothing_else_is_written(file: Path) -> None:
+    """One command does all of it, in the environment of a worker, which it has to start over for."""
+    ended = command(file, "--steps", 36, "--profile", "trace", "--noise-scale", "--breakdown")
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert any(line.startswith("transformer 11.3k params 2.3k tokens, 36 steps of 64 tokens") for line in lines)
+    assert any(line.startswith("step 36 of 36  loss ") and "GFLOP/s" in line for line in lines)
+    assert any(line.startswith("validation at step 36: loss ") and "over 36 steps" in line for line in lines)
+    assert any(line.startswith("finished at step 36 in ") for line in lines)
+    assert any("of a matrix product by NumPy here" in line for line in lines)
+    assert any(line.startswith("memory: at most 0.") for line in lines)
+    parts = [line.split()[0] for line in lines if line.startswith(("forward ", "backward ", "optimizer ", "step  "))]
+    assert parts[:3] == ["forward", "backward", "optimizer"]
+    assert sorted(path.name for path in file.parent.iterdir()) == ["sweep.json", "trace"]
+
+    (proto,) = (file.parent / "trace").rglob("*.xplane.pb")  # what TensorBoard reads
+    events = [
+        event
+        for plane in jax.profiler.ProfileData.from_file(str(proto)).planes
+        for line in plane.lines
+        for event in line.events
+    ]
+    assert sum(event.name == "dispatch" for event in events) == training.TRACED
+    modules = {value for event in events for key, value in event.stats if key == "hlo_module"}
+    assert "jit_train" in modules
+    raw = proto.read_bytes()
+    for phase in (b"jvp(forward)", b"jvp(loss)", b"transpose(jvp(forward))", b"optimizer/"):
+        assert phase in raw, phase
+    (packed,) = (file.parent / "trace").rglob("perfetto_trace.json.gz")  # what Perfetto reads
+    traced = [event for event in json.loads(gzip.decompress(packed.read_bytes()))["traceEvents"] if event.get("dur")]
+    steps = [int(event["args"]["step_num"]) for event in traced if event["name"] == "dispatch"]
+    assert steps == [steps[0] + 4 * i for i in range(training.TRACED)]
+    assert steps[0] >= 4 * training.WARM
+    ops = [event for event in traced if event.get("args", {}).get("hlo_module") == "jit_train"]
+    assert len(ops) > 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--steps", 0), "--steps 0 is not from 1 to the 40 of the run"),
+        (("--steps", 41), "set base.tokens for more"),
+        (("--steps", 5, "--profile", "t"), "--profile needs 6 steps and the run has 5"),
+        (("--profile", "sweep.json"), "--profile sweep.json is a file"),
+        (("--noise-scale", "--set", "base.batch_size=1"), "batch_size 1 is odd"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_shown_is_refused_before_anything_is_read(
+    file: Path, arguments: tuple[object, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(file.parent)
+    options = dict(zip(arguments[::2], arguments[1::2], strict=False))
+    steps, profile = options.get("--steps"), options.get("--profile")
+    with pytest.raises(ValueError, match=message):
+        training.show(
+            file,
+            ("base.batch_size=1",) if "--noise-scale" in arguments else (),
+            int(str(steps)) if steps is not None else None,
+            Path(str(profile)) if profile else None,
+            "--noise-scale" in arguments,
+            False,
+        )
+
+
+def test_the_config_of_a_run_is_trained_as_it_is(tiny: Make) -> None:
+    run = tiny(schedule__warmup__fraction=0.5)
+    assert training.shortened(run, None) is run
+    short = training.shortened(run, 4)
+    assert (short.steps, short.schedule.warmup_steps(short.steps, short.batch_tokens)) == (4, 2)
+
+
+def test_a_breakdown_adds_up_and_counts_each_flop_once(tiny: Make) -> None:
+    run = tiny(model__width=64, batch_size=8, tokens=8 * 16 * 20)
+    found = breakdown.measure(
+        run, config.Execution(steps_per_dispatch=10), corpora.prepare(run.data, lambda line: None), rounds=3
+    )
+    assert [part.name for part in found.parts] == ["forward", "backward", "optimizer"]
+    assert sum(part.seconds for part in found.parts) == pytest.approx(found.step.seconds)
+    assert found.step.flops == counting.flops(run.model, 256, 16, run.batch_tokens)
+    assert sum(part.flops or 0.0 for part in found.parts) == pytest.approx(found.step.flops)
+    assert 0 < found.parts[0].seconds < found.step.seconds
+    assert found.data.seconds > 0
+    shown = training.table(found)
+    assert shown.row_count == 5
+
+
+def test_rows_are_told_in_the_units_they_are_in() -> None:
+    row = {"step": 5, "loss": 1.0, "loss_se": 0.1, "noise_scale_steps": 5, "noise_scale_tokens": 12345.0}
+    assert "scale 12.3k ± 200 tokens over 5 steps" in training.evaluated({**row, "noise_scale_tokens_se": 200.0})
+    assert "noise drowns the signal" in training.evaluated({**row, "noise_scale_tokens": None})
+    told = training.summary(loop.Outcome("diverged", "loss is inf", 7, 2.0), [100.0, 400.0, 600.0], 1e6)
+    assert told[0] == "diverged loss is inf at step 7 in 2.0 s"
+    assert told[1].startswith("median of 2 dispatches: 500 tokens/s, 0.5 GFLOP/s, ")
