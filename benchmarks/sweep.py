@@ -135,9 +135,9 @@ def sweep_of(settings: Settings) -> config.Sweep:
 
 
 def items(resolved: plan.Plan) -> list[Item]:
-    """The runs of a plan whose learning rates are known, the tune stage's first."""
+    """The runs of a plan whose learning rates are known, the tune stage's first. Trunks are ours alone."""
     found = []
-    for planned in resolved.all:
+    for planned in resolved.tune + resolved.runs:
         if planned.run_id is not None:
             label = planned.labels.get("flops_budget")
             found.append(Item(planned.run, planned.run_id, float(label) if label else float(planned.run.tokens)))
