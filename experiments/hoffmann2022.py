@@ -1,6 +1,6 @@
 """Hoffmann et al. 2022, arXiv 2203.15556: how a budget divides between parameters and tokens, by three approaches.
 
-At scale cpu its runs are those of `configs/demo.py`: in one store each trains once.
+At scale cpu its sizes and budgets are those of `configs/demo.py`, with the paper's cosine in the place of a cooldown.
 """
 
 import itertools
@@ -13,7 +13,7 @@ import analysis
 from analysis import axes, errors, frontiers, plots, uncertainty
 from configs import demo
 from experiments import panels, papers
-from scaling import config
+from scaling import config, optim
 from scaling.data import sources
 from scaling.sweep import grid, rates
 
@@ -35,7 +35,7 @@ SMOOTH = 80  # points of a training curve in the figure
 
 def sweeps(scale: str) -> list[config.Sweep]:
     """One sweep: iso-FLOP budgets × sizes, cosine matched to each run's length, some budgets with a second seed."""
-    sweep = demo.sweep()
+    sweep = demo.sweep().edit({"base.schedule": optim.Cosine(warmup=optim.WarmupFraction(fraction=0.05))})
     if scale == "cpu":
         return [sweep.edit({"name": NAME})]
     text = sources.Synthetic(alphabet=16, exponent=1.2, seed=0, train_symbols=60_000, validation_symbols=3_000)
