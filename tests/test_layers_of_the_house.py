@@ -56,6 +56,7 @@ def test_the_analysis_knows_no_models_and_no_training(module: str) -> None:
     training = (
         "models",
         "loop",
+        "members",
         "step",
         "optim",
         "data",
@@ -85,13 +86,13 @@ def test_only_checkpoint_knows_orbax(module: str) -> None:
 
 @pytest.mark.parametrize("module", [m for m in modules("scaling") if m.startswith("scaling.models")])
 def test_models_know_no_data_and_no_training(module: str) -> None:
-    rooms = ("data", "loop", "step", "optim", "loss", "sweep", "launch", "checkpoint", "config", "tracking")
+    rooms = ("data", "loop", "members", "step", "optim", "loss", "sweep", "launch", "checkpoint", "config", "tracking")
     assert reaches(imports(modules("scaling")[module], deferred=True), *(f"scaling.{room}" for room in rooms)) == set()
 
 
 @pytest.mark.parametrize("module", [m for m in modules("scaling") if m.startswith("scaling.data")])
 def test_data_knows_no_models_no_loop_and_no_sweeps(module: str) -> None:
-    rooms = ("models", "loop", "step", "optim", "sweep", "launch", "config")
+    rooms = ("models", "loop", "members", "step", "optim", "sweep", "launch", "config")
     assert reaches(imports(modules("scaling")[module], deferred=True), *(f"scaling.{room}" for room in rooms)) == set()
 
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from scaling import checkpoint, config, counting, loop, step
+from scaling import checkpoint, config, counting, loop, members, step
 from scaling.data import batches
 from scaling.data import corpus as corpora
 
@@ -165,7 +165,7 @@ def test_a_last_validation_batch_that_is_not_full_counts_as_it_is(whole: Trained
     ("evaluations", "steps"), [(1, [20]), (4, [5, 10, 15, 20]), (3, [7, 13, 20]), (50, list(range(1, 21)))]
 )
 def test_evaluations_are_spaced_equally_and_end_at_the_end(evaluations: int, steps: list[int]) -> None:
-    assert loop._evaluation_steps(20, evaluations) == steps
+    assert members.evaluation_steps(20, evaluations) == steps
 
 
 def test_evaluations_change_nothing_of_the_training(whole: Trained, tiny: Make, tmp_path: Path) -> None:
