@@ -9,7 +9,7 @@ import rich.table
 
 from scaling import config
 from scaling.data import corpus as corpora
-from scaling.sweep import files, plan, store
+from scaling.sweep import files, plan, store, timing
 
 COLUMNS = (
     "run", "model", "params", "non-emb.", "tokens", "epochs", "FLOPs", "6ND", "steps", "lr", "seed", "memory", "time",
@@ -22,7 +22,7 @@ def show(path: Path, overrides: Sequence[str], store_path: Path, device: str) ->
     sweep = files.load(path, overrides)
     results = store.Store(store_path)
     resolved = plan.resolve(sweep, corpora.find, results)
-    rate, source = plan.rate(device, results.training_rate(device))
+    rates = timing.rates(device, results)
     console = rich.console.Console(width=None if rich.get_console().is_terminal else 200)
 
     total = {"flops": 0.0, "tokens": 0, "seconds": 0.0, "todo": 0.0}
@@ -30,7 +30,7 @@ def show(path: Path, overrides: Sequence[str], store_path: Path, device: str) ->
     for stage, runs in (("tune stage", resolved.tune), ("trunks", resolved.trunks), ("sweep", resolved.runs)):
         if not runs:
             continue
-        rows = [plan.row(p, rate, sweep.execution) for p in runs]
+        rows = [plan.row(p, rates.of(p.run, sweep.execution), sweep.execution) for p in runs]
         states = [_state(row["run_id"], results) for row in rows]
         console.print(_table(f"{sweep.name}: {stage}, {len(rows)} runs", rows, states, bool(resolved.pending)))
         for row, state in zip(rows, states, strict=True):
@@ -40,8 +40,8 @@ def show(path: Path, overrides: Sequence[str], store_path: Path, device: str) ->
             total["todo"] += 0.0 if state in ("finished", "diverged") else row["seconds"]
         ladder = rows
     console.print(
-        f"total {total['flops']:.3g} FLOPs, {total['tokens']:,.0f} tokens, {duration(total['seconds'])} on {device} "
-        f"({duration(total['todo'])} to do), at {rate / 1e9:,.0f} GFLOP/s: {source}"
+        f"total {total['flops']:.3g} FLOPs, {total['tokens']:,.0f} tokens, {duration(total['seconds'])} of one worker "
+        f"on {device} ({duration(total['todo'])} to do); rates of training by size: {rates.source}"
     )
     if resolved.trunks:
         console.print(saving(resolved))

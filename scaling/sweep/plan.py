@@ -11,12 +11,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from scaling import config, counting, devices
+from scaling import config, counting
 from scaling.data import corpus as corpora
-from scaling.sweep import grid, packing, rates, record, store, trunks
+from scaling.sweep import grid, packing, rates, record, store, timing, trunks
 
-# What share of a device's peak a training step reaches where nothing was measured: a round guess, said to be one.
-ASSUMED_UTILISATION = 0.35
 # Tokens per parameter at the compute optimum (Hoffmann et al. 2203.15556, table 3): about 20.
 OPTIMAL_TOKENS_PER_PARAM = 20.0
 # Epochs up to which repeated tokens are worth nearly as much as new ones (Muennighoff et al. 2305.16264): about 4.
@@ -171,7 +169,7 @@ def _optima(tune: Sequence[Planned], results: store.Store | None) -> tuple[dict[
 
 
 def row(planned: Planned, rate: float, execution: config.Execution) -> dict[str, Any]:
-    """What a run is and costs: the columns of the plan, in SI units; `rate` is the device's FLOP/s in training."""
+    """What a run is and costs: the columns of the plan, in SI units; `rate` is the device's FLOP/s (`timing`)."""
     run, corpus = planned.run, planned.corpus
     shape = (run.model, run.vocabulary_size, run.context)
     flops = counting.flops(*shape, run.tokens)
@@ -193,7 +191,7 @@ def row(planned: Planned, rate: float, execution: config.Execution) -> dict[str,
         "learning_rate": run.optimizer.learning_rate,
         "seed": run.seed,
         "memory_bytes": memory(run, execution),
-        "seconds": flops_spent(planned) / rate,
+        "seconds": timing.work(run, execution, flops_spent(planned)) / rate,
     }
 
 
@@ -216,26 +214,6 @@ def packs(plan: Plan, execution: config.Execution, device: str) -> int:
         most = packing.most(p.run, execution, device, memory(p.run, execution), None)
         found += math.ceil(groups[packing.key(p.run)] / most)
     return found
-
-
-def rate(device: str, measured: float | None) -> tuple[float, str]:
-    """FLOP/s to expect of a named device ("cpu" or a part of an accelerator's name), and where the number is from.
-
-    `measured` is what runs of the store reached. Raises ValueError for a device that the table does not know.
-    """
-    if measured is not None:
-        return measured, "the rate of runs in this store"
-    if device == "cpu":
-        peak = devices.measured_cpu_flops()
-        return (
-            ASSUMED_UTILISATION * peak,
-            f"{ASSUMED_UTILISATION:.0%} of {peak / 1e9:.0f} GFLOP/s, a matrix product here",
-        )
-    peak_flops = devices.peak_flops(device)
-    if peak_flops is None:
-        known = ", ".join(name for name, _ in devices.PEAK_FLOPS)
-        raise ValueError(f"no peak rate is known for device {device!r}; use cpu or one of: {known}")
-    return ASSUMED_UTILISATION * peak_flops, f"{ASSUMED_UTILISATION:.0%} of a peak of {peak_flops / 1e12:.0f} TFLOP/s"
 
 
 def warnings(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -306,23 +284,36 @@ def _warn_rates(plan: Plan) -> list[str]:
     return found
 
 
-def register(name: str, sweep: config.Sweep, planned: Sequence[Planned], results: store.Store) -> None:
+def register(
+    name: str,
+    sweep: config.Sweep,
+    planned: Sequence[Planned],
+    results: store.Store,
+    predicted: timing.Rates | None = None,
+) -> None:
     """Write a sweep and its runs to the store; what is there already stays as it is.
 
-    Raises ValueError, before anything is written, where the store has a sweep of this name with runs that this lacks.
+    With rates, each run that is not trained yet gets a label `predicted_seconds`; one that it has stays as it was
+    first written. Raises ValueError, before anything is written, where the store has a sweep of this name with runs
+    that this lacks.
     """
-    if name in results.sweeps():
-        before = {member["run_id"] for member in results.sweep(name)["members"]}
-        lost = before - {p.run_id for p in planned}
-        if lost:
-            raise ValueError(
-                f"{results.path} has a sweep {name!r} of {len(before)} runs, {len(lost)} of which are not in this one; "
-                "give this sweep another name (--set name=…) or another store"
-            )
+    before = {m["run_id"]: m["labels"] for m in results.sweep(name)["members"]} if name in results.sweeps() else {}
+    lost = before.keys() - {p.run_id for p in planned}
+    if lost:
+        raise ValueError(
+            f"{results.path} has a sweep {name!r} of {len(before)} runs, {len(lost)} of which are not in this one; "
+            "give this sweep another name (--set name=…) or another store"
+        )
     members = []
     for p in planned:
         assert p.run_id is not None
         assert p.corpus is not None
         results.add_run(p.run_id, record.config_record(p.run, p.corpus))
-        members.append({"run_id": p.run_id, "labels": dict(p.labels)})
+        labels = dict(p.labels)
+        if "predicted_seconds" in before.get(p.run_id, {}):
+            labels["predicted_seconds"] = before[p.run_id]["predicted_seconds"]
+        elif predicted is not None and results.result(p.run_id) is None:
+            rate = predicted.of(p.run, sweep.execution)
+            labels["predicted_seconds"] = timing.work(p.run, sweep.execution, flops_spent(p)) / rate
+        members.append({"run_id": p.run_id, "labels": labels})
     results.add_sweep(name, sweep.model_dump(mode="json"), members)

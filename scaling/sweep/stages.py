@@ -7,7 +7,7 @@ from pathlib import Path
 from scaling import config
 from scaling.data import corpus as corpora
 from scaling.launch import local
-from scaling.sweep import plan, store, watch
+from scaling.sweep import plan, store, timing, watch
 
 
 def run(
@@ -29,10 +29,11 @@ def run(
         raise ValueError(f"{workers} workers train nothing; start at least 1")
     sweep.learning_rate.tuning_points(sweep.points())  # what cannot be planned is refused before text is prepared
     prepare = functools.partial(corpora.prepare, log=log)
+    rates = functools.partial(timing.rates_here, bool(local.find_accelerators()), results)
     resolved = plan.resolve(sweep, prepare, results)
     stages = [(f"{sweep.name}.tune", resolved.tune)] if resolved.tune else []
     for name, planned in stages:
-        plan.register(name, sweep, planned, results)
+        plan.register(name, sweep, planned, results, rates())
         if not _train(results, name, workers, retry_failed, config_path, log):
             return False
         resolved = plan.resolve(sweep, prepare, results)
@@ -41,7 +42,7 @@ def run(
                 f"{resolved.pending}; see `scaling status {name} --store {store_path}` and mend what failed"
             )
         log(tuned(resolved))
-    plan.register(sweep.name, sweep, resolved.trunks + resolved.runs, results)
+    plan.register(sweep.name, sweep, resolved.trunks + resolved.runs, results, rates())
     return _train(results, sweep.name, workers, retry_failed, config_path, log)
 
 

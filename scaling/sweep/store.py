@@ -37,7 +37,6 @@ MEASURED = ("loss", "loss_se", "bits_per_byte", "seconds")  # missing until a ru
 OF_RUN = ("sweep", "family", "role", "params", "params_non_embedding", "learning_rate", "seed")  # repeated in curves
 
 OPEN = ("planned", "running")  # statuses of runs that are still to end
-RATED_RUNS = 1000  # as many as are read to say how fast runs of the store are
 
 RUN_ID = re.compile(r"[0-9a-f]{16}")
 SWEEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -263,18 +262,6 @@ class Store:
             row = self.result(member["run_id"])
             words[member["run_id"]] = row["status"] if row is not None else self.status(member["run_id"])["status"]
         return words
-
-    def training_rate(self, device: str) -> float | None:
-        """FLOP/s that runs of this store reached on devices named like `device`; None where there are none."""
-        flops = seconds = 0.0
-        for run_id in self.run_ids()[:RATED_RUNS]:
-            try:
-                row = self.result(run_id)
-            except ValueError:  # a damaged run of any sweep: those who read it say so, an estimate does without
-                continue
-            if row is not None and row["device"] and device.lower() in row["device"].lower():
-                flops, seconds = flops + row["flops_spent"], seconds + row["seconds"]
-        return flops / seconds if seconds else None
 
     def runs(self, sweep: str | None = None) -> "pd.DataFrame":
         """One row a run, with the columns `COLUMNS`; of a sweep only its runs, with its labels as further columns.

@@ -1,7 +1,6 @@
 """The store: what is written, what is refused, and the tables that are read from it."""
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -256,16 +255,3 @@ lease.metrics([{{"kind": "train", "step": 2}}])
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert shown.stdout.startswith("told")
     assert results.history(run_id)["step"].tolist() == [1, 2]
-
-
-def test_the_rate_of_training_is_that_of_runs_on_the_device(
-    results: store.Store, make_run: Make, fill: Fill, outcome: Callable[..., Any]
-) -> None:
-    run = make_run()
-    (run_id,) = fill(results, [run])
-    assert results.training_rate("cpu") is None
-    finish(results, run_id, run, outcome("finished", loss=2.0))
-    rate = results.training_rate("CPU")
-    assert rate is not None
-    assert math.isclose(rate, results.runs()["flops"].item() / 1.5)
-    assert results.training_rate("H100") is None
