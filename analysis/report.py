@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import figure
 
-from analysis import axes, backtests, budgets, checks, errors, frontiers, noise, pages, plots, uncertainty
+from analysis import axes, backtests, budgets, checks, errors, frontiers, noise, pages, plots, timings, uncertainty
 
 T = TypeVar("T")
 
@@ -61,6 +61,7 @@ def write(
     draft.figures(curves)
     draft.law()
     draft.held_out()
+    draft.times()
     draft.how()
     web, marked = place / "report.html", place / "report.md"
     web.write_text(draft.page.html(title), encoding="utf-8")
@@ -224,6 +225,14 @@ class _Draft:
             self.page.text("Rolling origin: the law fitted up to each of the largest budgets, predicting those above.")
             for line in found.summary().splitlines()[1:]:
                 self.say(line.strip())
+
+    def times(self) -> None:
+        """Predicted beside measured times, where times were predicted."""
+        found = timings.compare(self.frame, self.params)
+        if found is not None:
+            self.page.heading("Time")
+            self.say(found.line)
+            self.page.table(found.header, found.rows)
 
     def how(self) -> None:
         self.page.heading("How it was made")

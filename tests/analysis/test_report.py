@@ -104,3 +104,24 @@ def test_a_failed_row_without_numbers_does_not_stop_the_report(costed, tmp_path,
     clean = analysis.report.write(sweep, tmp_path / "b", "Clean", resamples=20)
     assert "36 finished of 37; dropped: 1 where status is failed" in str(summary)
     assert summary.lines[1:8] == clean.lines[1:8]
+
+
+def test_the_report_says_how_predicted_times_came_out(tmp_path, sweep) -> None:
+    """Trunks count there and in no law; runs without a prediction, or that did not finish, count nowhere."""
+    timed = sweep.assign(seconds=10.0, predicted_seconds=8.0, status="finished", role="single")
+    timed.loc[timed.index[0], ["seconds", "predicted_seconds"]] = [5.0, 10.0]
+    timed.loc[timed.index[1], "predicted_seconds"] = np.nan
+    extra = {"role": ["trunk", "single"], "status": ["finished", "diverged"], "seconds": [100.0, 1000.0]}
+    more = pd.DataFrame([timed.iloc[5], timed.iloc[6]]).assign(**extra)
+    whole = pd.concat([timed, more], ignore_index=True)
+    summary = analysis.report.write(whole, tmp_path, "Timed", resamples=20)
+    count = len(sweep) - 2  # of the single runs: without the first two
+    told = (
+        f"time of {count + 2} runs, without compiling: predicted {count * 8 + 18:.0f} s, measured "
+        f"{count * 10 + 105:.0f} s in all; median ratio 1.25, from 0.50 to 12.50"
+    )
+    assert told in str(summary)
+    assert f"<p>{told}</p>" in summary.html.read_text()
+    table = summary.markdown.read_text().split(told)[1].split("##")[0].strip().splitlines()
+    assert len(table) == 2 + sweep["params"].nunique()
+    assert "time of" not in str(analysis.report.write(sweep, tmp_path / "b", "Untimed", resamples=20))
