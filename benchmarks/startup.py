@@ -39,6 +39,7 @@ OVERRIDES = (
     'grid={"kind": "axis", "field": "seed", "values": [0, 1]}',
     'learning_rate={"kind": "as_given"}',
     "execution.steps_per_dispatch=1",
+    'base.schedule={"kind": "constant", "warmup": {"kind": "fraction", "fraction": 0}}',
     "base.tokens=2048",  # four steps, after which there is nothing to wait for but the report
     "base.data.validation_tokens=4096",
 )

@@ -281,7 +281,7 @@ def settle(settings: Settings) -> Settings:
         raise ValueError("quick is a miniature of the grid of budgets; leave out --grid demo")
     if not settings.quick:
         return settings
-    return dataclasses.replace(settings, steps=min(settings.steps, 250), sample=4)
+    return dataclasses.replace(settings, steps=min(settings.steps, 250), sample=min(settings.sample, 4))
 
 
 def shares(results: store.Store) -> str:

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from benchmarks import one_run, startup, sweep, train_step
+from configs import demo
 from scaling import counting
+from scaling.sweep import files
 
 
 @pytest.mark.parametrize("target", train_step.SIZES)
@@ -114,8 +116,6 @@ def test_the_grid_has_96_runs_whose_budgets_share_their_beginning() -> None:
 
 
 def test_the_demo_is_the_demo() -> None:
-    from configs import demo
-
     assert sweep.sweep_of(sweep.Settings(grid="demo")) == demo.sweep()
 
 
@@ -203,6 +203,12 @@ def test_what_a_start_tells_is_read() -> None:
         ("init", "compile or load"): 1.5,
     }  # fmt: skip
     assert cached == {"hit": ["jit_train"], "miss": ["jit_init"]}
+
+
+def test_a_start_is_of_two_short_runs_of_the_demos_model() -> None:
+    points = files.load(startup.CONFIG, startup.OVERRIDES).points()
+    assert [point.run.seed for point in points] == [0, 1]
+    assert {(point.run.model, point.run.steps) for point in points} == {(demo.sweep().base.model, 4)}
 
 
 def test_marks_are_read_from_the_store(tmp_path: Path) -> None:
