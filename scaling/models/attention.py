@@ -20,25 +20,48 @@ def attention(
     """softmax(scale · query · keyᵀ + bias) · value over the keys up to each query (Vaswani et al. 1706.03762).
 
     Each group of keys and values serves heads / groups queries (Ainslie et al. 2305.13245). Softmax in float32.
-    The one place to put another implementation.
+    A block of queries at a time, against the keys up to its end alone: what is masked is for the greater part not
+    computed. At context 256 on CPU forward and backward take 0.6–0.7 of the time of the whole square (heads of 32 to
+    64), less than PyTorch's flash attention there (33 to its 37 ms, 59 to its 61, a core of a Zen 3).
     """
     batch, time, heads, size = query.shape
     groups = key.shape[2]
-    query = query * scale
-    # The fifth axis costs a tenth of the training step on CPU where each head has keys of its own, so it is left out.
-    shared = "" if heads == groups else "r"
-    if shared:
-        query = query.reshape(batch, time, groups, heads // groups, size)
-    scores = einsum_float32(f"btg{shared}k,bsgk->bg{shared}ts", query, key)
+    # A fifth axis costs a tenth of the training step on CPU where each head has keys of its own, so it is left out.
+    shared = (heads // groups,) if heads > groups else ()
+    # Heads before time: copied once here, or else by XLA for every product, 0.8 of the time at one block.
+    query = jnp.moveaxis((query * scale).reshape(batch, time, groups, *shared, size), 1, -2)
+    key, value = jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2)
+    size_of_block = max(BLOCK, math.ceil(time / BLOCKS))
+    mixed = []
+    for start in range(0, time, size_of_block):
+        end = min(start + size_of_block, time)
+        part = None if bias is None else bias[:, start:end, :end].reshape(groups, *shared, end - start, end)
+        mixed.append(_block(query[..., start:end, :], key[:, :, :end], value[:, :, :end], part))
+    return jnp.moveaxis(jnp.concatenate(mixed, axis=-2), -2, 1).reshape(batch, time, heads, size)
+
+
+BLOCK = 64  # queries of a block: with 32 or 128 attention takes 1.1 to 1.2 times as long on CPU
+BLOCKS = 8  # at most, since each is compiled by itself
+
+
+def _block(
+    query: Float[Array, "batch groups *shared queries size"],
+    key: Float[Array, "batch groups keys size"],
+    value: Float[Array, "batch groups keys size"],
+    bias: Float[Array, "groups *shared queries keys"] | None,
+) -> Float[Array, "batch groups *shared queries size"]:
+    """What the last queries of a sequence, already scaled, take from its keys and values up to each of them."""
+    queries, keys = query.shape[-2], key.shape[-2]
+    letters = "bgrt" if query.ndim > key.ndim else "bgt"
+    scores = einsum_float32(f"{letters}k,bgsk->{letters}s", query, key)
     if bias is not None:
-        scores += bias.reshape(*scores.shape[1:])
-    causal = jnp.tril(jnp.ones((time, time), bool))
+        scores += bias
+    causal = jnp.tril(jnp.ones((queries, keys), bool), keys - queries)
     scores += jnp.where(causal, 0.0, -1e30)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    mixed = einsum_float32(f"{letters}s,bgsk->{letters}k", weights.astype(value.dtype), value)
     # Divided after the mixture: `size` divisions a query and not `time`: 5 to 17% off the step on CPU.
-    total = jnp.moveaxis(weights.sum(axis=-1), -1, 1)[..., None]
-    mixed = einsum_float32(f"bg{shared}ts,bsgk->btg{shared}k", weights.astype(value.dtype), value) / total
-    return mixed.astype(value.dtype).reshape(batch, time, heads, size)
+    return (mixed / weights.sum(axis=-1, keepdims=True)).astype(value.dtype)
 
 
 def einsum_float32(letters: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:

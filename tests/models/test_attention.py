@@ -1,5 +1,7 @@
 """The attention seam against arithmetic in float64, and the two positions that act inside it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,9 @@ def inputs(groups: int, time: int = 7, heads: int = 4, size: int = 6) -> tuple[j
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("biased", [False, True])
-def test_attention_is_the_formula(groups: int, biased: bool) -> None:
+@pytest.mark.parametrize("block", [7, 3])  # one block, and three of which the last is short
+def test_attention_is_the_formula(groups: int, biased: bool, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "BLOCK", block)
     query, key, value = inputs(groups)
     bias = attention.alibi_bias(4, 7) if biased else None
     result = attention.attention(query, key, value, scale=0.3, bias=bias)
@@ -32,6 +36,18 @@ def test_attention_is_the_formula(groups: int, biased: bool) -> None:
         weights = np.exp(scores) / np.exp(scores).sum()
         exact[batch, time, head] = weights @ v[batch, : time + 1, group]
     np.testing.assert_allclose(result, exact, rtol=1e-4, atol=1e-5)
+
+
+def test_long_sequences_are_computed_in_few_blocks() -> None:
+    query, key, value = (jax.ShapeDtypeStruct((1, 4096, 1, 8), jnp.float32) for _ in range(3))
+    attend = functools.partial(attention.attention, scale=1.0, bias=None)
+    products = [
+        one.outvars[0].aval.shape
+        for _, one in small.equations(jax.make_jaxpr(attend)(query, key, value).jaxpr)
+        if one.primitive.name == "dot_general"
+    ]
+    scores = [shape for shape in products if shape[-1] != 8]
+    assert scores == [(1, 1, 512, 512 * number) for number in range(1, 9)]  # 9/16 of the square
 
 
 def test_scores_too_large_for_exp_are_survived() -> None:

@@ -128,7 +128,9 @@ def test_a_model_on_an_accelerator_calls_its_kernel_and_holds_no_scores(chip: ke
     calls = {"cuda": {"@__cudnn$fmhaSoftmax": 2, "@__cudnn$fmhaSoftmaxBackward": 1}, "tpu": {"@tpu_custom_call": 3}}
     for call, number in calls[chip.platform].items():  # one forward; backward one of cuDNN, two of splash
         assert kernel.count(call) == number
-    assert "x256x256x" in plain
+    scores = f"x{attention.BLOCK}x256xf32"  # of the last block of queries
+    assert scores in plain
+    assert scores not in kernel
     assert "x256x256x" not in kernel.replace("256x256xi1", "")
 
 
