@@ -106,27 +106,48 @@ def memory_bytes(
     vocabulary_size: int,
     context: int,
     *,
-    microbatch: int,
+    sequences: float,
     state_floats_per_param: float,
     parameter_bytes: int = 4,
-    compute_bytes: int = 4,
+    compute_bytes: float = 4,
     remat: Remat = "none",
+    accumulated: bool = False,
+    scanned: bool = False,
+    scores: bool = True,
+    logits_chunk: int | None = None,
+    members: int = 1,
+    parameter_shards: int = 1,
 ) -> float:
-    """Estimated bytes of a training step on one device, before any sharding: within a factor of two, for planning.
+    """Bytes of a training step at its peak on one device: state, gradients, and a forward and backward pass.
 
-    Parameters and gradients, `state_floats_per_param` float32 of optimizer state (AdamW 2), the activations kept for
-    the backward pass of `microbatch` sequences, and logits with their gradient in float32. Under "full" remat a layer
-    keeps its input and one layer at a time its activations; "dots" is taken as none, an upper bound.
+    With P parameters, of which a device holds 1/`parameter_shards`, and T tokens of `sequences` sequences on it:
+
+    - state: P parameters, and `state_floats_per_param` · P float32 of the optimizer (AdamW 2), updated in place;
+    - gradients: 1.25 P (clipping and the update hold a part of them twice), and P more where microbatches are
+      `accumulated`;
+    - layers: T · depth · `activation_floats`, half as much again where layers are `scanned`: a loop stacks every
+      intermediate that it keeps, where written-out layers recompute the cheap ones within fused kernels. Under remat
+      "full" T · (depth · width + `activation_floats` of one layer). "dots" is taken as none, an upper bound;
+    - working space: T · `working_floats`, the gradients within the layer that is being differentiated;
+    - logits and their gradient: 2.5 · vocabulary in float32 for every token (2 to 2.6 were found: XLA orders them in
+      several ways), or for `logits_chunk` of them, which also sums the gradient of the head in float32.
+
+    `compute_bytes` are those of an activation. All of it is there `members` times for a pack. It is compared with
+    what XLA compiles and with what a process takes by `benchmarks.memory`.
     """
-    total = params(model, vocabulary_size, context)
-    tokens = microbatch * context
-    one_layer = model.activation_floats(context)
-    kept = model.depth * model.width + one_layer if remat == "full" else model.depth * one_layer
-    return (
-        2.0 * parameter_bytes * total
+    total = params(model, vocabulary_size, context) / parameter_shards
+    tokens = sequences * context
+    layer = model.activation_floats(context, scores)
+    kept = model.depth * layer * (1.5 if scanned else 1.0) + model.working_floats(context, scores)
+    if remat == "full":
+        kept = model.depth * model.width + layer
+    head = 0.0 if logits_chunk is None else 4.0 * vocabulary_size * model.width / parameter_shards
+    return members * (
+        (2.25 + accumulated) * parameter_bytes * total
         + 4.0 * state_floats_per_param * total
-        + compute_bytes * tokens * (kept + 2 * model.width)
-        + 2.0 * 4.0 * tokens * vocabulary_size
+        + compute_bytes * tokens * kept
+        + 2.5 * 4.0 * min(tokens, logits_chunk or tokens) * vocabulary_size
+        + head
     )
 
 

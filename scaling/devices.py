@@ -1,8 +1,8 @@
-"""What devices can do: peak rates from their makers' data sheets, for MFU and for predicted times. No JAX here."""
+"""What devices can do: peak rates and memory, from their makers' data sheets. No JAX here."""
 
 import time
 
-# Peak dense bf16 FLOP/s and memory in bytes, keyed by a part of JAX's `device_kind`; the first match counts.
+# Peak dense bf16 FLOP/s, keyed by a part of JAX's `device_kind`; the first match counts.
 PEAK_FLOPS: tuple[tuple[str, float], ...] = (
     ("H200", 989e12),  # NVIDIA H200 data sheet: 989 TFLOP/s bf16 without sparsity (SXM)
     ("H100 PCIe", 756e12),  # NVIDIA H100 data sheet, PCIe
@@ -14,6 +14,30 @@ PEAK_FLOPS: tuple[tuple[str, float], ...] = (
     ("TPU v5", 459e12),  # Google Cloud TPU documentation, v5p, a chip
     ("TPU v4", 275e12),  # Google Cloud TPU documentation, v4, a chip
 )
+
+# Memory in bytes, keyed likewise: the data sheets above, in decimal units.
+MEMORY: tuple[tuple[str, float], ...] = (
+    ("H200", 141e9),
+    ("H100", 80e9),
+    ("A100-SXM4-40GB", 40e9),
+    ("A100-PCIE-40GB", 40e9),
+    ("A100", 80e9),
+    ("TPU v6", 32e9),
+    ("TPU v5 lite", 16e9),
+    ("TPU v5e", 16e9),
+    ("TPU v5", 95e9),
+    ("TPU v4", 32e9),
+)
+# The share of a GPU's memory that JAX takes for arrays if not told otherwise (XLA_PYTHON_CLIENT_MEM_FRACTION).
+SHARE_OF_GPU = 0.75
+
+
+def memory_bytes(device_kind: str) -> float | None:
+    """Bytes for arrays on one device, or None where the table does not know it (CPUs)."""
+    for name, memory in MEMORY:
+        if name.lower() in device_kind.lower():
+            return memory if name.startswith("TPU") else SHARE_OF_GPU * memory
+    return None
 
 
 def peak_flops(device_kind: str) -> float | None:

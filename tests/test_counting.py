@@ -124,16 +124,20 @@ def test_a_budget_under_one_batch_is_refused(flops: float) -> None:
 
 def test_memory_grows_with_what_it_is_made_of() -> None:
     def estimate(**changes: Any) -> float:
-        settings: dict[str, Any] = {"microbatch": 8, "state_floats_per_param": 2.0}
+        settings: dict[str, Any] = {"sequences": 8, "state_floats_per_param": 2.0}
         return counting.memory_bytes(GPT2, 50257, 1024, **{**settings, **changes})
 
     params = counting.params(GPT2, 50257, 1024)
-    assert estimate(microbatch=0) == 16 * params  # parameters, gradients and two moments in float32
-    assert estimate(microbatch=0, state_floats_per_param=0.0, parameter_bytes=2) == 4 * params
-    assert estimate(remat="full") < 0.5 * estimate()
-    assert estimate(compute_bytes=2) < estimate() < estimate(microbatch=9)
-    logits = 2 * 4 * 8 * 1024 * 50257
-    assert estimate() > 16 * params + logits
+    assert estimate(sequences=0) == 17 * params  # parameters, gradients, a quarter of them twice, and two moments
+    assert estimate(sequences=0, accumulated=True) == 21 * params
+    assert estimate(sequences=0, state_floats_per_param=0.0, parameter_bytes=2) == 4.5 * params
+    assert estimate(remat="full") < 0.6 * estimate() < 0.6 * estimate(scanned=True)
+    assert estimate(compute_bytes=2) < estimate() < estimate(sequences=9)
+    scores = 4 * 12 * 8 * 1024 * (12 * 1024)  # kept of 12 layers, 12 heads over 1,024 keys
+    assert estimate() - estimate(scores=False) >= scores
+    logits = 2.5 * 4 * 8 * 1024 * 50257
+    assert estimate() > 17 * params + logits
+    assert estimate() - estimate(logits_chunk=1024) == logits * 7 / 8 - 4 * 50257 * 768
 
 
 def test_a_thousand_runs_are_counted_in_a_second() -> None:

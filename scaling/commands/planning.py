@@ -7,8 +7,9 @@ from typing import Any
 import rich.console
 import rich.table
 
-from scaling import config
+from scaling import config, devices, memory
 from scaling.data import corpus as corpora
+from scaling.launch import local
 from scaling.sweep import files, plan, store, timing
 
 COLUMNS = (
@@ -22,6 +23,8 @@ def show(path: Path, overrides: Sequence[str], store_path: Path, device: str) ->
     sweep = files.load(path, overrides)
     results = store.Store(store_path)
     resolved = plan.resolve(sweep, corpora.find, results)
+    limit = memory.share(local.cores_here()) if device == "cpu" else devices.memory_bytes(device)
+    plan.check_memory(resolved.all, sweep.execution, limit, device, results)
     rates = timing.rates(device, results)
     console = rich.console.Console(width=None if rich.get_console().is_terminal else 200)
 
@@ -30,7 +33,7 @@ def show(path: Path, overrides: Sequence[str], store_path: Path, device: str) ->
     for stage, runs in (("tune stage", resolved.tune), ("trunks", resolved.trunks), ("sweep", resolved.runs)):
         if not runs:
             continue
-        rows = [plan.row(p, rates.of(p.run, sweep.execution), sweep.execution) for p in runs]
+        rows = [plan.row(p, rates.of(p.run, sweep.execution), sweep.execution, limit, device == "cpu") for p in runs]
         states = [_state(row["run_id"], results) for row in rows]
         console.print(_table(f"{sweep.name}: {stage}, {len(rows)} runs", rows, states, bool(resolved.pending)))
         for row, state in zip(rows, states, strict=True):
@@ -88,11 +91,16 @@ def _table(title: str, rows: Sequence[Mapping[str, Any]], states: Sequence[str],
             f"{row['steps']:,}",
             f"{row['learning_rate']:.3g}" + ("?" if pending else ""),
             str(row["seed"]),
-            f"{row['memory_bytes'] / 1e6:,.0f} MB",
+            f"{row['memory_bytes'] / 1e6:,.0f} MB" + _parts(row),
             duration(row["seconds"]),
             state,
         )
     return table
+
+
+def _parts(row: Mapping[str, Any]) -> str:
+    """The microbatch, where it is not the whole batch."""
+    return "" if row["microbatch"] == row["batch_size"] else f" ({row['microbatch']} of {row['batch_size']})"
 
 
 def duration(seconds: float) -> str:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from scaling import config
+from scaling import config, devices, memory
 from scaling.data import cache
 from scaling.sweep import store, worker
 
@@ -77,6 +77,8 @@ def launch(
         if accelerators and count > len(accelerators):  # several share a device: none may take all of its memory
             own = {**own, "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 * len(accelerators) / count:.3f}"}
         log = logs / f"{socket.gethostname()}-{os.getpid()}-{number}.log"
+        if not accelerators:
+            own = {memory.LIMIT: os.environ.get(memory.LIMIT, f"{memory.share(count):.0f}")}
         slots.append(Slot(number, {**common, **own, worker.WORKERS: str(count)}, shares[number], log))
     return Workers(results, sweep_name, slots, worker_command(results.path, sweep_name, config_path))
 
@@ -233,6 +235,24 @@ def compile_cache() -> Path:
         )
     folder.chmod(0o700)
     return folder
+
+
+def memory_limit(workers: int | None, runs: int) -> tuple[str, float | None]:
+    """The device that `launch` gives each worker, "cpu" or its name, and the bytes for arrays on it, where known."""
+    if not find_accelerators():
+        if memory.LIMIT in os.environ:
+            return "cpu", float(os.environ[memory.LIMIT])
+        return "cpu", memory.share(min(workers or cores_here(), runs))
+    for path in sorted(glob.glob("/proc/driver/nvidia/gpus/*/information")):
+        fields = dict(line.split(":", 1) for line in Path(path).read_text().splitlines() if ":" in line)
+        name = fields.get("Model", "").strip()
+        return name, devices.memory_bytes(name)
+    return "accelerator", None  # a TPU's workers learn it from the device
+
+
+def cores_here() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def find_accelerators() -> list[dict[str, str]]:

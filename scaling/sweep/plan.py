@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from scaling import config, counting
+from scaling import config, counting, memory
 from scaling.data import corpus as corpora
 from scaling.sweep import grid, packing, rates, record, store, timing, trunks
 
@@ -168,9 +168,15 @@ def _optima(tune: Sequence[Planned], results: store.Store | None) -> tuple[dict[
     return optima, ""
 
 
-def row(planned: Planned, rate: float, execution: config.Execution) -> dict[str, Any]:
-    """What a run is and costs: the columns of the plan, in SI units; `rate` is the device's FLOP/s (`timing`)."""
+def row(
+    planned: Planned, rate: float, execution: config.Execution, limit: float | None = None, cpu: bool = False
+) -> dict[str, Any]:
+    """What a run is and costs: the columns of the plan, in SI units; `rate` is the device's FLOP/s (`timing`).
+
+    `limit` are the device's bytes for arrays, which bound the microbatch; `cpu` whether the device is one.
+    """
     run, corpus = planned.run, planned.corpus
+    microbatch = memory.planned(run, execution, limit, cpu=cpu)
     shape = (run.model, run.vocabulary_size, run.context)
     flops = counting.flops(*shape, run.tokens)
     return {
@@ -190,20 +196,21 @@ def row(planned: Planned, rate: float, execution: config.Execution) -> dict[str,
         "warmup_steps": run.schedule.warmup.steps(run.steps, run.batch_tokens),
         "learning_rate": run.optimizer.learning_rate,
         "seed": run.seed,
-        "memory_bytes": memory(run, execution),
+        "batch_size": run.batch_size,
+        "microbatch": microbatch,
+        "memory_bytes": memory.needed(run, execution, microbatch, cpu=cpu),
         "seconds": timing.work(run, execution, flops_spent(planned)) / rate,
     }
 
 
-def memory(run: config.Run, execution: config.Execution) -> float:
-    """Estimated bytes of a run's training step on one device."""
-    return counting.memory_bytes(
-        run.model, run.vocabulary_size, run.context,
-        microbatch=execution.microbatch or run.batch_size, remat=execution.remat,
-        state_floats_per_param=run.optimizer.state_floats_per_param,
-        parameter_bytes=2 if run.precision.parameters == "bfloat16" else 4,
-        compute_bytes=2 if run.precision.compute == "bfloat16" else 4,
-    )  # fmt: skip
+def check_memory(
+    planned: Sequence[Planned], execution: config.Execution, most: float | None, device: str, results: store.Store
+) -> None:
+    """Refuse a plan with a run, not trained yet, that does not fit `most` bytes a device. Raises ValueError."""
+    for p in planned:
+        if most is not None and (p.run_id is None or results.result(p.run_id) is None):
+            where = "each worker on this machine" if device == "cpu" else f"one {device}"
+            memory.check(f"run {p.run_id or '(unnamed)'}", p.run, execution, most, where, cpu=device == "cpu")
 
 
 def packs(plan: Plan, execution: config.Execution, device: str) -> int:
@@ -211,7 +218,7 @@ def packs(plan: Plan, execution: config.Execution, device: str) -> int:
     groups = collections.Counter(packing.key(p.run) for p in plan.all)
     found = 0
     for p in {packing.key(p.run): p for p in plan.all}.values():
-        most = packing.most(p.run, execution, device, memory(p.run, execution), None)
+        most = packing.most(p.run, execution, device, memory.needed(p.run, execution), None)
         found += math.ceil(groups[packing.key(p.run)] / most)
     return found
 

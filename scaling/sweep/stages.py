@@ -31,6 +31,8 @@ def run(
     prepare = functools.partial(corpora.prepare, log=log)
     rates = functools.partial(timing.rates_here, bool(local.find_accelerators()), results)
     resolved = plan.resolve(sweep, prepare, results)
+    device, most = local.memory_limit(workers, len(resolved.all))
+    plan.check_memory(resolved.all, sweep.execution, most, device, results)
     stages = [(f"{sweep.name}.tune", resolved.tune)] if resolved.tune else []
     for name, planned in stages:
         plan.register(name, sweep, planned, results, rates())

@@ -23,9 +23,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scaling import config, tracking
+from scaling import config, memory, tracking
 from scaling.sweep import lease as leases
-from scaling.sweep import packing, plan, queue, record, store
+from scaling.sweep import packing, queue, record, store
 
 if TYPE_CHECKING:
     from scaling import loop
@@ -58,6 +58,8 @@ def work(results: store.Store, sweep_name: str, *, log: Callable[[str], None], r
 
     A run that raises keeps its traceback in status.json and the next one is claimed; failed runs are left alone unless
     `retry_failed`. SIGTERM, SIGINT and SIGHUP stop the run at its next dispatch, with a checkpoint.
+
+    Raises ValueError, before anything is trained, where a run that is left cannot fit this worker's devices.
     """
     sweep = results.sweep(sweep_name)
     settings = config.Sweep.model_validate(sweep["config"])
@@ -68,6 +70,7 @@ def work(results: store.Store, sweep_name: str, *, log: Callable[[str], None], r
     tally = Tally()
     with _until_signal(log) as stop:
         work = Work(results, settings, sweep_name, about, stop, log)
+        work.check_memory()
         owner = f"{socket.gethostname()}:{os.getpid()}"
         for claims in work.queue.claims(owner, about, work.most, stop):
             with contextlib.ExitStack() as beating:
@@ -147,13 +150,24 @@ class Work:
         self.queue = queue.Queue(results, sweep_name)
         self.trackers: list[tracking.Tracker] = []
 
+    def check_memory(self) -> None:
+        """Refuse the sweep where a run that is left cannot fit the devices. Raises ValueError."""
+        import jax
+
+        limit, cpu, where = memory.limit(), jax.default_backend() == "cpu", f"a device here ({self.about['device']})"
+        if limit is None:
+            return
+        for item in self.queue.left():
+            name = f"run {item.run_id}"
+            memory.check(name, item.run, self.execution, limit, where, cpu=cpu, devices=jax.device_count())
+
     def most(self, item: queue.Item) -> int:
         """How many runs like this to train together here, leaving their share to the other workers."""
         import jax
 
         device = jax.local_devices()[0]
-        limit = (device.memory_stats() or {}).get("bytes_limit")
-        most = packing.most(item.run, self.execution, device.device_kind, plan.memory(item.run, self.execution), limit)
+        need = memory.needed(item.run, self.execution, devices=jax.device_count())
+        most = packing.most(item.run, self.execution, device.device_kind, need, memory.limit())
         alike = sum(packing.key(other.run) == packing.key(item.run) for other in self.queue.left())
         return min(most, math.ceil(alike / int(os.environ.get(WORKERS, "1"))))
 
