@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from scaling import config, counting
+from scaling import config, counting, families
 
 LIMIT = "SCALING_MEMORY_BYTES"  # what the arrays of a worker on the CPU may take; the launcher sets it
 # A worker before its first array: Python, JAX, LLVM, compiled code. 0.3 to 0.68 GB were measured on Linux.
@@ -55,8 +55,16 @@ def needed(
         compute_bytes=4 if run.precision.compute == "float32" else 3.6 if cpu else 2,
         remat=execution.remat, accumulated=size < run.batch_size, scanned=execution.scans(run.model.depth, cpu),
         logits_chunk=None if chunk is None else math.ceil(chunk / shards), members=members,
-        parameter_shards=mesh.fsdp * mesh.tensor,
+        parameter_shards=mesh.fsdp * mesh.tensor, scores=not _flash(run, execution, cpu),
     )  # fmt: skip
+
+
+def _flash(run: config.Run, execution: config.Execution, cpu: bool) -> bool:
+    """Whether attention keeps no scores, as far as a config tells: "auto" also asks the chip (`models.kernels`)."""
+    if execution.attention != "auto":
+        return execution.attention != "xla"
+    biased = isinstance(run.model, families.Transformer) and run.model.position == "alibi"
+    return not cpu and run.precision.compute == "bfloat16" and not biased
 
 
 def microbatches(run: config.Run, execution: config.Execution, devices: int = 1) -> list[int]:

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import memory as memory_benchmark
 from benchmarks import one_run, startup, sweep, train_step
 from configs import demo
-from scaling import counting
+from scaling import counting, memory
 from scaling.sweep import files
 
 
@@ -225,3 +226,12 @@ def test_marks_are_read_from_the_store(tmp_path: Path) -> None:
     assert [mark for mark, there in startup.marks_of(tmp_path).items() if there] == ["worker started"]
     segment.write_text("{}\n")
     assert [mark for mark, there in startup.marks_of(tmp_path).items() if there] == ["worker started", "first step"]
+
+
+def test_memory_is_compared_where_the_allocators_own_is_small() -> None:
+    assert len(memory_benchmark.CONFIGURATIONS) == 6
+    for name in memory_benchmark.CONFIGURATIONS:
+        assert 1.5e8 < memory.needed(*memory_benchmark.run_of(name), cpu=True) < 8e8, name
+    found = {"plan": 115e6, "compiled": 100e6, "measured": 110e6}
+    assert memory_benchmark.spread(found) == 1.15
+    assert "NOT MET" in memory_benchmark.line("x", {**found, "measured": 120e6})

@@ -58,6 +58,8 @@ def test_what_the_execution_changes(tiny: Make) -> None:
     whole = memory.needed(run, AUTO)
     assert memory.needed(run, AUTO, 1) < memory.needed(run, AUTO, 4) < whole < memory.needed(run, AUTO, cpu=True)
     assert memory.needed(run, AUTO.edit({"remat": "full"})) < whole
+    scores = 2 * 8 * 256 * 3 * 4 * 256  # two bytes each, of 8 sequences, 3 layers, 4 heads and 256 keys: not by flash
+    assert memory.needed(run, AUTO.edit({"attention": "xla"})) >= whole + scores
     logits = 2.5 * 4 * 7 * 256 * 256  # of the seven eighths of the tokens that are not held at once, and their gradient
     head = 4 * 256 * 64
     assert memory.needed(run, AUTO.edit({"loss_chunk": 256})) == pytest.approx(whole - logits + head)
