@@ -3,6 +3,7 @@
     python -m benchmarks.gpt2_scaling '{"width": 64, …}'
 
 prints one JSON object, its last line, as `gpt2_torch` does. With `arrays` it writes there what the peer must reproduce.
+With `serve` it stays and measures whenever asked, see `serve`.
 """
 
 import json
@@ -15,33 +16,78 @@ import jax
 import numpy as np
 from flax import nnx
 
-from benchmarks import train_step
-from scaling import config, models, step
+from scaling import config, families, mesh, models, optim, parametrization, step
+from scaling.data import corpus, sources, tokenizers
 
 Spec = Mapping[str, Any]
 CHECKED_STEPS = 3
 
 
+def run_of(spec: Mapping[str, Any]) -> config.Run:
+    """The run that a contender's specification describes; its corpus is named and never read."""
+    vocabulary = spec["vocabulary"]
+    tokenizer = tokenizers.Bytes() if vocabulary == 256 else tokenizers.Bpe(vocabulary_size=vocabulary)
+    return config.Run(
+        model=families.Transformer.gpt2(spec["width"], spec["depth"], spec["heads"]),
+        parametrization=parametrization.Standard(),
+        data=corpus.Data(source=sources.PythonSource(), tokenizer=tokenizer, validation_tokens=spec["context"]),
+        context=spec["context"],
+        batch_size=spec["batch"],
+        tokens=spec["batch"] * spec["context"],
+        optimizer=optim.AdamW(
+            learning_rate=spec["learning_rate"],
+            weight_decay=spec["weight_decay"],
+            independent=False,
+            beta1=spec["beta1"],
+            beta2=spec["beta2"],
+            epsilon=spec["adam_epsilon"],
+        ),
+        schedule=optim.Constant(warmup=optim.WarmupFraction(fraction=0.0)),
+        precision=config.Precision(compute=spec["precision"]),
+        clip=spec["clip"],
+    )
+
+
 class Runner:
-    """A program, its state, and random tokens for it."""
+    """A program, its state, and random tokens for it: batches, or with `resident` a corpus that stays on the device.
+
+    `execution` of the specification are settings of `config.Execution`, `members` the size of a pack of equal runs.
+    """
 
     def __init__(self, spec: Spec):
-        self.run = train_step.run_of(spec)
+        self.run, self.members = run_of(spec), spec.get("members", 1)
         start = time.perf_counter()
-        self.program = step.program(self.run, config.Execution(steps_per_dispatch=spec["steps_per_dispatch"]))
+        execution = config.Execution(steps_per_dispatch=spec["steps_per_dispatch"], **spec.get("execution", {}))
+        generator = np.random.default_rng(0)
+        self.chunk, corpus_tokens = execution.steps_per_dispatch, spec.get("resident")
+        resident = (corpus_tokens, np.dtype(np.int32)) if corpus_tokens else None
+        self.program = step.program(self.run, execution, self.members, resident)
         self.compile_seconds = time.perf_counter() - start
-        self.state = self.program.stack([self.program.init(np.uint32(0), np.float32(1.0))])
-        self.chunk = self.program.steps_per_dispatch
-        shape = (self.chunk, spec["batch"], spec["context"] + 1)
-        self.tokens = np.random.default_rng(0).integers(spec["vocabulary"], size=shape, dtype=np.int32)
+        one = self.program.init(np.uint32(0), np.float32(1.0))
+        if self.members == 1:
+            self.state = self.program.stack([one])
+        else:  # not by `stack`, whose program has an argument for every array of every member
+            shards = jax.tree.map(lambda shape: mesh.stacked(shape.sharding), self.program.shapes)
+            copies = jax.jit(lambda x: jax.tree.map(self._repeat, x), out_shardings=shards)
+            self.state = copies(one)
+        shape = (self.chunk, spec["batch"], *([] if resident else [spec["context"] + 1]))
+        most = corpus_tokens or spec["vocabulary"]
+        self.tokens = generator.integers(most, size=shape, dtype=np.int32)
+        self.corpus = jax.device_put(
+            generator.integers(spec["vocabulary"], size=corpus_tokens or 0, dtype=np.int32),
+            mesh.replicated(self.program.mesh),
+        )
         self.rates: Any = np.full(self.chunk, self.run.optimizer.learning_rate, np.float32)
         self.decays: Any = self.run.optimizer.decay(self.rates).astype(np.float32)
+
+    def _repeat(self, x: Any) -> Any:
+        return jax.numpy.broadcast_to(x, (self.members, *x.shape))
 
     def dispatch(self, steps: int) -> step.Metrics:
         """Send `steps` steps to the device, the tokens with them; their metrics, not waited for."""
         mine = step.dispatch(self.run, self.tokens[:steps], self.rates[:steps], self.decays[:steps], self.chunk)
-        asked = self.program.put(step.together([mine]))
-        self.state, metrics = self.program.train(self.state, np.empty(0, np.int32), asked)
+        asked = self.program.put(step.together([mine] * self.members))
+        self.state, metrics = self.program.train(self.state, self.corpus, asked)
         return metrics
 
     def train(self, seconds: float, least: int, steps: int) -> tuple[int, float]:
@@ -58,25 +104,44 @@ class Runner:
         return done, time.perf_counter() - start
 
 
-def measure(spec: Spec) -> dict[str, Any]:
+def measure(spec: Spec, runner: Runner | None = None) -> dict[str, Any]:
     """Tokens a second over at least `seconds` and `least_steps` steps, after compiling and warming up.
 
     A dispatch holds fewer steps than the program allows only where they would last longer than a third of `seconds`.
     """
-    runner = Runner(spec)
+    runner = runner or Runner(spec)
     runner.train(0.0, 1, 1)
     done, elapsed = runner.train(spec["warm_seconds"], 1, 1)
     steps = max(1, min(runner.chunk, int(spec["seconds"] / 3 / (elapsed / done))))
     done, seconds = runner.train(spec["seconds"], spec["least_steps"], steps)
     return {
         "params": sum(array[0].size for array in runner.state.params.values()),
-        "tokens_per_second": done * runner.run.batch_tokens / seconds,
+        "tokens_per_second": done * runner.members * runner.run.batch_tokens / seconds,
         "steps": done,
         "seconds": seconds,
         "compile_seconds": runner.compile_seconds,
         "steps_a_dispatch": steps,
+        "peak_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
+        "loss": float(np.asarray(runner.dispatch(1).loss)[0, 0]),
         "version": jax.__version__,
     }
+
+
+def serve(spec: Spec) -> None:
+    """Compile, then for each line of input that is a specification's change measure, and print a line of JSON.
+
+    A change with `trace` names a folder, where three steps are traced for Perfetto and TensorBoard instead.
+    """
+    runner = Runner(spec)
+    for line in sys.stdin:
+        change = json.loads(line)
+        if "trace" in change:
+            runner.train(0.0, 1, 1)
+            with jax.profiler.trace(change["trace"], create_perfetto_trace=True):
+                runner.train(0.0, 3, 1)
+            print("{}", flush=True)
+        else:
+            print(json.dumps(measure({**spec, **change}, runner)), flush=True)
 
 
 def check(spec: Spec) -> dict[str, Any]:
@@ -107,4 +172,7 @@ def check(spec: Spec) -> dict[str, Any]:
 
 if __name__ == "__main__":
     wanted = json.loads(sys.argv[1])
-    print(json.dumps(check(wanted) if wanted["arrays"] else measure(wanted)))
+    if wanted.get("serve"):
+        serve(wanted)
+    else:
+        print(json.dumps(check(wanted) if wanted["arrays"] else measure(wanted)))

@@ -2,7 +2,8 @@
 
     python gpt2_torch.py '{"kind": "torch compiled", "width": 64, …}'
 
-prints one JSON object, its last line: `{"params": …, "tokens_per_second": …, …}`. Imports nothing of ours.
+prints one JSON object, its last line: `{"params": …, "tokens_per_second": …, …}`. With `serve` it stays and measures
+whenever asked, see `serve`. `device` is "cpu" or "cuda". Imports nothing of ours.
 """
 
 import contextlib
@@ -109,9 +110,11 @@ class Trainer:
     def __init__(self, spec: Spec, arrays: Mapping[str, np.ndarray] | None = None):
         torch.manual_seed(0)
         self.spec = spec
+        self.device = spec.get("device", "cpu")
         self.model = Gpt2(spec)
         if arrays is not None:
             self.model.load(arrays)
+        self.model.to(self.device)
         self.loss = torch.compile(self._loss, dynamic=False) if spec["kind"] == "torch compiled" else self._loss
         self.use("fused")
 
@@ -130,9 +133,14 @@ class Trainer:
 
     def _loss(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         low = self.spec["precision"] == "bfloat16"
-        with torch.autocast("cpu", torch.bfloat16) if low else contextlib.nullcontext():
+        with torch.autocast(self.device, torch.bfloat16) if low else contextlib.nullcontext():
             logits = self.model(tokens)
         return functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+    def wait(self) -> None:
+        """Until all steps are done."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
 
     def apply(self) -> None:
         """Clip the gradient and update."""
@@ -148,12 +156,16 @@ class Trainer:
         return loss.detach()
 
 
+def batches_of(spec: Spec) -> torch.Tensor:
+    """Eight batches of random tokens, on the device."""
+    shape = (8, spec["batch"], spec["context"] + 1)
+    tokens = np.random.default_rng(0).integers(spec["vocabulary"], size=shape, dtype=np.int64)
+    return torch.from_numpy(tokens).to(spec.get("device", "cpu"))
+
+
 def measure(spec: Spec) -> dict[str, Any]:
     """Tokens a second over at least `seconds` and `least_steps` steps, after compiling and warming up."""
-    trainer = Trainer(spec)
-    generator = np.random.default_rng(0)
-    shape = (8, spec["batch"], spec["context"] + 1)
-    batches = torch.from_numpy(generator.integers(spec["vocabulary"], size=shape, dtype=np.int64))
+    trainer, batches = Trainer(spec), batches_of(spec)
     start = time.perf_counter()
     trainer.step(batches[0])
     compile_seconds = time.perf_counter() - start
@@ -181,13 +193,50 @@ def _updates_per_second(trainer: Trainer, implementation: str) -> float:
     return updates / seconds
 
 
-def _timed(function: Callable[[int], object], seconds: float, least: int) -> tuple[int, float]:
-    """Call until `seconds` have passed, at least `least` times: how often, and how long it took."""
+def _timed(
+    function: Callable[[int], object], seconds: float, least: int, wait: Callable[[], None] = lambda: None
+) -> tuple[int, float]:
+    """Call until `seconds` have passed, at least `least` times: how often, and how long it took with the wait."""
     start, done = time.perf_counter(), 0
     while done < least or time.perf_counter() - start < seconds:
         function(done)
         done += 1
+        if done % 4 == 0:
+            wait()  # or a queue of steps would outlast the clock
+    wait()
     return done, time.perf_counter() - start
+
+
+def serve(spec: Spec) -> None:
+    """Compile, then for each line of input that is a specification's change measure, and print a line of JSON.
+
+    Takes the fused AdamW. float32 matrix products, of which bfloat16 leaves none that count, may use TF32.
+    """
+    torch.set_float32_matmul_precision("high")
+    trainer, batches = Trainer(spec), batches_of(spec)
+    start = time.perf_counter()
+    trainer.step(batches[0])
+    trainer.wait()
+    compile_seconds = time.perf_counter() - start
+
+    def step(index: int) -> torch.Tensor:
+        return trainer.step(batches[index % len(batches)])
+
+    for line in sys.stdin:
+        asked = {**spec, **json.loads(line)}
+        _timed(step, asked["warm_seconds"], 1, trainer.wait)
+        steps, seconds = _timed(step, asked["seconds"], asked["least_steps"], trainer.wait)
+        answer = {
+            "params": count(trainer.model),
+            "tokens_per_second": steps * spec["batch"] * spec["context"] / seconds,
+            "steps": steps,
+            "seconds": seconds,
+            "compile_seconds": compile_seconds,
+            "peak_bytes": torch.cuda.max_memory_allocated() if trainer.device == "cuda" else None,
+            "loss": step(0).item(),
+            "version": torch.__version__,
+        }
+        print(json.dumps(answer), flush=True)
 
 
 def check(spec: Spec) -> dict[str, Any]:
@@ -196,9 +245,9 @@ def check(spec: Spec) -> dict[str, Any]:
         given = dict(file)
     weights = {name.removeprefix("weight:"): value for name, value in given.items() if name.startswith("weight:")}
     trainer = Trainer(spec, weights)
-    batches = torch.from_numpy(given["batches"].astype(np.int64))
+    batches = torch.from_numpy(given["batches"].astype(np.int64)).to(trainer.device)
     with torch.no_grad():
-        logits = trainer.model(batches[0, :, :-1]).numpy()
+        logits = trainer.model(batches[0, :, :-1]).cpu().numpy()
     losses = [trainer.step(batch).item() for batch in batches]
     return {
         "params": count(trainer.model),
@@ -210,4 +259,7 @@ def check(spec: Spec) -> dict[str, Any]:
 
 if __name__ == "__main__":
     wanted = json.loads(sys.argv[1])
-    print(json.dumps(check(wanted) if wanted["arrays"] else measure(wanted)))
+    if wanted.get("serve"):
+        serve(wanted)
+    else:
+        print(json.dumps(check(wanted) if wanted["arrays"] else measure(wanted)))

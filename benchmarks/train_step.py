@@ -29,8 +29,7 @@ from typing import Any
 
 import tyro
 
-from scaling import config, counting, devices, families, optim, parametrization
-from scaling.data import corpus, sources, tokenizers
+from scaling import counting, devices, families
 from scaling.launch import local
 
 # About this many non-embedding parameters: width, depth, heads.
@@ -171,31 +170,6 @@ def spec_of(settings: Settings, size: Size, kind: str, precision: str) -> dict[s
         "adam_epsilon": 1e-8, "clip": 1.0, "steps_per_dispatch": settings.steps_per_dispatch,
         "seconds": settings.seconds, "warm_seconds": warm_seconds(settings), "least_steps": LEAST_STEPS, "arrays": None,
     }  # fmt: skip
-
-
-def run_of(spec: Mapping[str, Any]) -> config.Run:
-    """The run that a contender's specification describes; its corpus is named and never read."""
-    vocabulary = spec["vocabulary"]
-    tokenizer = tokenizers.Bytes() if vocabulary == 256 else tokenizers.Bpe(vocabulary_size=vocabulary)
-    return config.Run(
-        model=families.Transformer.gpt2(spec["width"], spec["depth"], spec["heads"]),
-        parametrization=parametrization.Standard(),
-        data=corpus.Data(source=sources.PythonSource(), tokenizer=tokenizer, validation_tokens=spec["context"]),
-        context=spec["context"],
-        batch_size=spec["batch"],
-        tokens=spec["batch"] * spec["context"],
-        optimizer=optim.AdamW(
-            learning_rate=spec["learning_rate"],
-            weight_decay=spec["weight_decay"],
-            independent=False,
-            beta1=spec["beta1"],
-            beta2=spec["beta2"],
-            epsilon=spec["adam_epsilon"],
-        ),
-        schedule=optim.Constant(warmup=optim.WarmupFraction(fraction=0.0)),
-        precision=config.Precision(compute=spec["precision"]),
-        clip=spec["clip"],
-    )
 
 
 class Bench:

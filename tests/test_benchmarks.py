@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import gpt2_scaling, gpu, one_run, startup, sweep, train_step
 from benchmarks import memory as memory_benchmark
-from benchmarks import one_run, startup, sweep, train_step
 from configs import demo
 from scaling import counting, memory
 from scaling.sweep import files
@@ -72,7 +72,7 @@ def test_both_sides_are_told_the_same() -> None:
     settings = train_step.settle(train_step.Settings(context=128, batch=4, vocabulary=512))
     size = train_step.size_of(0.4e6, 512, 128)
     spec = train_step.spec_of(settings, size, "torch eager", "float32")
-    run = train_step.run_of(spec)
+    run = gpt2_scaling.run_of(spec)
     assert (run.model, run.context, run.batch_size, run.vocabulary_size) == (size.model, 128, 4, 512)
     assert counting.params(run.model, run.vocabulary_size, run.context) == size.params
     assert math.isclose(run.optimizer.decay(spec["learning_rate"]), spec["learning_rate"] * spec["weight_decay"])
@@ -235,3 +235,52 @@ def test_memory_is_compared_where_the_allocators_own_is_small() -> None:
     found = {"plan": 115e6, "compiled": 100e6, "measured": 110e6}
     assert memory_benchmark.spread(found) == 1.15
     assert "NOT MET" in memory_benchmark.line("x", {**found, "measured": 120e6})
+
+
+# gpu
+
+
+@pytest.mark.parametrize(("name", "batch"), [("350M", 32), ("124M", 64), ("1.3B", 16)])
+def test_both_sides_take_the_largest_batch_that_half_an_h200_is_thought_to_hold(name: str, batch: int) -> None:
+    shape = next(one for one in gpu.GPU.shapes if one.name == name)
+    params = {"350M": 355e6, "124M": 124e6, "1.3B": 1.3e9}[name]
+    assert gpu.batch_of(round(params), shape, gpu.GPU, 0.45 * 140 * 2**30) == batch
+    assert gpu.batch_of(round(params), shape, gpu.GPU, 0.0) == 1
+
+
+def test_the_shapes_are_what_their_names_say() -> None:
+    for shape, params in zip(gpu.GPU.shapes, (355e6, 124e6, 1.316e9), strict=True):
+        run = gpt2_scaling.run_of(gpu.specification(shape, gpu.GPU, "ours", batch=1))
+        assert counting.params(run.model, 50_304, 1024) == pytest.approx(params, rel=0.01)
+    for shape, _ in gpu.GPU.packs:
+        run = gpt2_scaling.run_of(gpu.specification(shape, gpu.GPU, "ours", batch=1))
+        assert counting.params_non_embedding(run.model, 256, 256) == pytest.approx(
+            float(shape.name[:-1]) * 1e6, rel=0.1
+        )
+
+
+def test_its_parts_fit_the_time_and_what_does_not_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    plan = gpu.GPU
+    needed = plan.check_seconds + len(plan.shapes) * plan.shape_seconds + len(plan.packs) * plan.pack_seconds
+    assert needed < plan.limit < 600
+    bench = gpu.Bench(plan, "python", "NVIDIA H200", 1.0, None, tmp_path)
+    assert bench.part("quick", 1.0, lambda: 7) == 7
+    assert bench.part("long", plan.limit + 1, lambda: 7) is None
+    assert "long: left out" in capsys.readouterr().out
+
+
+def test_a_contender_that_ends_says_why(tmp_path: Path) -> None:
+    bench = gpu.Bench(gpu.SMALL, str(tmp_path / "torch"), "CPU", 1.0, None, tmp_path)
+    for line, error in (("torch.OutOfMemoryError: 80 GiB", gpu.OutOfMemoryError), ("no such thing", RuntimeError)):
+        (tmp_path / "torch").write_text(f"#!/bin/sh\necho '{line}' >&2\nexit 3\n")
+        (tmp_path / "torch").chmod(0o755)
+        contender = bench.start(gpu.specification(gpu.SMALL.shapes[0], gpu.SMALL, "torch eager", batch=1))
+        with pytest.raises(error, match="torch eager at width 32"):
+            contender.ask()
+        contender.close()
+
+
+def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match=r"no NVIDIA GPU here .*; run this where there is one, or --small on the CPU"):
+        gpu.gpu()

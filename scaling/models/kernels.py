@@ -21,6 +21,7 @@ Layout = Callable[[tuple[int, ...], tuple[str | None, ...]], jax.sharding.NamedS
 
 LANES = 128  # of a TPU's vector unit: blocks of the sequence are multiples of it
 BLOCKS = (512, 256, 128)  # queries and keys of a tile of splash; the largest that divides the context
+PRIMITIVES = ("dot_product_attention_fwd_wrapper", "pallas_call")  # JAX's names of the kernels' forward passes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,11 +21,16 @@ Layers = Literal["scan", "unroll"]
 Remat = Literal["none", "full", "dots"]
 Tree = TypeVar("Tree")
 
-# What the backward pass may keep of a layer: nothing, or its matmuls with weights (attention has batch dimensions).
-_SAVEABLE = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
+
+def _dots(primitive: Any, *arguments: Any, **parameters: Any) -> Any:
+    """Whether "dots" keeps a result: of matmuls with weights, and of flash attention, which are as small."""
+    if primitive.name in kernels.PRIMITIVES:
+        return True
+    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *arguments, **parameters)
+
+
+# What the backward pass may keep of a layer: nothing, or its large matmuls (scores have batch dimensions and are left).
+_SAVEABLE = {"full": jax.checkpoint_policies.nothing_saveable, "dots": _dots}
 
 
 class Builder:
