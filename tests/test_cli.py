@@ -365,7 +365,7 @@ def test_a_plan_marks_what_the_store_has(swept: tuple[Path, Ended]) -> None:
     assert ended.code == 0, ended
     assert ended.out.count("finished") == 7
     assert "(0.0 s to do)" in ended.out
-    assert "the rate of runs in this store" in ended.out
+    assert "runs of this store, 2 sizes of step" in ended.out
 
 
 def test_a_stored_sweep_is_reported_and_its_fit_refused_where_runs_are_few(swept: tuple[Path, Ended]) -> None:
