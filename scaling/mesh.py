@@ -1,5 +1,6 @@
 """Devices, the mesh, and the one table from what a dimension means to the mesh axis it is sharded over."""
 
+import functools
 import math
 
 import jax
@@ -19,6 +20,9 @@ TABLE: dict[str, str | tuple[str, ...]] = {
     "mlp": "tensor",
     "gates": "tensor",
 }
+# Dimensions that are split where a weight is stored, and whole where it is used. Gates split over devices would have to
+# meet in every time step of an LSTM; each device computes them all instead.
+GATHERED = ("embed", "gates")
 
 
 def make(settings: config.Mesh) -> jax.sharding.Mesh:
@@ -53,6 +57,29 @@ def sharding(
 def weight_sharding(mesh: jax.sharding.Mesh, weight: families.Weight) -> jax.sharding.NamedSharding:
     """The sharding of a weight's full array: layers are never split."""
     return sharding(mesh, weight.full_shape, ((None,) if weight.stack else ()) + weight.axes)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 2))
+def place(mesh: jax.sharding.Mesh, x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """x as the forward pass needs it, inside a compiled program: what `fsdp` splits is gathered, all else as stored.
+
+    Its gradient is laid out as it is stored, so that no device holds or sums up the whole.
+    """
+    used = tuple(None if axis in GATHERED else axis for axis in axes)
+    return jax.lax.with_sharding_constraint(x, sharding(mesh, x.shape, used))
+
+
+def _place_forward(mesh: jax.sharding.Mesh, x: jax.Array, axes: tuple[str | None, ...]) -> tuple[jax.Array, None]:
+    return place(mesh, x, axes), None
+
+
+def _place_backward(
+    mesh: jax.sharding.Mesh, axes: tuple[str | None, ...], _: None, gradient: jax.Array
+) -> tuple[jax.Array]:
+    return (jax.lax.with_sharding_constraint(gradient, sharding(mesh, gradient.shape, axes)),)
+
+
+place.defvjp(_place_forward, _place_backward)
 
 
 def stacked(one: jax.sharding.NamedSharding) -> jax.sharding.NamedSharding:

@@ -179,12 +179,13 @@ def _program(
         compute_dtype=run.precision.compute,
         parameter_dtype=run.precision.parameters,
         layers="scan" if scanned else "unroll",
-        remat=execution.remat,
         attend=kernels.Attend(
             execution.attention,
             kernels.Chip.of(devices.devices.flat[0]),
             functools.partial(mesh.sharding, devices),
         ),
+        remat="gathers" if execution.remat == "none" and devices.shape["fsdp"] > 1 else execution.remat,
+        place=functools.partial(mesh.place, devices) if devices.size > 1 else None,
     )
     graph = nnx.graphdef(nnx.eval_shape(lambda: create(seed=jax.random.key(0))))
     direction = run.optimizer.direction(weights)
@@ -216,7 +217,8 @@ def _program(
         if size == run.batch_size:
             (_, mean), gradients = jax.value_and_grad(objective, has_aux=True)(params, batch, z_loss)
             return mean, gradients, None
-        parts = batch.reshape(run.batch_size // size, size, batch.shape[1])
+        # Parts take turns at the sequences, so that a device's share of the batch has its share of every part.
+        parts = batch.reshape(size, run.batch_size // size, batch.shape[1]).swapaxes(0, 1)
 
         def add(total: tuple[Any, ...], part: Array) -> tuple[tuple[Any, ...], None]:
             (_, mean), gradients = jax.value_and_grad(objective, has_aux=True)(params, part, z_loss)
@@ -372,7 +374,7 @@ def flat(state: nnx.State) -> Params:
 
 def unflat(params: Mapping[str, Array]) -> nnx.State:
     """The inverse of `flat`."""
-    return nnx.from_flat_state({tuple(name.split(".")): nnx.Param(value) for name, value in params.items()})
+    return nnx.from_flat_state({tuple(name.split(".")): value for name, value in params.items()})
 
 
 def _state_sharding(shapes: State, weights: Mapping[str, families.Weight], devices: jax.sharding.Mesh) -> Any:

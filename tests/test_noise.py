@@ -99,7 +99,7 @@ def test_a_step_finds_the_noise_scale_of_a_known_population(tiny: Make, microbat
     expected = truth["gradient_variance"] / truth["gradient_squared"] * run.context
     assert abs(scale.noise_scale_tokens - expected) < 4 * scale.noise_scale_tokens_se
     # one step exactly: pairs of sequences give |G|², their scatter tr Σ (rounding of float32 sums: 1e-3)
-    g = each[drawn[0]] if microbatch else each[drawn[0]].reshape(2, 2, -1).mean(axis=1)
+    g = each[drawn[0]] if microbatch else each[drawn[0]].reshape(2, 2, -1).mean(axis=0)
     inner = g @ g.T
     pairs = inner[~np.eye(len(g), dtype=bool)].mean()
     assert float(metrics.gradient_squared[0, 0]) == pytest.approx(pairs, rel=1e-3)

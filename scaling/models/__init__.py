@@ -28,11 +28,13 @@ def create(
     remat: "model_layers.Remat",
     seed: "int | jax.Array",
     attend: "kernels.Attend | None" = None,
+    place: "model_layers.Place | None" = None,
 ) -> "model_layers.LanguageModel":
     """The Flax module of a family, initialised from `seed` (an integer or a PRNG key).
 
     Pure, so `jax.jit` and `nnx.eval_shape` may wrap it. Equal seeds give equal parameters whatever `layers`, `remat`
-    and `compute_dtype` are. `attend` is the implementation of attention, None the reference.
+    and `compute_dtype` are. `attend` is the implementation of attention, None the reference; `place` says where arrays
+    lie on a mesh, None leaves it to the compiler.
     """
     from scaling.models import layers as model_layers
 
@@ -47,5 +49,6 @@ def create(
         remat=remat,
         seed=seed,
         attend=attend,
+        place=place,
     )
     return model.build(builder)

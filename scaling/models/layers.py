@@ -4,6 +4,7 @@ import copy
 import functools
 import math
 import zlib
+from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -18,8 +19,19 @@ from scaling import parametrization as parametrizations
 from scaling.models import attention, kernels
 
 Layers = Literal["scan", "unroll"]
-Remat = Literal["none", "full", "dots"]
+Remat = Literal["none", "gathers", "full", "dots"]
 Tree = TypeVar("Tree")
+
+# Lays an array out over the mesh for its use, and its gradient as it is stored, given what each dimension means: an
+# axis of the table of weights, "batch", or None where it is whole.
+Place = Callable[[Array, tuple[str | None, ...]], Array]
+
+
+def _all_but_gathers(primitive: Any, *_: Any, **parameters: Any) -> bool:
+    """Saves what a layer computes, but no weight gathered from other devices, and no other shape of one."""
+    inner = parameters.get("call_jaxpr")  # of a call of `Place`, nothing but a constraint
+    names = {primitive.name} if inner is None else {equation.primitive.name for equation in inner.eqns}
+    return not names <= {"sharding_constraint", "reshape", "transpose", "squeeze", "broadcast_in_dim"}
 
 
 def _dots(primitive: Any, *arguments: Any, **parameters: Any) -> Any:
@@ -29,8 +41,9 @@ def _dots(primitive: Any, *arguments: Any, **parameters: Any) -> Any:
     return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *arguments, **parameters)
 
 
-# What the backward pass may keep of a layer: nothing, or its large matmuls (scores have batch dimensions and are left).
-_SAVEABLE = {"full": jax.checkpoint_policies.nothing_saveable, "dots": _dots}
+# What the backward pass may keep of a layer: all but gathered weights, which it gathers again, nothing, or its large
+# matmuls (scores have batch dimensions and are left).
+_SAVEABLE = {"gathers": _all_but_gathers, "full": jax.checkpoint_policies.nothing_saveable, "dots": _dots}
 
 
 class Builder:
@@ -53,6 +66,7 @@ class Builder:
         remat: Remat,
         seed: int | jax.Array,
         attend: kernels.Attend | None = None,
+        place: Place | None = None,
     ):
         self.family = family
         self.parametrization = parametrization
@@ -61,14 +75,17 @@ class Builder:
         self.layers: Layers = layers
         self.remat: Remat = remat
         self.attend = attend or kernels.Attend()
+        self.place: Place = place or _leave
         self.prefix = ""
         self.table = {weight.name: weight for weight in family.weights(vocabulary_size, context)}
         drawn = [weight for weight in self.table.values() if weight.role != "vector"]
-        self.values = _normal(
+        values = _normal(
             seed if isinstance(seed, jax.Array) else jax.random.key(seed),
             tuple(drawn),
             tuple(parametrization.init_std(weight, family) for weight in drawn),
         )
+        # Every device draws whole weights and keeps its part: the blocks of `_normal` lie across any other split.
+        self.values = {name: self.place(value, (None,) * value.ndim) for name, value in values.items()}
 
     def within(self, name: str) -> "Builder":
         """The same builder inside the submodule `name`."""
@@ -88,12 +105,19 @@ class Builder:
             raise ValueError(f"{full!r} is not in the table of weights; add it to {type(self.family).__name__}.weights")
         weight = self.table[full]
         if weight.role == "vector":
-            return nnx.Param(jnp.full(weight.full_shape, weight.fill, self.parameter_dtype))
-        return nnx.Param(self.values[full].astype(self.parameter_dtype))
+            values = jnp.full(weight.full_shape, weight.fill, self.parameter_dtype)
+        else:
+            values = self.values[full].astype(self.parameter_dtype)
+        return nnx.Param(values, axes=weight.axes)
 
     def optional(self, name: str) -> nnx.Param | None:
         """The parameter `name` where the table has it, else None."""
         return self.param(name) if self.has(name) else None
+
+
+def _leave(x: Array, axes: tuple[str | None, ...]) -> Array:
+    """Where arrays lie when no one says: the compiler decides."""
+    return x
 
 
 _BLOCK = 1024  # normal values drawn from one key
@@ -142,10 +166,11 @@ class Layer(nnx.Module):
 
     def __init__(self, builder: Builder):
         self.dtype = builder.compute_dtype
+        self.place = builder.place
 
-    def read(self, parameter: nnx.Param) -> Float[Array, "..."]:
-        """The parameter's values in the compute dtype."""
-        return parameter[...].astype(self.dtype)
+    def read(self, parameter: nnx.Param, dtype: DTypeLike | None = None) -> Float[Array, "..."]:
+        """The parameter's values in the compute dtype, or in another, as they are needed on each device."""
+        return self.place(parameter[...].astype(dtype or self.dtype), parameter.axes)
 
     def matmul(self, x: Float[Array, "..."], weight: nnx.Param, summed: int = 1) -> Float[Array, "..."]:
         """x times a weight over the last `summed` axes of x, as one product of two matrices.
@@ -182,9 +207,9 @@ class Norm(Layer):
         if self.bias is not None:
             x = x - jnp.mean(x, axis=-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
-        x = x * self.scale[...].astype(jnp.float32)
+        x = x * self.read(self.scale, jnp.float32)
         if self.bias is not None:
-            x = x + self.bias[...].astype(jnp.float32)
+            x = x + self.read(self.bias, jnp.float32)
         return x.astype(self.dtype)
 
 
@@ -235,7 +260,7 @@ class LanguageModel(Layer):
 
     def embed(self, tokens: Int[Array, "batch context"]) -> Float[Array, "batch context width"]:
         """The embedding of each token."""
-        return self.read(self.embedding)[tokens]
+        return self.place(self.read(self.embedding)[tokens], ("batch", None, None))
 
     def features(self, tokens: Int[Array, "batch context"]) -> Float[Array, "batch context width"]:
         """What the head reads: the last layer's output, normalised where the family has a final norm."""
@@ -244,7 +269,8 @@ class LanguageModel(Layer):
     @property
     def head(self) -> Float[Array, "..."]:
         """The matrix of the head: the embedding (vocabulary, width) where tied, else the output (width, vocabulary)."""
-        return (self.embedding if self.output is None else self.output)[...]
+        parameter = self.embedding if self.output is None else self.output
+        return self.place(parameter[...], parameter.axes)
 
     def logits(
         self, head: Float[Array, "..."], features: Float[Array, "*batch width"]

@@ -52,4 +52,4 @@ class Recurrence(layers.Layer):
         batch, _, width = x.shape
         start = jnp.zeros((batch, width), self.dtype), jnp.zeros((batch, width), jnp.float32)
         _, hidden = jax.lax.scan(step, start, inputs)
-        return jnp.swapaxes(hidden, 0, 1)
+        return self.place(jnp.swapaxes(hidden, 0, 1), ("batch", None, None))

@@ -63,6 +63,7 @@ class Block(nnx.Module):
 
     def __init__(self, builder: layers.Builder, family: families.Transformer):
         self.multiplier = builder.parametrization.residual_multiplier(family)
+        self.place = builder.place
         self.attention_norm = layers.Norm(builder.within("attention_norm"))
         self.attention = Attention(builder.within("attention"), family)
         self.mlp_norm = layers.Norm(builder.within("mlp_norm"))
@@ -75,7 +76,7 @@ class Block(nnx.Module):
         bias: Float[Array, "heads time time"] | None,
     ) -> Float[Array, "batch time width"]:
         x = x + self._scale(self.attention(self.attention_norm(x), angles, bias))
-        return x + self._scale(self.mlp(self.mlp_norm(x)))
+        return self.place(x + self._scale(self.mlp(self.mlp_norm(x))), ("batch", None, None))
 
     def _scale(self, branch: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
         return branch if self.multiplier == 1.0 else branch * self.multiplier
