@@ -36,7 +36,7 @@ CONFIGURATIONS: dict[str, tuple[families.Family, int, int, int, dict[str, Any], 
     "gpt2": (GPT2(192, 6, 6), 256, 6, 256, {"clip": 1.0}, {}),
     "modern-512": (MODERN(256, 6, 8), 512, 2, 256, {"clip": 1.0}, {}),
     "vocabulary-8k": (GPT2(256, 3, 4), 128, 16, 8192, {}, {}),
-    "lstm": (families.Lstm(width=384, depth=2), 128, 32, 256, {"clip": 1.0}, {}),
+    "lstm": (families.Lstm(width=256, depth=4), 128, 32, 256, {"clip": 1.0}, {}),
     "bf16-microbatch": (MODERN(256, 8, 4), 128, 32, 256, {"precision.compute": "bfloat16"}, {"microbatch": 8}),
     "remat": (MODERN(384, 6, 6), 256, 8, 512, {"clip": 1.0}, {"remat": "full"}),
 }

@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psutil
-
 from scaling import config, counting, families
 
 LIMIT = "SCALING_MEMORY_BYTES"  # what the arrays of a worker on the CPU may take; the launcher sets it
@@ -215,6 +213,8 @@ def available(groups: Path = Path("/sys/fs/cgroup")) -> float:
 
     Control groups count cached files as used; those that are inactive can be dropped.
     """
+    import psutil  # here, so that steps can be computed without it
+
     free = float(psutil.virtual_memory().available)
     for folder, most, used in (
         (groups, "memory.max", "memory.current"),
