@@ -48,7 +48,7 @@ def show(path: Path, overrides: Sequence[str], store_path: Path, device: str) ->
     )
     if resolved.trunks:
         console.print(saving(resolved))
-    packs = plan.packs(resolved, sweep.execution, device)
+    packs = plan.packs(resolved, sweep.execution, device, limit)
     if packs < len(resolved.all):
         console.print(f"{len(resolved.all)} runs train as {packs} programs on {device}, packed where that pays")
     if any(p.corpus is None for p in resolved.all):

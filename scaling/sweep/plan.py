@@ -213,12 +213,12 @@ def check_memory(
             memory.check(f"run {p.run_id or '(unnamed)'}", p.run, execution, most, where, cpu=device == "cpu")
 
 
-def packs(plan: Plan, execution: config.Execution, device: str) -> int:
+def packs(plan: Plan, execution: config.Execution, device: str, limit: float | None) -> int:
     """How many programs one device runs for all runs of a plan, packed as `execution.pack` says."""
     groups = collections.Counter(packing.key(p.run) for p in plan.all)
     found = 0
     for p in {packing.key(p.run): p for p in plan.all}.values():
-        most = packing.most(p.run, execution, device, memory.needed(p.run, execution), None)
+        most = packing.most(p.run, execution, device, memory.needed(p.run, execution), limit)
         found += math.ceil(groups[packing.key(p.run)] / most)
     return found
 
