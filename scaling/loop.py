@@ -127,7 +127,7 @@ def _read(chunk: Chunk | None, clock: Clock) -> None:
     """Wait for a chunk's metrics, and give each job its own."""
     if chunk is None or chunk.metrics is None:
         return
-    metrics = {name: np.asarray(values) for name, values in chunk.metrics._asdict().items() if values is not None}
+    metrics = {name: values for name, values in jax.device_get(chunk.metrics)._asdict().items() if values is not None}
     clock.charge()
     for index, (job, start, count) in enumerate(zip(chunk.jobs, chunk.starts, chunk.counts, strict=True)):
         if count and job.going:
@@ -147,7 +147,7 @@ def validate(program: step.Program, params: step.Params, run: config.Run, corpus
     for first in range(0, len(windows), size):
         block = _pad(windows[first : first + size], size)
         nats = program.evaluate(params, mesh.put(program.mesh, block[mine], ("batch", None)))
-        blocks.append(np.asarray(nats, np.float64)[:, : len(windows) - first].mean(axis=2))
+        blocks.append(np.asarray(jax.device_get(nats), np.float64)[:, : len(windows) - first].mean(axis=2))
     bytes_seen = corpus.token_bytes[windows[:, 1:]].sum()
     results = []
     for means in np.concatenate(blocks, axis=1):

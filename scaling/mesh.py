@@ -2,10 +2,12 @@
 
 import functools
 import math
+import warnings
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from scaling import config, families
 
@@ -48,15 +50,65 @@ def sharding(
     """The sharding of an array whose dimensions mean `axes`; a dimension that does not divide stays whole."""
     used: list[str | tuple[str, ...] | None] = []
     for size, axis in zip(shape, axes, strict=True):
-        target = TABLE.get(axis) if axis else None
-        names = (target,) if isinstance(target, str) else target or ()
-        used.append(target if names and size % math.prod(mesh.shape[name] for name in names) == 0 else None)
+        target = TABLE.get(axis or "")
+        used.append(target if size % math.prod(mesh.shape[name] for name in _names(target)) == 0 else None)
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*used))
 
 
 def weight_sharding(mesh: jax.sharding.Mesh, weight: families.Weight) -> jax.sharding.NamedSharding:
     """The sharding of a weight's full array: layers are never split."""
-    return sharding(mesh, weight.full_shape, ((None,) if weight.stack else ()) + weight.axes)
+    spec = stored(mesh, weight.shape, weight.axes).spec
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*([None] if weight.stack else []), *spec))
+
+
+def stored(mesh: jax.sharding.Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> jax.sharding.NamedSharding:
+    """The sharding of a weight while it is not in use.
+
+    By the table; what splits a dimension that does not divide splits the largest that does, if any, in its stead.
+    """
+    spec = [_names(target) for target in sharding(mesh, shape, axes).spec]
+    for name in _missing(spec, axes):
+        for place in sorted(range(len(shape)), key=lambda i: -shape[i]):
+            if shape[place] % (mesh.shape[name] * math.prod(mesh.shape[other] for other in spec[place])) == 0:
+                spec[place] += (name,)
+                break
+    whole = [names[0] if len(names) == 1 else names or None for names in spec]
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*whole))
+
+
+def _names(target: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (target,) if isinstance(target, str) else target or ()
+
+
+def _missing(spec: Sequence[tuple[str, ...]], axes: tuple[str | None, ...]) -> list[str]:
+    """Axes of the mesh that should split one of these dimensions and split none."""
+    return [name for axis in axes for name in _names(TABLE.get(axis or "")) if name not in sum(spec, ())]
+
+
+def check(mesh: jax.sharding.Mesh, weights: Iterable[families.Weight]) -> None:
+    """Raise ValueError for a large weight that every device would hold whole; warn of one that each would use whole."""
+    for weight in weights:
+        if weight.size < LARGE:
+            continue
+        shape = " × ".join(map(str, weight.shape))
+        held = [_names(target) for target in stored(mesh, weight.shape, weight.axes).spec]
+        if missing := _missing(held, weight.axes):
+            raise ValueError(
+                f"{weight.name} ({shape}) has no dimension that divides by {missing[0]} {mesh.shape[missing[0]]}, so "
+                "that every device would hold it whole; choose a size of the mesh that divides one, or another model"
+            )
+        used = sharding(mesh, weight.shape, weight.axes).spec
+        for size, axis, target in zip(weight.shape, weight.axes, used, strict=True):
+            wanted = _names(TABLE.get(axis))
+            if target is None and axis not in GATHERED and any(mesh.shape[name] > 1 for name in wanted):
+                warnings.warn(
+                    f"{weight.name} ({shape}): {axis} {size} does not divide by {wanted[0]} {mesh.shape[wanted[0]]}, "
+                    "so that every device gathers the whole of it and does all its work",
+                    stacklevel=2,
+                )
+
+
+LARGE = 2**20  # numbers in a weight, all layers together, that must not lie whole on every device
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 2))
@@ -76,7 +128,7 @@ def _place_forward(mesh: jax.sharding.Mesh, x: jax.Array, axes: tuple[str | None
 def _place_backward(
     mesh: jax.sharding.Mesh, axes: tuple[str | None, ...], _: None, gradient: jax.Array
 ) -> tuple[jax.Array]:
-    return (jax.lax.with_sharding_constraint(gradient, sharding(mesh, gradient.shape, axes)),)
+    return (jax.lax.with_sharding_constraint(gradient, stored(mesh, gradient.shape, axes)),)
 
 
 place.defvjp(_place_forward, _place_backward)
@@ -104,6 +156,11 @@ def put(mesh: jax.sharding.Mesh, local: np.ndarray, axes: tuple[str | None, ...]
     processes = jax.process_count()
     shape = tuple(n * processes if axis == "batch" else n for n, axis in zip(local.shape, axes, strict=True))
     return jax.make_array_from_process_local_data(sharding(mesh, shape, axes), local, shape)
+
+
+def number(mesh: jax.sharding.Mesh, value: ArrayLike, dtype: DTypeLike) -> jax.Array:
+    """A number of the host on every device."""
+    return put(mesh, np.asarray(value, dtype), ())
 
 
 def batch_shards(mesh: jax.sharding.Mesh) -> int:

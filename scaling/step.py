@@ -167,6 +167,7 @@ def _program(
 ) -> Program:
     devices = mesh.make(execution.mesh)
     _check_batch(run, execution, devices)
+    mesh.check(devices, run.weights)
     weights = {weight.name: weight for weight in run.weights}
     depth = run.model.depth
     scanned = execution.scans(depth, jax.default_backend() == "cpu")
@@ -302,20 +303,23 @@ def _program(
     tokens = jax.ShapeDtypeStruct((size,), kind, sharding=whole)
     sequences = _validation_batch(run, execution, devices)
     validation = mesh.shape_of(devices, (sequences, length), ("batch", None), jnp.int32)
-    seed, scale = jax.ShapeDtypeStruct((), jnp.uint32), jax.ShapeDtypeStruct((), jnp.float32)
+    seed, scale = (jax.ShapeDtypeStruct((), kind, sharding=whole) for kind in (jnp.uint32, jnp.float32))
     quick = _once(sum(weight.size for weight in weights.values()))
     trained = jax.jit(_pack(train, members, (0, None, 0)), donate_argnums=0, out_shardings=(shards, whole))
     lowered = trained.lower(pack, tokens, dispatch)  # first of all, since it refuses what cannot be computed
     evaluated = jax.jit(_pack(evaluate, members, (0, None)), out_shardings=whole)
+    begin = jax.jit(init, out_shardings=shard).lower(seed, scale).compile(compiler_options=quick)
+    pick = jax.jit(lambda state, index: jax.tree.map(lambda x: x[index], state), out_shardings=shard)
+    number = functools.partial(mesh.number, devices)
     return Program(
         mesh=devices,
         members=members,
         resident=size if resident else None,
         steps_per_dispatch=chunk,
         validation_batch=sequences,
-        init=jax.jit(init, out_shardings=shard).lower(seed, scale).compile(compiler_options=quick),
+        init=lambda seed, scale: begin(number(seed, np.uint32), number(scale, np.float32)),
         stack=jax.jit(lambda states: jax.tree.map(lambda *x: jnp.stack(x), *states), out_shardings=shards),
-        member=jax.jit(lambda state, index: jax.tree.map(lambda x: x[index], state), out_shardings=shard),
+        member=lambda state, index: pick(state, number(index, np.int32)),
         train=lowered.compile(_compiler_options()),
         evaluate=evaluated.lower(pack.params, validation).compile(),
         shapes=one,
