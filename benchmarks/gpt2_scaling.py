@@ -64,12 +64,7 @@ class Runner:
         self.program = step.program(self.run, execution, self.members, resident)
         self.compile_seconds = time.perf_counter() - start
         one = self.program.init(np.uint32(0), np.float32(1.0))
-        if self.members == 1:
-            self.state = self.program.stack([one])
-        else:  # not by `stack`, whose program has an argument for every array of every member
-            shards = jax.tree.map(lambda shape: mesh.stacked(shape.sharding), self.program.shapes)
-            copies = jax.jit(lambda x: jax.tree.map(self._repeat, x), out_shardings=shards)
-            self.state = copies(one)
+        self.state = self.program.stack([one] * self.members)
         shape = (self.chunk, spec["batch"], *([] if resident else [spec["context"] + 1]))
         most = corpus_tokens or spec["vocabulary"]
         self.tokens = generator.integers(most, size=shape, dtype=np.int32)
@@ -79,9 +74,6 @@ class Runner:
         )
         self.rates: Any = np.full(self.chunk, self.run.optimizer.learning_rate, np.float32)
         self.decays: Any = self.run.optimizer.decay(self.rates).astype(np.float32)
-
-    def _repeat(self, x: Any) -> Any:
-        return jax.numpy.broadcast_to(x, (self.members, *x.shape))
 
     def dispatch(self, steps: int) -> step.Metrics:
         """Send `steps` steps to the device, the tokens with them; their metrics, not waited for."""

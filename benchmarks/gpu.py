@@ -4,7 +4,8 @@
 
 Measured, in this order, each part only where the time left allows it, and said where it does not:
 
-- check: from our weights PyTorch must reproduce logits and losses of a few steps, in float32;
+- check: from our weights PyTorch must reproduce logits and losses of a few steps, in float32; in bfloat16 cuDNN's
+  attention must give the losses of the reference;
 - tokens/s, MFU and peak memory of 350 M, 124 M and 1.3 B parameters at context 1024, vocabulary 50,304, bfloat16
   (ours: flash attention by `execution.attention` "auto"; theirs: torch.compile, scaled_dot_product_attention, fused
   AdamW, autocast). Each contender is a process of its own, compiled before anything is timed; then they are timed
@@ -47,6 +48,7 @@ NEEDED = {
 ROUNDS = 3
 CHECKED = {"width": 128, "depth": 2, "heads": 2, "vocabulary": 512, "context": 128, "batch": 4}
 TOLERANCE = 1e-3  # of logits and losses of order one, in float32 on two libraries' matrix products
+HALF_TOLERANCE = 2e-2  # of losses near 6 in bfloat16, whose steps are 2⁻⁸ of a value and are averaged over a batch
 OURS = "ours"
 
 
@@ -250,6 +252,23 @@ class Bench:
             raise ValueError(f"logits or losses of the two models differ by {far:.2g} where {TOLERANCE:g} is allowed")
         print(f"check: the models are the same: logits and losses within {far:.1g}", flush=True)
 
+    def check_attention(self) -> None:
+        """Hold the losses of training with cuDNN's attention to those with the reference. Raises ValueError."""
+        losses = []
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("cudnn", "xla"):
+                told = {**CHECKED, "precision": "bfloat16", "arrays": f"{folder}/{name}.npz", "serve": False}
+                more = {"execution": {"attention": name}}
+                contender = self.start(specification(self.plan.shapes[0], self.plan, OURS, **told, **more))
+                try:
+                    losses.append(contender.answer()["losses"])
+                finally:
+                    contender.close()
+        far = max(abs(a - b) for a, b in zip(*losses, strict=True))
+        if not far <= HALF_TOLERANCE:
+            raise ValueError(f"losses with cuDNN's attention and with the reference differ by {far:.2g}")
+        print(f"check: losses in bfloat16 with cuDNN's attention are the reference's within {far:.1g}", flush=True)
+
     def compare(self, shape: Shape) -> int:
         """Both sides in turn, at the largest batch that fits; the batch."""
         from scaling import counting, families
@@ -368,6 +387,8 @@ def main() -> None:
     bench = Bench(plan, given.torch_python, name, memory, devices.peak_flops(name), given.out)
     print(f"{name}, {memory / 2**30:.0f} GiB; at most {plan.limit:.0f} s", flush=True)
     bench.part("check", plan.check_seconds, bench.check)
+    if not given.small:
+        bench.part("attention", plan.check_seconds, bench.check_attention)
     batches = {s: bench.part(s.name, plan.shape_seconds, bench.compare, s) for s in plan.shapes}
     for shape, members in plan.packs:
         bench.part(f"packs of {shape.name}", plan.pack_seconds, bench.pack, shape, members)

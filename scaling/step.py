@@ -19,7 +19,7 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
-from scaling import config, counting, families, loss, memory, mesh, models, noise
+from scaling import compiling, config, counting, families, loss, memory, mesh, models, noise
 from scaling.models import kernels
 
 Params = dict[str, Array]
@@ -304,10 +304,10 @@ def _program(
     sequences = _validation_batch(run, execution, devices)
     validation = mesh.shape_of(devices, (sequences, length), ("batch", None), jnp.int32)
     seed, scale = (jax.ShapeDtypeStruct((), kind, sharding=whole) for kind in (jnp.uint32, jnp.float32))
-    quick = _once(sum(weight.size for weight in weights.values()))
-    trained = jax.jit(_pack(train, members, (0, None, 0)), donate_argnums=0, out_shardings=(shards, whole))
+    quick = compiling.once(sum(weight.size for weight in weights.values()))
+    trained = jax.jit(compiling.pack(train, members, (0, None, 0)), donate_argnums=0, out_shardings=(shards, whole))
     lowered = trained.lower(pack, tokens, dispatch)  # first of all, since it refuses what cannot be computed
-    evaluated = jax.jit(_pack(evaluate, members, (0, None)), out_shardings=whole)
+    evaluated = jax.jit(compiling.pack(evaluate, members, (0, None)), out_shardings=whole)
     begin = jax.jit(init, out_shardings=shard).lower(seed, scale).compile(compiler_options=quick)
     pick = jax.jit(lambda state, index: jax.tree.map(lambda x: x[index], state), out_shardings=shard)
     number = functools.partial(mesh.number, devices)
@@ -318,36 +318,13 @@ def _program(
         steps_per_dispatch=chunk,
         validation_batch=sequences,
         init=lambda seed, scale: begin(number(seed, np.uint32), number(scale, np.float32)),
-        stack=jax.jit(lambda states: jax.tree.map(lambda *x: jnp.stack(x), *states), out_shardings=shards),
+        stack=compiling.stack(pack, shards, lambda index: number(index, np.int32)),
         member=lambda state, index: pick(state, number(index, np.int32)),
-        train=lowered.compile(_compiler_options()),
+        train=lowered.compile(compiling.options()),
         evaluate=evaluated.lower(pack.params, validation).compile(),
         shapes=one,
         parts=Parts(objective, gradient, one_step),
     )
-
-
-def _once(params: int) -> dict[str, Any]:
-    """Compiler options for what runs once a run, on CPU: random numbers then compile in 0.3 s instead of 1.7 s.
-
-    They are drawn slower (0.17 µs a parameter), so that above a million the compiler is asked for more: 0.9 s.
-    """
-    if jax.default_backend() != "cpu":
-        return {}
-    return {"xla_backend_optimization_level": 0 if params < 2**20 else 1, "xla_cpu_use_fusion_emitters": False}
-
-
-def _pack(function: Callable[..., Any], members: int, axes: tuple[int | None, ...]) -> Callable[..., Any]:
-    """A function of one run as one of a pack: vmapped, or, for a run alone, without the axis of members inside."""
-    if members > 1:
-        return jax.vmap(function, in_axes=axes)
-
-    @functools.wraps(function)
-    def alone(*arguments: Any) -> Any:
-        parts = (jax.tree.map(lambda x: x[0], a) if axis == 0 else a for a, axis in zip(arguments, axes, strict=True))
-        return jax.tree.map(lambda x: x[None], function(*parts))
-
-    return alone
 
 
 def _loss_chunk(
@@ -391,11 +368,6 @@ def _state_sharding(shapes: State, weights: Mapping[str, families.Weight], devic
         return mesh.replicated(devices)
 
     return jax.tree_util.tree_map_with_path(place, shapes)
-
-
-def _compiler_options() -> dict[str, str | bool] | None:
-    """On CPU the order of least memory, and not the one of most concurrency: 1 to 30% less, at equal time on a core."""
-    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if jax.default_backend() == "cpu" else None
 
 
 def _norm(tree: Any) -> Array:
