@@ -95,6 +95,22 @@ def test_a_trained_model_approaches_the_entropy_rate_from_above(tiny: Make, tmp_
     assert 1.0 < truth < math.log(8)  # neither given away nor noise
 
 
+@pytest.mark.parametrize("resident", [True, False])
+def test_nothing_is_sent_to_or_from_the_device_unasked(
+    tiny: Make, whole: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resident: bool
+) -> None:
+    """From the seed to the last checkpoint, with tokens on the device and with batches that are sent to it."""
+    if not resident:
+        monkeypatch.setattr(loop, "RESIDENT_BYTES", 0)
+    with jax.transfer_guard("disallow"):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+            jax.jit(lambda x: x + 1)(np.float32(1.0))  # the guard guards
+        found = train(tiny(), tmp_path)
+    # the same batches; another program, where they are sent, may round sums another way
+    losses, expected = ([row["loss"] for row in trained.kind("train")] for trained in (found, whole))
+    assert losses == pytest.approx(expected, rel=0 if resident else 1e-5)
+
+
 def test_rows_count_steps_tokens_and_flops(whole: Trained, tiny: Make) -> None:
     run = tiny()
     rows = whole.kind("train")

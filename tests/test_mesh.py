@@ -1,81 +1,18 @@
-"""The mesh: what is split over which axis, and that no split changes the losses. Devices are forced host devices."""
+"""The mesh: what is split over which axis, and what is refused. That no split changes losses: test_factorisations."""
 
-import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 import pytest
 
-from scaling import config, mesh
-from tests import conftest
+from scaling import config, families, mesh
 
 Make = Callable[..., config.Run]
-
-TRAIN = """
-import json, sys
-import jax, numpy as np
-from scaling import config, step
-run, meshes, found = config.Run.from_json(sys.argv[1]), json.loads(sys.argv[2]), []
-random = np.random.default_rng(0)
-data = random.integers(1, 9, (3, run.batch_size, run.context + 1), np.int32)
-from scaling import mesh as sharding
-for settings in meshes:
-    how = {"loss_chunk": settings.pop("loss_chunk", None), "layers": "unroll"}
-    program = step.program(run, config.Execution(mesh=settings, steps_per_dispatch=3, **how))
-    state = program.init(np.uint32(0), np.float32(1.0))
-    place = lambda axes, array: sharding.put(program.mesh, array, axes)
-    split = {name: len({str(shard.index) for shard in p.addressable_shards}) for name, p in state.params.items()}
-    rates = np.full(3, 0.01, np.float32)
-    asked = program.put(step.together([step.dispatch(run, data, rates, 0 * rates, 3)]))
-    state, metrics = program.train(program.stack([state]), np.empty(0, np.int32), asked)
-    nats = program.evaluate(state.params, place(("batch", None), data[0]))
-    found.append({"loss": np.asarray(metrics.loss)[0].tolist(), "norm": np.asarray(metrics.gradient_norm)[0].tolist(),
-                  "validation": float(np.asarray(nats).mean()), "split": split, "devices": jax.device_count()})
-print(json.dumps(found))
-"""
-
-
-def trained(run: config.Run, devices: int, meshes: list[dict[str, int]]) -> list[dict[str, Any]]:
-    flags = f"--xla_force_host_platform_device_count={devices} {conftest.FAST_COMPILE}"
-    shown = subprocess.run(
-        [sys.executable, "-c", TRAIN, run.to_json(), json.dumps(meshes)],
-        capture_output=True, text=True, env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
-    assert shown.returncode == 0, shown.stderr
-    return json.loads(shown.stdout.splitlines()[-1])
-
-
-@pytest.fixture(scope="module")
-def alone(tiny: Make) -> dict[str, Any]:
-    return trained(tiny(clip=1.0), 1, [{}])[0]
-
-
-@pytest.mark.parametrize(
-    ("devices", "meshes"),
-    [
-        (2, [{"data": 2}, {"fsdp": 2}, {"tensor": 2}]),
-        (4, [{}, {"data": 2, "fsdp": 2}, {"fsdp": 2, "tensor": 2}, {"data": 2, "tensor": 2, "loss_chunk": 24}]),
-    ],
-)
-def test_no_split_over_devices_changes_the_losses(
-    tiny: Make, alone: dict[str, Any], devices: int, meshes: list[dict[str, int]]
-) -> None:
-    """Up to the order of float32 sums."""
-    for settings, found in zip(meshes, trained(tiny(clip=1.0), devices, meshes), strict=True):
-        assert found["devices"] == devices
-        np.testing.assert_allclose(found["loss"], alone["loss"], rtol=1e-5, err_msg=str(settings))
-        np.testing.assert_allclose(found["norm"], alone["norm"], rtol=1e-4, err_msg=str(settings))
-        np.testing.assert_allclose(found["validation"], alone["validation"], rtol=1e-5, err_msg=str(settings))
-        parts = settings.get("fsdp", 1) * settings.get("tensor", 1)
-        assert found["split"]["layers.mlp.up"] == parts  # the weights are really split, not copied
-        assert found["split"]["embedding"] == parts
-    assert set(alone["split"].values()) == {1}
-
 
 # The table, on a mesh without devices
 
@@ -99,6 +36,41 @@ def test_a_dimension_that_does_not_divide_stays_whole(abstract: Any) -> None:
     assert spec(abstract, (257, 8), ("vocabulary", "embed")) == (None, "fsdp")
     assert spec(abstract, (8, 3, 6), ("embed", "heads", "head")) == ("fsdp", None, None)
     assert spec(abstract, (6, 5), ("batch", None)) == (None, None)  # 6 over 2 × 2
+
+
+def stored(devices: Any, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> tuple[Any, ...]:
+    return tuple(mesh.stored(devices, shape, axes).spec)
+
+
+def test_what_does_not_divide_is_stored_split_along_another_dimension(abstract: Any) -> None:
+    assert stored(abstract, (8, 4, 6), ("embed", "heads", "head")) == ("fsdp", "tensor", None)
+    assert stored(abstract, (257, 8), ("vocabulary", "embed")) == (None, ("fsdp", "tensor"))
+    assert stored(abstract, (6, 3, 8), ("embed", "heads", "head")) == ("fsdp", None, "tensor")
+    assert stored(abstract, (5, 3, 8), ("embed", "heads", "head")) == (None, None, ("fsdp", "tensor"))
+    assert stored(abstract, (7,), ("embed",)) == (None,)
+
+
+def weight(shape: tuple[int, ...]) -> families.Weight:
+    return families.Weight("output", "output", shape, ("embed", "vocabulary"))
+
+
+def test_a_large_weight_that_nothing_splits_is_refused(abstract: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"output \(1025 × 2049\) has no dimension that divides by fsdp 2.*choose a size"
+    ):
+        mesh.check(abstract, [weight((1025, 2049))])
+    with pytest.raises(ValueError, match="no dimension that divides by tensor 2"):
+        mesh.check(abstract, [weight((1026, 2049))])  # 1026 splits once, over fsdp
+    mesh.check(abstract, [weight((25, 49))])  # small enough to be whole
+
+
+def test_a_large_weight_that_each_device_uses_whole_is_said(abstract: Any) -> None:
+    with pytest.warns(UserWarning, match=r"vocabulary 2049 does not divide by tensor 2, so that every device gathers"):
+        mesh.check(abstract, [weight((1024, 2049))])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mesh.check(abstract, [weight((1024, 2048))])
+        mesh.check(abstract, [families.Weight("g", "hidden", (1024, 4096), ("embed", "gates"))])
 
 
 def test_layers_are_never_split(abstract: Any, tiny: Make) -> None:
