@@ -73,7 +73,7 @@ def measure(run: config.Run, execution: config.Execution, corpus: corpora.Corpus
         held["state"], metrics = program.train(held["state"], tokens, work)
         return metrics
 
-    loss, gradient = _looped(program.parts, run, execution)
+    loss, gradient = _looped(program, run)
     timed: dict[str, Callable[[], Any]] = {
         "forward": lambda: loss(params, texts),
         "gradient": lambda: gradient(params, texts),
@@ -97,9 +97,9 @@ def measure(run: config.Run, execution: config.Execution, corpus: corpora.Corpus
     )
 
 
-def _looped(parts: step.Parts, run: config.Run, execution: config.Execution) -> tuple[Any, Any]:
+def _looped(program: step.Program, run: config.Run) -> tuple[Any, Any]:
     """Compiled loops over batches (steps, batch, length): of the loss, and of the loss with its gradient."""
-    size = execution.sequences(run.batch_size)
+    size, parts = program.microbatch, program.parts
     z_loss = jnp.float32(run.z_loss)
 
     def forward(params: step.Params, texts: jax.Array) -> jax.Array:

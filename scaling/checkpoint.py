@@ -24,6 +24,10 @@ class AnotherConfigError(ValueError):
     """A checkpoint belongs to another configuration than the run that would go on from it."""
 
 
+class DamagedError(ValueError):
+    """There are checkpoints of a run, and none can be read."""
+
+
 class Checkpoints:
     """The checkpoints of one run: `folders` of its attempts, oldest first; only the last is written to.
 
@@ -55,7 +59,7 @@ class Checkpoints:
                 continue
             return state, notes
         if damaged:
-            raise ValueError(
+            raise DamagedError(
                 f"none of the checkpoints of this run can be read; remove them to start it anew\n{damaged}"
             )
         return None
@@ -80,7 +84,7 @@ class Checkpoints:
         if self._writer is None:
             folder = self.folders[-1]
             folder.mkdir(parents=True, exist_ok=True)
-            check_space(folder, state)
+            check_space(folder, state, len(self.keep))
             kept = [managers.LatestN(KEPT), managers.CustomSteps(self.keep)]
             options = ocp.CheckpointManagerOptions(preservation_policy=managers.AnyPreservationPolicy(kept))
             self._writer = ocp.CheckpointManager(folder, options=options)
@@ -121,8 +125,10 @@ def remove_all_but(folders: Sequence[Path], kept: int | None) -> None:
     for folder in folders:
         for step in steps(folder):
             if step != kept:
-                with contextlib.suppress(FileNotFoundError):  # another worker may be at it too
-                    shutil.rmtree(folder / str(step))
+                dropped = folder / f"{step}.dropped"  # no longer a checkpoint, from one moment to the next
+                with contextlib.suppress(FileNotFoundError):  # another worker is at it
+                    (folder / str(step)).rename(dropped)
+                    shutil.rmtree(dropped)
 
 
 def steps(folder: Path) -> list[int]:
@@ -135,12 +141,16 @@ def size_bytes(state: Any) -> int:
     return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
-def check_space(folder: Path, state: Any) -> None:
-    """Refuse, before anything is written, a disk that cannot hold the checkpoints kept and the one being written."""
-    needed = (KEPT + 1) * size_bytes(state)
+def check_space(folder: Path, state: Any, keep: int = 0) -> None:
+    """Refuse, before anything is written, a disk that cannot hold the checkpoints kept and the one being written.
+
+    `keep` is the number of those that stay beside the newest.
+    """
+    count = KEPT + 1 + keep
+    needed = count * size_bytes(state)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(
-            f"checkpoints of this run need {needed / 1e9:.3g} GB ({KEPT + 1} × {needed / (KEPT + 1) / 1e9:.3g} GB) and "
+            f"checkpoints of this run need {needed / 1e9:.3g} GB ({count} × {needed / count / 1e9:.3g} GB) and "
             f"{folder} has {free / 1e9:.3g} GB free; free some space or put the store on a larger disk"
         )

@@ -4,7 +4,7 @@ A `Run` holds all that determines a result, and nothing else; `Execution` holds 
 change a result beyond rounding. A `Sweep` is a base run, a grid over it, a rule for learning rates and an execution.
 """
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import pydantic
 
@@ -97,15 +97,20 @@ class Run(schema.Config):
         """The model's table of weights."""
         return self.model.weights(self.vocabulary_size, self.context)
 
+    def settings(self) -> dict[str, Any]:
+        """What is stored of a run, as JSON values: all but what is younger than stored runs and as it was for them."""
+        settings = self.model_dump(mode="json")
+        if settings["parametrization"]["init_scale"] == 1.0:
+            settings["parametrization"].pop("init_scale")
+        return settings
+
     def run_id(self, data_sha256: str) -> str:
         """The name of this run: 16 hex digits that follow from all that determines its result.
 
         The corpus counts by its content, not by where it lies.
         """
-        settings = self.model_dump(mode="json")
+        settings = self.settings()
         settings["data"].pop("source")
-        if settings["parametrization"].get("init_scale") == 1.0:  # younger than the ids of stored runs, which stay
-            settings["parametrization"].pop("init_scale")
         return schema.digest({"run": settings, "data_sha256": data_sha256})[:16]
 
 

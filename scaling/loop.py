@@ -26,7 +26,9 @@ def train(members: Sequence[Member], execution: config.Execution, corpus: corpor
     """Train runs that share a program until each finishes, diverges, or is stopped, saved so that it can go on."""
     program = program_of(members[0].run, execution, len(members), corpus)
     tokens = np.empty(0, np.int32) if program.resident is None else corpus.train
-    checkpoint.check_space(_existing(members[0].checkpoints[-1]), [program.shapes] * len(members))
+    checkpoint.check_space(
+        _existing(members[0].checkpoints[-1]), [program.shapes] * len(members), len(members[0].branches)
+    )
     jobs = [Job(index, member, execution, corpus) for index, member in enumerate(members)]
     state = program.stack([job.begin(program) for job in jobs])
     on_device = mesh.put(program.mesh, np.asarray(tokens), (None,))
@@ -47,7 +49,7 @@ def train(members: Sequence[Member], execution: config.Execution, corpus: corpor
         due = [job for job in jobs if job.going and job.at in job.ends]
         stopping = [job for job in jobs if job.going and job.member.stop()]
         late = time.monotonic() - last_save >= execution.checkpoint_seconds
-        saving = [job for job in jobs if late or job in stopping or job.at in job.member.branches]
+        saving = [job for job in jobs if job.going and (late or job in stopping or job.at in job.member.branches)]
         if due or saving:
             _read(pending, clock)
             pending = None

@@ -99,18 +99,18 @@ class Job:
     def begin(self, program: step.Program) -> step.State:
         """The state to go on from: of its own newest checkpoint, of its trunk, or of its seed."""
         run, trunk = self.member.run, self.member.trunk
-        self.start = trunk.step if trunk is not None else 0
         restored = self.saved.restore(program.shapes)
-        if restored is None and trunk is not None:
-            restored = checkpoint.Checkpoints(trunk.checkpoints, trunk.run_id).restore(program.shapes, trunk.step)
-            if restored is None:
-                raise ValueError(f"trunk {trunk.run_id} has no checkpoint of step {trunk.step}; train the trunk again")
-            restored[1]["seconds"] = 0.0
+        if restored is not None:
+            state, notes = restored
+            self.at, self.start = notes["step"], notes.get("start", 0)
+            self.seconds = self.told = notes["seconds"]
+            return state
+        if trunk is not None:
+            restored = _leave(trunk, program)
         if restored is None:
             return program.init(np.uint32(run.seed), np.float32(run.parametrization.init_scale))
-        state, notes = restored
-        self.at, self.seconds = notes["step"], notes["seconds"]
-        return state
+        self.at = self.start = restored[1]["step"]
+        return restored[0]
 
     def cost(self, steps: int) -> dict[str, Any]:
         """What `steps` steps have cost, those of the trunk too."""
@@ -164,7 +164,7 @@ class Job:
     def save(self, program: step.Program, pack: step.State) -> None:
         """Save a checkpoint in the background, unless there is one of this step or the run has not ended well."""
         if self.saved_at != self.at and (self.outcome is None or self.outcome.status == "finished"):
-            self.saved.save(self.at, program.member(pack, self.index), {"seconds": self.seconds})
+            self.saved.save(self.at, program.member(pack, self.index), {"seconds": self.seconds, "start": self.start})
             self.saved_at = self.at
 
     def end(self, status: Literal["diverged", "stopped"], reason: str) -> None:
@@ -185,6 +185,15 @@ class Job:
                 else:
                     self.saved.remove()
         self.saved.close()
+
+
+def _leave(trunk: Trunk, program: step.Program) -> tuple[step.State, dict[str, Any]] | None:
+    """The state of a trunk where a branch leaves it; None where it cannot be had, since it has been removed or is
+    damaged: the branch is the same run from its seed."""
+    try:
+        return checkpoint.Checkpoints(trunk.checkpoints, trunk.run_id).restore(program.shapes, trunk.step)
+    except checkpoint.DamagedError:
+        return None
 
 
 @dataclasses.dataclass(frozen=True)

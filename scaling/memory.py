@@ -127,7 +127,8 @@ def _remedy(run: config.Run, execution: config.Execution, limit: float, cpu: boo
             if size is not None and size % fsdp == 0:
                 return f"a mesh with fsdp={fsdp}, data=1{words} fits, with {_count(size)} at once"
         fsdp *= 2
-    return "no microbatch fits; take a smaller model, context or vocabulary, or more memory"
+    fewer = ", or fewer workers (--workers)" if cpu else ""
+    return f"no microbatch fits; take a smaller model, context or vocabulary, or more memory{fewer}"
 
 
 def _count(sequences: int) -> str:
@@ -196,6 +197,11 @@ def limit() -> float | None:
     if LIMIT in os.environ:
         return float(os.environ[LIMIT]) / jax.local_device_count()
     return None if jax.process_count() > 1 else _free_at_first() / jax.local_device_count()
+
+
+def workers(most: int, need: float) -> int:
+    """How many workers, up to `most` and at least one, leave each `need` bytes for its arrays on this machine's CPU."""
+    return max(1, min(most, int(available() / (PROCESS_BYTES + need))))
 
 
 def share(workers: int) -> float:

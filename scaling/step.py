@@ -83,6 +83,7 @@ class Program:
     mesh: jax.sharding.Mesh
     members: int
     resident: int | None
+    microbatch: int
     steps_per_dispatch: int
     validation_batch: int
     init: Callable[[ArrayLike, ArrayLike], State]
@@ -158,7 +159,13 @@ def _fitting(
     sizes, limit = memory.microbatches(run, execution, count), memory.limit()
     if limit is None:
         return build(sizes[0])
-    return memory.largest_fitting(sizes, need, build, lambda made: memory.compiled(made.train), limit)
+    return memory.largest_fitting(sizes, need, build, _measured, limit)
+
+
+def _measured(program: Program) -> float:
+    """Bytes that a pack takes: in a step, or where its state is copied to be stacked or saved."""
+    state = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.shapes))
+    return max(memory.compiled(program.train), (program.members + 1) * state / program.mesh.shape["fsdp"])
 
 
 @functools.lru_cache(maxsize=64)
@@ -315,6 +322,7 @@ def _program(
         mesh=devices,
         members=members,
         resident=size if resident else None,
+        microbatch=execution.sequences(run.batch_size),
         steps_per_dispatch=chunk,
         validation_batch=sequences,
         init=lambda seed, scale: begin(number(seed, np.uint32), number(scale, np.float32)),

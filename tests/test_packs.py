@@ -1,6 +1,7 @@
 """Packs, trunks and branches: each run comes out as if it were trained alone and from its start."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -270,8 +271,50 @@ def test_branches_train_in_a_pack(family: tuple[Traced, list[Traced]], tmp_path:
         assert found.outcome.loss == pytest.approx(expected.outcome.loss, rel=ROUNDING)
 
 
-def test_a_trunk_without_the_checkpoint_is_refused(family: tuple[Traced, list[Traced]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["removed", "cut short"])
+def test_a_branch_whose_trunk_cannot_be_had_is_trained_from_its_seed(
+    family: tuple[Traced, list[Traced]], tmp_path: Path, damage: str
+) -> None:
     trunk, scratch = family
-    start = loop.Trunk(trunk.folders(), trunk.run.run_id(sha(trunk.run)), 5)
-    with pytest.raises(ValueError, match="has no checkpoint of step 5; train the trunk again"):
-        train(Traced(scratch[0].run, tmp_path, trunk=start))
+    at = trunks.branch_step(scratch[0].run)
+    shutil.copytree(trunk.folder, tmp_path / "trunk")
+    for place in (tmp_path / "trunk").glob(f"*/{at}"):
+        shutil.rmtree(place)
+        if damage == "cut short":
+            place.mkdir()
+    start = loop.Trunk(sorted((tmp_path / "trunk").iterdir()), trunk.run.run_id(sha(trunk.run)), at)
+    branch = Traced(scratch[0].run, tmp_path / "branch", trunk=start)
+    train(branch)
+    assert branch.outcome.start == 0
+    assert branch.losses() == scratch[0].losses()
+    assert branch.outcome.loss == scratch[0].outcome.loss
+
+
+def test_a_branch_that_goes_on_knows_where_it_began(family: tuple[Traced, list[Traced]], tmp_path: Path) -> None:
+    """Also when its trunk is gone meanwhile, or has come back: what it cost follows from it."""
+    trunk, scratch = family
+    at = trunks.branch_step(scratch[1].run)
+    start = loop.Trunk(trunk.folders(), trunk.run.run_id(sha(trunk.run)), at)
+    for number, (first, second) in enumerate([(start, None), (None, start)]):
+        train(Traced(scratch[1].run, tmp_path / str(number), trunk=first, stop_at=0))
+        again = Traced(scratch[1].run, tmp_path / str(number), attempt=2, trunk=second)
+        train(again)
+        assert again.outcome.start == (at if first else 0)
+        assert again.outcome.loss == scratch[1].outcome.loss
+
+
+def test_rates_after_a_resume_are_those_of_the_steps_after_it(tiny: Make, tmp_path: Path) -> None:
+    first = Traced(tiny(), tmp_path, stop_at=0)
+    train(first)
+    shapes = step.program(tiny(), SEVEN).shapes
+    saved = checkpoint.Checkpoints(first.folders(), tiny().run_id(sha(tiny())))
+    found = saved.restore(shapes)
+    assert found is not None
+    state, _ = found
+    shutil.rmtree(first.folders()[0])
+    saved.save(7, state, {"seconds": 3600.0, "start": 0})  # as if the first steps had taken an hour
+    saved.close()
+    second = Traced(tiny(), tmp_path, attempt=2)
+    train(second)
+    assert second.outcome.seconds > 3600
+    assert all(row["tokens_per_second"] > 7 * 64 / 60 for row in second.rows if row["kind"] == "train")

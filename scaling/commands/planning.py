@@ -23,7 +23,10 @@ def show(path: Path, overrides: Sequence[str], store_path: Path, device: str) ->
     sweep = files.load(path, overrides)
     results = store.Store(store_path)
     resolved = plan.resolve(sweep, corpora.find, results)
-    limit = memory.share(local.cores_here()) if device == "cpu" else devices.memory_bytes(device)
+    limit = devices.memory_bytes(device)
+    if device == "cpu":
+        workers = local.default_workers(plan.largest_need(resolved.all, sweep.execution))
+        limit = memory.share(min(workers or local.cores_here(), len(resolved.all)))
     plan.check_memory(resolved.all, sweep.execution, limit, device, results)
     rates = timing.rates(device, results)
     console = rich.console.Console(width=None if rich.get_console().is_terminal else 200)
@@ -62,6 +65,8 @@ def show(path: Path, overrides: Sequence[str], store_path: Path, device: str) ->
 def saving(resolved: plan.Plan) -> str:
     """What trunks save, in a line."""
     branches = [p for p in resolved.runs if p.labels.get("role") == "branch"]
+    if not branches:
+        return f"{len(resolved.trunks)} trunks have no run left to start"
     spent = sum(plan.flops_spent(p) for p in (*branches, *resolved.trunks))
     whole = sum(plan.row(p, 1.0, config.Execution())["flops"] for p in branches)
     return (

@@ -237,6 +237,14 @@ def compile_cache() -> Path:
     return folder
 
 
+def default_workers(need: float) -> int | None:
+    """How many workers to start where nobody says: one a core, or as many as leave each `need` bytes for arrays.
+
+    None on accelerators, where `launch` starts one each.
+    """
+    return None if find_accelerators() else memory.workers(cores_here(), need)
+
+
 def memory_limit(workers: int | None, runs: int) -> tuple[str, float | None]:
     """The device that `launch` gives each worker, "cpu" or its name, and the bytes for arrays on it, where known."""
     if not find_accelerators():

@@ -113,11 +113,16 @@ def _trunks(runs: Sequence[Planned], results: store.Store | None) -> list[tuple[
         planned = _planned(grid.Point(trunk, {"family": trunk.model.kind, "role": "trunk"}), first.corpus)
         if first.run_id is None:
             planned = dataclasses.replace(planned, run_id=None)
-        ids = [by_run[branch].run_id for branch in branches]
-        own = planned.run_id is not None and results is not None and results.result(planned.run_id) is not None
-        if own or results is None or any(i is None or results.result(i) is None for i in ids):
+        if _pays(planned, [by_run[branch] for branch in branches], results):
             found.append((planned, branches))
     return found
+
+
+def _pays(trunk: Planned, branches: Sequence[Planned], results: store.Store | None) -> bool:
+    """Whether a trunk is there already, or costs less than what the runs that still lack a result have in common."""
+    begun = results is not None and trunk.run_id is not None and results.begun(trunk.run_id)
+    left = [p for p in branches if results is None or p.run_id is None or results.result(p.run_id) is None]
+    return begun or sum(trunks.branch_step(p.run) for p in left) > trunk.run.steps
 
 
 def _branches(
@@ -213,6 +218,11 @@ def check_memory(
             memory.check(f"run {p.run_id or '(unnamed)'}", p.run, execution, most, where, cpu=device == "cpu")
 
 
+def largest_need(planned: Sequence[Planned], execution: config.Execution) -> float:
+    """Bytes that the arrays of the largest run take on a CPU, at the smallest microbatch that it may have."""
+    return max(memory.needed(p.run, execution, memory.microbatches(p.run, execution)[-1], cpu=True) for p in planned)
+
+
 def packs(plan: Plan, execution: config.Execution, device: str, limit: float | None) -> int:
     """How many programs one device runs for all runs of a plan, packed as `execution.pack` says."""
     groups = collections.Counter(packing.key(p.run) for p in plan.all)
@@ -306,6 +316,7 @@ def register(
     """
     before = {m["run_id"]: m["labels"] for m in results.sweep(name)["members"]} if name in results.sweeps() else {}
     lost = before.keys() - {p.run_id for p in planned}
+    lost = {run_id for run_id in lost if before[run_id].get("role") != "trunk"}  # which come and go with their branches
     if lost:
         raise ValueError(
             f"{results.path} has a sweep {name!r} of {len(before)} runs, {len(lost)} of which are not in this one; "

@@ -75,10 +75,11 @@ class Queue:
         """Packs of runs, of one or of up to `limit(run)`, until none can be had or a stop is asked for."""
         while not stop():
             left = self.left()
+            waiting = any(self._waits(item) for item in left)
             pack = self._claim(left, owner, about, limit)
             if pack:
                 yield pack
-            elif any(self._waits(item) for item in left):
+            elif waiting or any(self._waits(item) for item in left):  # a trunk may end, or be taken, in between
                 time.sleep(WAIT_SECONDS)
             else:
                 return

@@ -255,6 +255,10 @@ class Store:
         name = "[0-9]*" if step is None else str(step)
         return any(path.name.isdecimal() for path in (self.folder(run_id) / "checkpoints").glob(f"*/{name}"))
 
+    def begun(self, run_id: str) -> bool:
+        """Whether a run has a result, or a checkpoint to go on from."""
+        return self.result(run_id) is not None or self.has_checkpoint(run_id)
+
     def statuses(self, sweep: str) -> dict[str, str]:
         """The status of each run of a sweep, by run id."""
         words = {}

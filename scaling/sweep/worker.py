@@ -79,7 +79,7 @@ def work(results: store.Store, sweep_name: str, *, log: Callable[[str], None], r
                 ahead = work.compile_next(claims)
                 for ended in work.train(claims):
                     setattr(tally, ended, getattr(tally, ended) + 1)
-                if ahead is not None:
+                if ahead is not None and not stop():
                     ahead.join()
         tally.signal = stop.signal
     return tally
@@ -194,9 +194,12 @@ class Work:
         row = self.results.result(item.trunk)
         if row is None or row["status"] != "diverged":
             return None
+        reached = round(row["flops_spent"] / row["flops"] * self.queue.items[item.trunk].run.steps)
+        step = item.branch_step
+        if step < reached:  # it leaves before the divergence, at a step that is not kept: trained from its own start
+            return None
         from scaling import loop
 
-        step = item.branch_step
         return loop.Outcome("diverged", f"its trunk {item.trunk} diverged: {row['reason']}", step, 0.0, start=step)
 
     def _start(self, claim: queue.Claim, index: int) -> "Attempt":
@@ -295,7 +298,7 @@ class Work:
                 left[0].run, self.execution, self.most(left[0]), corpora.prepare(left[0].run.data, self.log)
             )
 
-        thread = threading.Thread(target=compile_it, name="compile the next program")
+        thread = threading.Thread(target=compile_it, name="compile the next program", daemon=True)
         thread.start()
         return thread
 

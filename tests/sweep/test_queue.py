@@ -21,9 +21,10 @@ STEP = 32  # tokens of a step of these runs
 def planned(results: store.Store, make_run: Make, identity: Any) -> Callable[..., plan.Plan]:
     """Registers a sweep over two seeds and two lengths, 20 and 40 steps, with a trunk for each seed."""
 
-    def register(**execution: Any) -> plan.Plan:
+    def register(more: tuple[int, ...] = (), **execution: Any) -> plan.Plan:
         base = make_run(schedule=WSD)
-        axes = (grid.Axis(field="seed", values=(0, 1)), grid.Axis(field="tokens", values=(20 * STEP, 40 * STEP)))
+        lengths = tuple(steps * STEP for steps in (20, 40, *more))
+        axes = (grid.Axis(field="seed", values=(0, 1)), grid.Axis(field="tokens", values=lengths))
         sweep = config.Sweep(
             name="small", base=base, grid=grid.Product(parts=axes), execution=config.Execution(**execution)
         )
@@ -137,6 +138,46 @@ def test_branches_of_a_diverged_trunk_diverge_with_it(results: store.Store, plan
     branches = frame[frame["role"] == "branch"]
     assert branches["reason"].str.contains(r"its trunk [0-9a-f]{16} diverged: training loss is nan at step 3").all()
     assert (branches["flops_spent"] == 0).all()
+
+
+def test_branches_that_leave_before_the_trunk_diverged_are_trained(
+    results: store.Store, planned: Any, pretend_packs: Any
+) -> None:
+    """The trunk ended at step 25 of 30 without the checkpoint of step 16, which no branch wanted then, say."""
+    planned()
+    trained = []
+
+    def diverge(members: Any, execution: Any, corpus: Any) -> list[Any]:
+        from scaling import loop
+
+        trained.extend(m.run.steps for m in members)
+        if members[0].branches:
+            return [loop.Outcome("diverged", "training loss is nan at step 25", 25, 1.0) for m in members]
+        return [loop.Outcome("finished", "", m.run.steps, 1.0, 2.0, 0.1, 2.0) for m in members]
+
+    pretend_packs(diverge)
+    tally = worker.work(results, "small", log=lambda line: None)
+    assert (tally.diverged, tally.finished) == (4, 2)
+    assert trained == [30, 30, 20, 20]
+
+
+def test_a_sweep_may_grow_or_go_on_without_its_trunks(results: store.Store, planned: Any, pretend_packs: Any) -> None:
+    """Trunks are no runs that a sweep could lose: another longest run has another trunk."""
+    before = {p.run_id for p in planned().trunks}
+    assert planned(trunks="off").trunks == ()
+    grown = planned(more=(80,))
+    assert len(grown.runs) == 6
+    assert before.isdisjoint(p.run_id for p in grown.trunks)
+    assert len(results.sweep("small")["members"]) == 8
+
+
+def test_no_trunk_is_trained_for_one_short_run(results: store.Store, planned: Any, pretend_packs: Any) -> None:
+    planned(trunks="off")
+    pretend_packs(train(results, []))
+    worker.work(results, "small", log=lambda line: None)
+    grown = planned(more=(30,))
+    assert grown.trunks == ()
+    assert sum(results.result(str(p.run_id)) is None for p in grown.runs) == 2
 
 
 def test_branches_of_a_trunk_that_cannot_be_had_are_trained_from_their_start(

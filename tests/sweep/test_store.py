@@ -255,3 +255,17 @@ lease.metrics([{{"kind": "train", "step": 2}}])
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert shown.stdout.startswith("told")
     assert results.history(run_id)["step"].tolist() == [1, 2]
+
+
+def test_a_store_from_before_the_scale_of_initial_values_goes_on(
+    results: store.Store, make_run: Make, identity: Any
+) -> None:
+    """A config of then has no such field, and the run of now has the same name and is the same."""
+    run = make_run()
+    kept = record.config_record(run, identity)
+    assert "init_scale" not in kept["run"]["parametrization"]
+    results.add_run(kept["run_id"], kept)
+    results.add_run(kept["run_id"], record.config_record(record.read(results.config(kept["run_id"]))[0], identity))
+    other = record.config_record(make_run(parametrization__init_scale=2.0), identity)
+    assert other["run_id"] != kept["run_id"]
+    assert record.read(other)[0].parametrization.init_scale == 2.0
