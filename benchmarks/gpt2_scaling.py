@@ -7,17 +7,20 @@ With `serve` it stays and measures whenever asked, see `serve`.
 """
 
 import json
+import statistics
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
+from benchmarks import anatomy
 from scaling import config, families, mesh, models, optim, parametrization, step
 from scaling.data import corpus, sources, tokenizers
+from scaling.models import attention
 
 Spec = Mapping[str, Any]
 CHECKED_STEPS = 3
@@ -102,8 +105,9 @@ def measure(spec: Spec, runner: Runner | None = None) -> dict[str, Any]:
     A dispatch holds fewer steps than the program allows only where they would last longer than a third of `seconds`.
     """
     runner = runner or Runner(spec)
-    runner.train(0.0, 1, 1)
-    done, elapsed = runner.train(spec["warm_seconds"], 1, 1)
+    done, elapsed = runner.train(0.0, 1, 1)
+    if elapsed < spec["warm_seconds"]:
+        done, elapsed = runner.train(spec["warm_seconds"], 1, 1)
     steps = max(1, min(runner.chunk, int(spec["seconds"] / 3 / (elapsed / done))))
     done, seconds = runner.train(spec["seconds"], spec["least_steps"], steps)
     return {
@@ -134,6 +138,41 @@ def serve(spec: Spec) -> None:
             print("{}", flush=True)
         else:
             print(json.dumps(measure({**spec, **change}, runner)), flush=True)
+
+
+def parts(spec: Spec) -> dict[str, Any]:
+    """Seconds that all products of a step with weights take alone, three passes each, and its attention."""
+    rows = spec["batch"] * spec["context"]
+    total = 0.0
+    for inputs, outputs, times in anatomy.products(spec, fused=False):
+        x, weight, gradient = (_random(*shape) for shape in ((rows, inputs), (inputs, outputs), (rows, outputs)))
+        total += times * _seconds(jax.jit(lambda x, w: x @ w), x, weight)
+        total += times * _seconds(jax.jit(lambda g, w: g @ w.T), gradient, weight)
+        total += times * _seconds(jax.jit(lambda x, g: x.T @ g), x, gradient)
+    heads, size = spec["heads"], spec["width"] // spec["heads"]
+
+    def mixed(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        split = (x.reshape(spec["batch"], spec["context"], heads, size) for x in (query, key, value))
+        return attention.attention(*split, scale=size**-0.5, bias=None).reshape(rows, -1)
+
+    arrays = [_random(rows, spec["width"]) for _ in range(4)]
+    both = jax.jit(lambda q, k, v, g: jax.vjp(mixed, q, k, v)[1](g))
+    return {"matmul_seconds": total, "attention_seconds": spec["depth"] * _seconds(both, *arrays)}
+
+
+def _random(*shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(0), shape)
+
+
+def _seconds(function: Callable[..., Any], *arrays: jax.Array) -> float:
+    """The median over calls, after one that compiles."""
+    jax.block_until_ready(function(*arrays))
+    taken: list[float] = []
+    while len(taken) < anatomy.CALLS or sum(taken) < anatomy.SECONDS:
+        start = time.perf_counter()
+        jax.block_until_ready(function(*arrays))
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
 
 
 def check(spec: Spec) -> dict[str, Any]:
@@ -167,4 +206,5 @@ if __name__ == "__main__":
     if wanted.get("serve"):
         serve(wanted)
     else:
-        print(json.dumps(check(wanted) if wanted["arrays"] else measure(wanted)))
+        work = parts if wanted.get("products") else check if wanted["arrays"] else measure
+        print(json.dumps(work(wanted)))

@@ -8,6 +8,7 @@ whenever asked, see `serve`. `device` is "cpu" or "cuda". Imports nothing of our
 
 import contextlib
 import json
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -172,7 +173,9 @@ def measure(spec: Spec) -> dict[str, Any]:
     speeds = {name: _updates_per_second(trainer, name) for name in ("foreach", "fused")}
     best = max(speeds, key=lambda name: speeds[name])
     trainer.use(best)
-    _timed(lambda i: trainer.step(batches[i % len(batches)]), spec["warm_seconds"], 1)
+    _, first = _timed(lambda i: trainer.step(batches[i % len(batches)]), 0.0, 1)
+    if first < spec["warm_seconds"]:
+        _timed(lambda i: trainer.step(batches[i % len(batches)]), spec["warm_seconds"], 1)
     steps, seconds = _timed(lambda i: trainer.step(batches[i % len(batches)]), spec["seconds"], spec["least_steps"])
     return {
         "params": count(trainer.model),
@@ -239,6 +242,35 @@ def serve(spec: Spec) -> None:
         print(json.dumps(answer), flush=True)
 
 
+def parts(spec: Spec) -> dict[str, Any]:
+    """Seconds that all products of a step with weights take alone, three passes each, and its attention."""
+    rows, width = spec["batch"] * spec["context"], spec["width"]
+    total = 0.0
+    for inputs, outputs, times in spec["products"]:
+        x, weight, gradient = torch.randn(rows, inputs), torch.randn(outputs, inputs), torch.randn(rows, outputs)
+        total += times * _seconds(functional.linear, spec, x, weight)
+        total += times * _seconds(torch.mm, spec, gradient, weight)
+        total += times * _seconds(torch.mm, spec, gradient.T, x)
+
+    def attend(gradient: torch.Tensor, *arrays: torch.Tensor) -> None:
+        shape = (spec["batch"], spec["context"], spec["heads"], -1)
+        parts = (x.detach().requires_grad_().view(shape).transpose(1, 2) for x in arrays)
+        mixed = functional.scaled_dot_product_attention(*parts, is_causal=True)
+        mixed.transpose(1, 2).reshape(rows, width).backward(gradient)
+
+    arrays = [torch.randn(rows, width) for _ in range(4)]
+    return {"matmul_seconds": total, "attention_seconds": spec["depth"] * _seconds(attend, spec, *arrays)}
+
+
+def _seconds(function: Callable[..., object], spec: Spec, *arrays: torch.Tensor) -> float:
+    """The median over calls, after one that warms up."""
+    function(*arrays)
+    taken: list[float] = []
+    while len(taken) < spec["part_calls"] or sum(taken) < spec["part_seconds"]:
+        taken.append(_timed(lambda _: function(*arrays), 0.0, 1)[1])
+    return statistics.median(taken)
+
+
 def check(spec: Spec) -> dict[str, Any]:
     """Our weights, batches, logits and losses from the file `arrays`, and how far this model is from them."""
     with np.load(spec["arrays"]) as file:
@@ -262,4 +294,5 @@ if __name__ == "__main__":
     if wanted.get("serve"):
         serve(wanted)
     else:
-        print(json.dumps(check(wanted) if wanted["arrays"] else measure(wanted)))
+        work = parts if wanted.get("products") else check if wanted["arrays"] else measure
+        print(json.dumps(work(wanted)))

@@ -9,8 +9,9 @@ anything is timed, PyTorch must reproduce from our weights our logits and the lo
 Every measurement is a fresh process that compiles, warms up, and then trains for a fixed time; there is a rest before
 each, since a process measured right after another can run 1.5 times slower. A round measures every contender once,
 every other round in the opposite order. Ours runs in the environment of our workers; PyTorch is measured both with and
-without their setting of glibc in the first round and goes on with the better one. The ratio is the median over rounds
-of ours over the faster PyTorch of the same round.
+without their setting of glibc in the first round of a size and goes on with the better one. The ratio is the median
+over rounds of ours over the faster PyTorch of the same round. At last each library does the matmuls and the attention
+of each step alone (`anatomy`), which shows where its time goes and how fast it could be at most.
 """
 
 import dataclasses
@@ -29,6 +30,7 @@ from typing import Any
 
 import tyro
 
+from benchmarks import anatomy
 from scaling import counting, devices, families
 from scaling.launch import local
 
@@ -44,9 +46,9 @@ QUICK = (0.4,)  # in millions
 CONTENDERS = ("ours", "torch compiled", "torch eager")
 TUNABLES = "GLIBC_TUNABLES"  # of glibc's malloc; read when a process starts
 TOLERANCE = 1e-4  # of logits and losses of order one, in float32
-LEAST_STEPS = 2  # timed, where a step takes longer than the time given
-START_SECONDS = {"ours": 8.0, "torch compiled": 12.0, "torch eager": 7.0}  # imports, compiling from a cache: a guess
-FIRST_SECONDS = {"ours": 10.0, "torch compiled": 35.0, "torch eager": 0.0}  # compiling what is not cached: a guess
+LEAST_STEPS = 1  # timed, where a step takes longer than the time given
+START_SECONDS = {"ours": 5.0, "torch compiled": 7.0, "torch eager": 4.0}  # imports, compiling from a cache: a guess
+FIRST_SECONDS = {"ours": 8.0, "torch compiled": 15.0, "torch eager": 0.0}  # compiling what is not cached: a guess
 SHARE = 0.6  # of the peak that a contender reaches: a guess, for the predicted duration alone
 
 
@@ -56,13 +58,13 @@ class Settings:
 
     sizes: tuple[float, ...] = tuple(size / 1e6 for size in SIZES)
     """Non-embedding parameters, in millions."""
-    context: int = 256
+    context: tuple[int, ...] = (128, 256)
     batch: int = 16
     vocabulary: int = 256
     rounds: int = 3
-    seconds: float = 5.0
+    seconds: float = 2.5
     """Timed in each measurement."""
-    rest: float = 3.0
+    rest: float = 1.0
     """Seconds of rest before each measurement."""
     steps_per_dispatch: int = 32
     bfloat16: bool = False
@@ -79,9 +81,10 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """A row of the table: a model, and its exact counts at the benchmark's vocabulary and context."""
+    """A row of the table: a model, and its exact counts at the benchmark's vocabulary and a context."""
 
     target: float
+    context: int
     model: families.Transformer
     params: int
     params_non_embedding: int
@@ -107,6 +110,7 @@ def size_of(target: float, vocabulary: int, context: int) -> Size:
     model = families.Transformer.gpt2(width, depth, heads)
     return Size(
         target=target,
+        context=context,
         model=model,
         params=counting.params(model, vocabulary, context),
         params_non_embedding=counting.params_non_embedding(model, vocabulary, context),
@@ -123,9 +127,12 @@ def compare(rounds: Sequence[Mapping[str, float]]) -> Comparison:
     return Comparison(medians, statistics.median(ratios), min(ratios), max(ratios))
 
 
-def order(number: int) -> list[tuple[str, bool | None]]:
-    """What round `number` measures, in order: a contender, and whether with the workers' malloc (None: as settled)."""
-    if number == 0:
+def order(number: int, settling: bool) -> list[tuple[str, bool | None]]:
+    """What round `number` measures, in order: a contender, and whether with the workers' malloc (None: as settled).
+
+    `settling`: the first round tries PyTorch both ways.
+    """
+    if number == 0 and settling:
         both = [(name, huge) for name in CONTENDERS[1:] for huge in (True, False)]
         return [("ours", True), *both]
     plain: list[tuple[str, bool | None]] = [(name, True if name == "ours" else None) for name in CONTENDERS]
@@ -137,27 +144,31 @@ def predicted_seconds(settings: Settings, sizes: Sequence[Size], peak: float) ->
     total = 0.0 if settings.check else settings.rest
     for precision, checked in plan(settings, sizes):
         for size in sizes:
-            step = settings.batch * settings.context * size.flops_per_token / (SHARE * peak)
+            step = settings.batch * size.context * size.flops_per_token / (SHARE * peak)
             if precision == "float32" and size in checked:
                 total += START_SECONDS["ours"] + FIRST_SECONDS["ours"] + START_SECONDS["torch eager"] + 8 * step
             if settings.check:
                 continue
-            timed = max(settings.seconds + step / 2, LEAST_STEPS * step) + max(warm_seconds(settings), step) + step
+            warm = warm_seconds(settings) if step < warm_seconds(settings) else 0.0
+            timed = max(settings.seconds + step / 2, LEAST_STEPS * step) + warm + 2 * step
             total += sum(FIRST_SECONDS.values())
             for number in range(settings.rounds):
-                total += sum(START_SECONDS[name] + settings.rest + timed for name, _ in order(number))
+                for name, _ in order(number, size.context == settings.context[0]):
+                    total += START_SECONDS[name] + settings.rest + timed
+            if precision == "float32":
+                total += START_SECONDS["ours"] + START_SECONDS["torch eager"] + 8 * step
     return total
 
 
 def plan(settings: Settings, sizes: Sequence[Size]) -> list[tuple[str, Sequence[Size]]]:
     """Each precision to measure, and the sizes whose models are compared in it: in float32, where equal is equal."""
-    checked = sizes if settings.check else sorted(sizes, key=lambda size: size.target)[:1]
+    checked = sizes if settings.check else sorted(sizes, key=lambda size: (size.target, -size.context))[:1]
     return [("float32", checked), ("bfloat16", [])][: 1 + (settings.bfloat16 and not settings.check)]
 
 
 def warm_seconds(settings: Settings) -> float:
     """Training before the clock starts."""
-    return min(1.5, settings.seconds / 3)
+    return min(1.0, settings.seconds / 3)
 
 
 def spec_of(settings: Settings, size: Size, kind: str, precision: str) -> dict[str, Any]:
@@ -165,10 +176,11 @@ def spec_of(settings: Settings, size: Size, kind: str, precision: str) -> dict[s
     model = size.model
     return {
         "kind": kind, "width": model.width, "depth": model.depth, "heads": model.heads, "epsilon": 1e-6,
-        "context": settings.context, "batch": settings.batch, "vocabulary": settings.vocabulary,
+        "context": size.context, "batch": settings.batch, "vocabulary": settings.vocabulary,
         "precision": precision, "learning_rate": 1e-3, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95,
         "adam_epsilon": 1e-8, "clip": 1.0, "steps_per_dispatch": settings.steps_per_dispatch,
         "seconds": settings.seconds, "warm_seconds": warm_seconds(settings), "least_steps": LEAST_STEPS, "arrays": None,
+        "products": None, "part_seconds": anatomy.SECONDS, "part_calls": anatomy.CALLS,
     }  # fmt: skip
 
 
@@ -180,6 +192,7 @@ class Bench:
         self.folder = folder
         self.peak = 0.0
         self.records: list[dict[str, Any]] = []
+        self.settled: dict[tuple[float, str, str], bool] = {}  # malloc by size, precision and contender
         self.workers = local.environment()
 
     def measure_peak(self) -> float:
@@ -226,32 +239,44 @@ class Bench:
                     f"(losses {ours['losses']} and {theirs['losses']}); they must be made equal before they are timed"
                 )
         print(
-            f"{size.target / 1e6:g}M: the models are the same: {size.params:,} parameters, logits within "
-            f"{theirs['logits_difference']:.1g}, losses of {len(theirs['losses'])} steps within "
+            f"{size.target / 1e6:g}M × {size.context}: the models are the same: {size.params:,} parameters, logits "
+            f"within {theirs['logits_difference']:.1g}, losses of {len(theirs['losses'])} steps within "
             f"{theirs['loss_difference']:.1g}"
         )
 
     def measure(self, size: Size, precision: str) -> Comparison:
-        """All rounds of one size."""
+        """All rounds of one size at one context."""
         rounds: list[dict[str, float]] = []
-        settled: dict[str, bool] = {}
         for number in range(self.settings.rounds):
             speeds: dict[str, float] = {}
-            for name, asked in order(number):
-                huge = settled[name] if asked is None else asked
+            for name, asked in order(number, (size.target, precision, CONTENDERS[-1]) not in self.settled):
+                key = size.target, precision, name
+                huge = self.settled[key] if asked is None else asked
                 time.sleep(self.settings.rest)
                 answer = self.start(spec_of(self.settings, size, name, precision), huge)
                 self._check_params(size, name, answer)
                 speed = answer["tokens_per_second"]
-                print(f"  {size.target / 1e6:g}M {precision} round {number + 1}: {name}"
+                print(f"  {size.target / 1e6:g}M × {size.context} {precision} round {number + 1}: {name}"
                       f"{'' if huge else ', malloc as it comes'}: {speed:,.0f} tokens/s", flush=True)  # fmt: skip
-                about = {"target": size.target, "precision": precision, "round": number, "contender": name}
-                self.records.append({**about, "huge_pages": huge, **answer})
+                about = {"target": size.target, "context": size.context, "precision": precision, "round": number}
+                self.records.append({**about, "contender": name, "huge_pages": huge, **answer})
                 if speed > speeds.get(name, 0.0):
-                    speeds[name], settled[name] = speed, huge
+                    speeds[name], self.settled[key] = speed, huge
             rounds.append(speeds)
             self.measure_peak()
         return compare(rounds)
+
+    def dissect(self, size: Size, result: Comparison) -> tuple[anatomy.Anatomy, anatomy.Anatomy]:
+        """Where the time of our step and of PyTorch's faster one goes, in float32."""
+        found = []
+        best = max(CONTENDERS[1:], key=lambda name: result.medians[name])
+        for name, kind in (("ours", "ours"), (best, "torch eager")):
+            spec = spec_of(self.settings, size, kind, "float32")
+            spec |= {"products": anatomy.products(spec, fused=kind != "ours")}
+            time.sleep(self.settings.rest)
+            parts = self.start(spec, self.settled.get((size.target, "float32", name), True))
+            found.append(anatomy.anatomy(spec, result.medians[name], parts))
+        return found[0], found[1]
 
     def _check_params(self, size: Size, name: str, answer: Mapping[str, Any]) -> None:
         if answer["params"] != size.params:
@@ -264,7 +289,7 @@ class Bench:
 def table(rows: Sequence[tuple[Size, str, Comparison]], peak: float) -> str:
     """The results as lines: sizes down, contenders across."""
     lines = [
-        f"{'size':>6} {'width×depth':>11} {'params non-emb.':>15} {'precision':>9} "
+        f"{'size':>6} {'context':>7} {'width×depth':>11} {'params non-emb.':>15} {'precision':>9} "
         + " ".join(f"{name:>14}" for name in CONTENDERS)
         + f" {'ours/best torch':>20} {'peak: ours':>10} {'torch':>6}"
     ]
@@ -273,7 +298,7 @@ def table(rows: Sequence[tuple[Size, str, Comparison]], peak: float) -> str:
         shares = [value * size.flops_per_token / peak for value in (result.medians["ours"], best)]
         spread = f"{result.ratio:.2f} ({result.lowest:.2f}–{result.highest:.2f})"
         lines.append(
-            f"{f'{size.target / 1e6:g}M':>6} {f'{size.model.width}×{size.model.depth}':>11} "
+            f"{f'{size.target / 1e6:g}M':>6} {size.context:>7} {f'{size.model.width}×{size.model.depth}':>11} "
             f"{size.params_non_embedding:>15,} {precision:>9} "
             + " ".join(f"{result.medians[name]:>14,.0f}" for name in CONTENDERS)
             + f" {spread:>20} {shares[0]:>10.0%} {shares[1]:>6.0%}"
@@ -300,22 +325,23 @@ def torch_version(python: Path) -> str:
 def settle(settings: Settings) -> Settings:
     """The settings with what --quick implies. Raises ValueError for what cannot be measured."""
     for name in ("context", "batch", "rounds", "seconds", "steps_per_dispatch"):
-        if getattr(settings, name) <= 0:
-            raise ValueError(f"{name} is {getattr(settings, name)} and must be positive; leave it out for the default")
+        value = getattr(settings, name)
+        if not value or min(value if name == "context" else [value]) <= 0:
+            raise ValueError(f"{name} is {value} and must be positive; leave it out for the default")
     if settings.rest < 0:
         raise ValueError(f"rest is {settings.rest} seconds and cannot be negative; give 0 for none")
     if settings.vocabulary != 256 and settings.vocabulary < 258:
         raise ValueError(f"vocabulary is {settings.vocabulary} and must be 256 (bytes) or at least 258; change it")
     if not settings.quick:
         return settings
-    return dataclasses.replace(settings, sizes=QUICK, rounds=1, seconds=3.0, rest=1.0)
+    return dataclasses.replace(settings, sizes=QUICK, rounds=1, seconds=2.0)
 
 
 def main() -> None:
     """Check, measure, print; exits with status 2 where the settings or PyTorch are not fit for it."""
     try:
         settings = settle(tyro.cli(Settings, description=__doc__))
-        sizes = [size_of(round(n * 1e6), settings.vocabulary, settings.context) for n in settings.sizes]
+        sizes = [size_of(round(n * 1e6), settings.vocabulary, t) for n in settings.sizes for t in settings.context]
         version = torch_version(settings.torch_python)
     except ValueError as error:
         print(error, file=sys.stderr)
@@ -326,7 +352,7 @@ def main() -> None:
         minutes = predicted_seconds(settings, sizes, peak) / 60
         print(
             f"{len(os.sched_getaffinity(0))} cores ({platform.machine()}), float32 matmul {peak / 1e9:.0f} GFLOP/s; "
-            f"PyTorch {version}; context {settings.context}, batch {settings.batch}, vocabulary {settings.vocabulary}\n"
+            f"PyTorch {version}; batch {settings.batch}, vocabulary {settings.vocabulary}\n"
             f"about {math.ceil(minutes)} minutes to go",
             flush=True,
         )
@@ -337,18 +363,26 @@ def main() -> None:
                 bench.check(size)
             if not settings.check:
                 rows += [(size, precision, bench.measure(size, precision)) for size in sizes]
+        inside = [(size, *bench.dissect(size, result)) for size, precision, result in rows if precision == "float32"]
     print(f"took {(time.perf_counter() - start) / 60:.1f} minutes")
     if rows:
         print(f"\ntokens/s, medians of {settings.rounds}; share of {bench.peak / 1e9:.0f} GFLOP/s by exact FLOPs\n")
         print(table(rows, bench.peak))
+        print("\nwhere the time of a step goes: matmuls and attention alone, and what remains\n")
+        print(anatomy.table([(f"{size.target / 1e6:g}M", size.context, *both) for size, *both in inside], bench.peak))
     if settings.out is not None:
         results = [
-            {**dataclasses.asdict(result), "target": size.target, "precision": precision, "params": size.params,
+            {**dataclasses.asdict(result), "target": size.target, "context": size.context, "precision": precision,
+             "params": size.params,
              "params_non_embedding": size.params_non_embedding, "flops_per_token": size.flops_per_token}
             for size, precision, result in rows
         ]  # fmt: skip
         told = {key: str(value) if isinstance(value, Path) else value for key, value in vars(settings).items()}
         content = {"settings": told, "torch": version, "peak_flops": bench.peak, "results": results}
+        content["anatomy"] = [
+            {"target": size.target, "context": size.context, "ours": vars(ours), "torch": vars(theirs)}
+            for size, ours, theirs in inside
+        ]
         settings.out.write_text(json.dumps({**content, "measurements": bench.records}, indent=2) + "\n")
 
 

@@ -6,11 +6,12 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks import gpt2_scaling, gpu, one_run, startup, sweep, train_step
+from benchmarks import anatomy, gpt2_scaling, gpu, one_run, startup, sweep, train_step
 from benchmarks import memory as memory_benchmark
 from configs import demo
 from scaling import counting, memory
@@ -45,37 +46,66 @@ def test_medians_and_ratios_are_taken_round_by_round() -> None:
 
 
 def test_every_round_measures_every_contender_and_rounds_alternate() -> None:
-    for number in range(3):
-        assert {name for name, _ in train_step.order(number)} == set(train_step.CONTENDERS)
-    assert train_step.order(1) == train_step.order(2)[::-1]
-    assert {huge for name, huge in train_step.order(0) if name == "torch eager"} == {True, False}
+    for number, settling in ((0, True), (0, False), (1, True), (2, True)):
+        assert {name for name, _ in train_step.order(number, settling)} == set(train_step.CONTENDERS)
+    assert train_step.order(1, False) == train_step.order(2, False)[::-1]
+    assert {huge for name, huge in train_step.order(0, True) if name == "torch eager"} == {True, False}
+    assert len(train_step.order(0, False)) == 3
 
 
 def test_the_default_takes_under_25_minutes_and_quick_about_two() -> None:
     peak = 2e11  # of two cores with AVX2, in FLOP/s
     for settings, minutes in ((train_step.Settings(), 25), (train_step.Settings(quick=True), 2.5)):
         settled = train_step.settle(settings)
-        sizes = [train_step.size_of(round(n * 1e6), 256, 256) for n in settled.sizes]
+        sizes = [train_step.size_of(round(n * 1e6), 256, t) for n in settled.sizes for t in settled.context]
         assert train_step.predicted_seconds(settled, sizes, peak) < 60 * minutes
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"rounds": 0}, "rounds is 0"), ({"rest": -1.0}, "rest is -1"), ({"vocabulary": 100}, "at least 258")],
+    [
+        ({"rounds": 0}, "rounds is 0"),
+        ({"context": ()}, r"context is \(\)"),
+        ({"rest": -1.0}, "rest is -1"),
+        ({"vocabulary": 100}, "at least 258"),
+    ],
 )
-def test_settings_that_measure_nothing_are_refused(change: dict[str, float], message: str) -> None:
+def test_settings_that_measure_nothing_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        train_step.settle(dataclasses.replace(train_step.Settings(), **change))  # type: ignore[arg-type]
+        train_step.settle(dataclasses.replace(train_step.Settings(), **change))
 
 
 def test_both_sides_are_told_the_same() -> None:
-    settings = train_step.settle(train_step.Settings(context=128, batch=4, vocabulary=512))
+    settings = train_step.settle(train_step.Settings(batch=4, vocabulary=512))
     size = train_step.size_of(0.4e6, 512, 128)
     spec = train_step.spec_of(settings, size, "torch eager", "float32")
     run = gpt2_scaling.run_of(spec)
     assert (run.model, run.context, run.batch_size, run.vocabulary_size) == (size.model, 128, 4, 512)
     assert counting.params(run.model, run.vocabulary_size, run.context) == size.params
     assert math.isclose(run.optimizer.decay(spec["learning_rate"]), spec["learning_rate"] * spec["weight_decay"])
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_products_are_those_of_the_exact_count(fused: bool) -> None:
+    for target in train_step.SIZES:
+        size = train_step.size_of(target, 256, 128)
+        spec = train_step.spec_of(train_step.Settings(), size, "ours", "float32")
+        weights = sum(inputs * outputs * times for inputs, outputs, times in anatomy.products(spec, fused))
+        width, depth = size.model.width, size.model.depth
+        assert weights == 12 * width**2 * depth + 256 * width  # GPT-2 by hand
+        attention = 3 * 4 * depth * width * (128 + 1) / 2  # scores and mixture, forward and twice backward
+        flops = anatomy.matmul_flops(spec) / (16 * 128)
+        assert flops == pytest.approx(size.flops_per_token - attention)
+
+
+def test_what_is_neither_matmul_nor_attention_is_the_rest() -> None:
+    spec = train_step.spec_of(train_step.Settings(), train_step.size_of(0.4e6, 256, 128), "ours", "float32")
+    tokens = 16 * 128
+    found = anatomy.anatomy(spec, tokens / 0.2, {"matmul_seconds": 0.1, "attention_seconds": 0.04})
+    assert found.step == pytest.approx(0.2)
+    assert found.rest == pytest.approx(0.3)
+    line = anatomy.table([("0.4M", 128, found, found)], peak=anatomy.matmul_flops(spec) / 0.05).splitlines()[-1]
+    assert line.count("(50%)") == line.count("20%") == line.count("30%") == 2
 
 
 def test_a_python_without_torch_is_an_error_that_names_the_remedy(tmp_path: Path) -> None:

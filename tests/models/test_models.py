@@ -61,6 +61,25 @@ def test_the_model_is_the_same_however_it_is_run(name: str) -> None:
             np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-6, err_msg=way)
 
 
+@pytest.mark.parametrize("way", ["unroll none", "scan dots"])
+def test_a_copy_before_the_product_changes_no_gradient(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mode, remat = way.split()
+    texts, gradients = {}, []
+    for stride in (2**30, 4):  # no matrix is that wide; every matrix's rows are multiples of 4
+        monkeypatch.setattr(layers, "_STRIDE", stride)
+        monkeypatch.setattr(layers, "_LEAST_INPUTS", 1)
+        graph, parameters = small.split(small.create(small.FAMILIES["gpt2"], layers=mode, remat=remat))
+        program = small.jit(jax.grad(functools.partial(small.loss, graph)))
+        for platform in ("cpu", "cuda"):
+            lowered = program.trace(parameters, small.tokens()).lower(lowering_platforms=(platform,)).as_text()
+            texts[stride, platform] = lowered.count("optimization_barrier")
+        gradients.append(jax.tree.leaves(program(parameters, small.tokens())))
+    assert texts[4, "cpu"] > texts[2**30, "cpu"]
+    assert texts[4, "cuda"] == texts[2**30, "cuda"]  # accelerators multiply transposed matrices at full speed
+    for one, other in zip(*gradients, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)  # sums of float32 in another order
+
+
 def test_layers_scanned_are_a_loop_in_the_program() -> None:
     family = small.FAMILIES["gpt2"]
     for mode, loops in (("scan", 1), ("unroll", 0)):
