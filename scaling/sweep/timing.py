@@ -19,9 +19,9 @@ from scaling.sweep import packing, record, store
 
 Points = tuple[tuple[float, float], ...]
 
-# Share of a core's matrix product (NumPy, float32) by the FLOPs of a step: below 1e9 the 33 runs of the demo by two
-# workers of a core each, above it `benchmarks.train_step` on two cores of the same machine, 85 GFLOP/s a core.
-CPU_SHARES: Points = ((3e7, 0.05), (1e8, 0.09), (4e8, 0.14), (1e9, 0.15), (2e11, 0.5))
+# Share of a core's matrix product (NumPy, float32) by the FLOPs of a step: below 1e9 the 120 runs of `benchmarks.sweep
+# --steps 600` by two workers of a core each, above it `benchmarks.train_step` on two cores of the same machine.
+CPU_SHARES: Points = ((3e7, 0.12), (1e8, 0.2), (4e8, 0.34), (1e9, 0.37), (2e11, 0.5))
 # Accelerators: guesses. A large step reaches a third of the peak; a step is hundreds of kernels of microseconds each.
 ACCELERATOR_SHARE = 0.35
 ACCELERATOR_SECONDS = 1e-3
