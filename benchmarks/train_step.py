@@ -8,8 +8,9 @@ anything is timed, PyTorch must reproduce from our weights our logits and the lo
 
 Every measurement is a fresh process that compiles, warms up, and then trains for a fixed time; there is a rest before
 each, since a process measured right after another can run 1.5 times slower. A round measures every contender once,
-every other round in the opposite order. Ours runs in the environment of our workers; PyTorch is measured both with and
-without their setting of glibc in the first round of a size and goes on with the better one. The ratio is the median
+every other round in the opposite order. Each is measured in two settings in the first round of a size, and goes on in
+the better one: ours, in the environment of our workers, on one device of all cores and on one a core
+(`execution.mesh.data`), PyTorch with and without our workers' setting of glibc. The ratio is the median
 over rounds of ours over the faster PyTorch of the same round. At last each library does the matmuls and the attention
 of each step alone (`anatomy`), which shows where its time goes and how fast it could be at most.
 """
@@ -45,6 +46,9 @@ SIZES: dict[float, tuple[int, int, int]] = {
 QUICK = (0.4,)  # in millions
 CONTENDERS = ("ours", "torch compiled", "torch eager")
 TUNABLES = "GLIBC_TUNABLES"  # of glibc's malloc; read when a process starts
+# What is tried of each contender, by True and False.
+_THEIRS = {True: "", False: ", malloc as it comes"}
+SETTINGS = {"ours": {True: "", False: ", a device a core"}, "torch compiled": _THEIRS, "torch eager": _THEIRS}
 TOLERANCE = 1e-4  # of logits and losses of order one, in float32
 LEAST_STEPS = 1  # timed, where a step takes longer than the time given
 START_SECONDS = {"ours": 5.0, "torch compiled": 7.0, "torch eager": 4.0}  # imports, compiling from a cache: a guess
@@ -128,14 +132,13 @@ def compare(rounds: Sequence[Mapping[str, float]]) -> Comparison:
 
 
 def order(number: int, settling: bool) -> list[tuple[str, bool | None]]:
-    """What round `number` measures, in order: a contender, and whether with the workers' malloc (None: as settled).
+    """What round `number` measures, in order: a contender, and in which of its SETTINGS (None: as settled).
 
-    `settling`: the first round tries PyTorch both ways.
+    `settling`: the first round tries both.
     """
     if number == 0 and settling:
-        both = [(name, huge) for name in CONTENDERS[1:] for huge in (True, False)]
-        return [("ours", True), *both]
-    plain: list[tuple[str, bool | None]] = [(name, True if name == "ours" else None) for name in CONTENDERS]
+        return [(name, setting) for name in CONTENDERS for setting in (True, False)]
+    plain: list[tuple[str, bool | None]] = [(name, None) for name in CONTENDERS]
     return plain[::-1] if number % 2 else plain
 
 
@@ -192,7 +195,7 @@ class Bench:
         self.folder = folder
         self.peak = 0.0
         self.records: list[dict[str, Any]] = []
-        self.settled: dict[tuple[float, str, str], bool] = {}  # malloc by size, precision and contender
+        self.settled: dict[tuple[float, str, str], bool] = {}  # setting by size, precision and contender
         self.workers = local.environment()
 
     def measure_peak(self) -> float:
@@ -200,16 +203,20 @@ class Bench:
         self.peak = max(self.peak, devices.measured_cpu_flops(seconds=0.5))
         return self.peak
 
-    def start(self, spec: Mapping[str, Any], huge: bool) -> dict[str, Any]:
+    def start(self, spec: Mapping[str, Any], setting: bool) -> dict[str, Any]:
         """Run a contender's process to its end and read its last line. Raises RuntimeError where it fails."""
         environment = {name: value for name, value in os.environ.items() if name != TUNABLES}
         if spec["kind"] == "ours":
             command = [sys.executable, "-m", "benchmarks.gpt2_scaling"]
             environment |= {**self.workers, "JAX_PLATFORMS": "cpu"}
+            if not setting:
+                count = math.gcd(spec["batch"], len(devices.cores()))
+                environment |= local.host_devices(count)
+                spec = {**spec, "execution": {"mesh": {"data": count}}}
         else:
             command = [str(self.settings.torch_python), str(Path(__file__).parent / "gpt2_torch.py")]
             environment |= {"TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"), "CUDA_VISIBLE_DEVICES": ""}
-            environment |= {TUNABLES: self.workers[TUNABLES]} if huge else {}
+            environment |= {TUNABLES: self.workers[TUNABLES]} if setting else {}
         ended = subprocess.run(
             [*command, json.dumps(dict(spec))],
             env=environment,
@@ -251,17 +258,17 @@ class Bench:
             speeds: dict[str, float] = {}
             for name, asked in order(number, (size.target, precision, CONTENDERS[-1]) not in self.settled):
                 key = size.target, precision, name
-                huge = self.settled[key] if asked is None else asked
+                setting = self.settled[key] if asked is None else asked
                 time.sleep(self.settings.rest)
-                answer = self.start(spec_of(self.settings, size, name, precision), huge)
+                answer = self.start(spec_of(self.settings, size, name, precision), setting)
                 self._check_params(size, name, answer)
                 speed = answer["tokens_per_second"]
                 print(f"  {size.target / 1e6:g}M × {size.context} {precision} round {number + 1}: {name}"
-                      f"{'' if huge else ', malloc as it comes'}: {speed:,.0f} tokens/s", flush=True)  # fmt: skip
+                      f"{SETTINGS[name][setting]}: {speed:,.0f} tokens/s", flush=True)  # fmt: skip
                 about = {"target": size.target, "context": size.context, "precision": precision, "round": number}
-                self.records.append({**about, "contender": name, "huge_pages": huge, **answer})
+                self.records.append({**about, "contender": name + SETTINGS[name][setting], **answer})
                 if speed > speeds.get(name, 0.0):
-                    speeds[name], self.settled[key] = speed, huge
+                    speeds[name], self.settled[key] = speed, setting
             rounds.append(speeds)
             self.measure_peak()
         return compare(rounds)
@@ -274,7 +281,7 @@ class Bench:
             spec = spec_of(self.settings, size, kind, "float32")
             spec |= {"products": anatomy.products(spec, fused=kind != "ours")}
             time.sleep(self.settings.rest)
-            parts = self.start(spec, self.settled.get((size.target, "float32", name), True))
+            parts = self.start(spec, name == "ours" or self.settled[size.target, "float32", name])
             found.append(anatomy.anatomy(spec, result.medians[name], parts))
         return found[0], found[1]
 

@@ -121,6 +121,11 @@ class Mesh(schema.Config):
     fsdp: pydantic.PositiveInt = 1
     tensor: pydantic.PositiveInt = 1
 
+    @property
+    def least(self) -> int:
+        """The fewest devices that a run needs."""
+        return (self.data or 1) * self.fsdp * self.tensor
+
 
 class Execution(schema.Config):
     """How runs are computed. Nothing here changes a result, but for the rounding of another order of sums."""

@@ -1,5 +1,6 @@
-"""What devices can do: peak rates and memory, from their makers' data sheets. No JAX here."""
+"""What devices there are, and what they can do: peak rates and memory by their makers' data sheets. No JAX here."""
 
+import os
 import time
 
 # Peak dense bf16 FLOP/s, keyed by a part of JAX's `device_kind`; the first match counts.
@@ -30,6 +31,11 @@ MEMORY: tuple[tuple[str, float], ...] = (
 )
 # The share of a GPU's memory that JAX takes for arrays if not told otherwise (XLA_PYTHON_CLIENT_MEM_FRACTION).
 SHARE_OF_GPU = 0.75
+
+
+def cores() -> list[int]:
+    """The CPU cores that this process may use, by number."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def memory_bytes(device_kind: str) -> float | None:

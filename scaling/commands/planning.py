@@ -25,8 +25,9 @@ def show(path: Path, overrides: Sequence[str], store_path: Path, device: str) ->
     resolved = plan.resolve(sweep, corpora.find, results)
     limit = devices.memory_bytes(device)
     if device == "cpu":
-        workers = local.default_workers(plan.largest_need(resolved.all, sweep.execution))
-        limit = memory.share(min(workers or local.cores_here(), len(resolved.all)))
+        mesh = sweep.execution.mesh
+        workers = local.default_workers(plan.largest_need(resolved.all, sweep.execution), mesh)
+        limit = memory.share(min(workers or len(devices.cores()), len(resolved.all))) / mesh.least
     plan.check_memory(resolved.all, sweep.execution, limit, device, results)
     rates = timing.rates(device, results)
     console = rich.console.Console(width=None if rich.get_console().is_terminal else 200)

@@ -45,7 +45,7 @@ def show(
     execution = prepared(run, sweep.execution, profile is not None, noise_scale)
     if profile is not None and profile.exists() and not profile.is_dir():
         raise ValueError(f"--profile {profile} is a file; name a folder, new or old")
-    _as_a_worker()
+    _as_a_worker(execution.mesh)
     from scaling.data import corpus as corpora
 
     corpus = corpora.prepare(run.data)
@@ -89,8 +89,7 @@ def compiled(run: config.Run, execution: config.Execution, corpus: "corpora.Corp
     loop.program_of(run, execution, 1, corpus)
     seconds = time.perf_counter() - before
     kind = jax.local_devices()[0].device_kind
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    where = f"{cores} cores" if kind == "cpu" else f"{jax.device_count()} × {kind}"
+    where = f"{len(devices.cores())} cores" if kind == "cpu" else f"{jax.device_count()} × {kind}"
     print(f"on {where}; {seconds:.1f} s to compile, or to load what was compiled before", flush=True)
 
 
@@ -240,9 +239,12 @@ def table(found: "breakdown.Breakdown") -> rich.table.Table:
     return shown
 
 
-def _as_a_worker() -> None:
+def _as_a_worker(mesh: config.Mesh) -> None:
     """Start this process over with the environment that workers have, unless it has it: speed is to be as theirs."""
     wanted = {**local.compiled_programs(), **{k: v for k, v in local.environment().items() if k == "GLIBC_TUNABLES"}}
-    if any(name not in os.environ for name in wanted):
+    changed = {name: value for name, value in wanted.items() if name not in os.environ}
+    if not local.find_accelerators():
+        changed |= local.host_devices(mesh.least)
+    if changed:
         sys.stdout.flush()
-        os.execve(sys.executable, sys.orig_argv, {**wanted, **os.environ})
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **changed})

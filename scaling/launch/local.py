@@ -55,6 +55,8 @@ def launch(
 ) -> "Workers":
     """Start workers for what a sweep lacks, at most one a run; None starts one an accelerator, or else one a core.
 
+    A worker has the devices of one run's mesh: so many accelerators, or on the CPU so many of JAX's host devices.
+
     `config_path` is the sweep's Python file, where it defines a model family. Raises ValueError for no workers.
     """
     results = store.Store(store_path)
@@ -64,9 +66,9 @@ def launch(
         for member in results.sweep(sweep_name)["members"]:
             results.retry(member["run_id"])
     mesh = config.Mesh.model_validate(results.sweep(sweep_name)["config"]["execution"]["mesh"])
-    accelerators = grouped(find_accelerators(), mesh.fsdp * mesh.tensor * (mesh.data or 1))
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    wanted = workers or len(accelerators) or len(cores)
+    accelerators = grouped(find_accelerators(), mesh.least)
+    cores = devices.cores()
+    wanted = workers or len(accelerators) or max(1, len(cores) // mesh.least)
     count = min(wanted, sum(status in store.OPEN for status in results.statuses(sweep_name).values()))
     shares = split(cores, count) if pin else [[]] * count
     logs = results.sweep_folder(sweep_name) / "logs"
@@ -78,7 +80,7 @@ def launch(
             own = {**own, "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 * len(accelerators) / count:.3f}"}
         log = logs / f"{socket.gethostname()}-{os.getpid()}-{number}.log"
         if not accelerators:
-            own = {memory.LIMIT: os.environ.get(memory.LIMIT, f"{memory.share(count):.0f}")}
+            own = {memory.LIMIT: os.environ.get(memory.LIMIT, f"{memory.share(count):.0f}"), **host_devices(mesh.least)}
         slots.append(Slot(number, {**common, **own, worker.WORKERS: str(count)}, shares[number], log))
     return Workers(results, sweep_name, slots, worker_command(results.path, sweep_name, config_path))
 
@@ -237,30 +239,32 @@ def compile_cache() -> Path:
     return folder
 
 
-def default_workers(need: float) -> int | None:
-    """How many workers to start where nobody says: one a core, or as many as leave each `need` bytes for arrays.
+def host_devices(count: int) -> dict[str, str]:
+    """The environment in which JAX divides the CPU into `count` devices, unless it says already into how many."""
+    flag, flags = "--xla_force_host_platform_device_count", os.environ.get("XLA_FLAGS", "")
+    return {} if count == 1 or flag in flags else {"XLA_FLAGS": f"{flags} {flag}={count}".strip()}
 
-    None on accelerators, where `launch` starts one each.
+
+def default_workers(need: float, mesh: config.Mesh) -> int | None:
+    """How many workers to start where nobody says: one a core, or as many as leave every device `need` bytes.
+
+    With a mesh, one for as many cores as it has devices. None on accelerators, where `launch` starts one for each run.
     """
-    return None if find_accelerators() else memory.workers(cores_here(), need)
+    if find_accelerators():
+        return None
+    return memory.workers(max(1, len(devices.cores()) // mesh.least), mesh.least * need)
 
 
-def memory_limit(workers: int | None, runs: int) -> tuple[str, float | None]:
-    """The device that `launch` gives each worker, "cpu" or its name, and the bytes for arrays on it, where known."""
+def memory_limit(workers: int | None, runs: int, mesh: config.Mesh) -> tuple[str, float | None]:
+    """The kind of device that `launch` gives workers, "cpu" or its name, and the bytes for arrays on one, if known."""
     if not find_accelerators():
-        if memory.LIMIT in os.environ:
-            return "cpu", float(os.environ[memory.LIMIT])
-        return "cpu", memory.share(min(workers or cores_here(), runs))
+        count = min(workers or max(1, len(devices.cores()) // mesh.least), runs)
+        return "cpu", float(os.environ.get(memory.LIMIT, memory.share(count))) / mesh.least
     for path in sorted(glob.glob("/proc/driver/nvidia/gpus/*/information")):
         fields = dict(line.split(":", 1) for line in Path(path).read_text().splitlines() if ":" in line)
         name = fields.get("Model", "").strip()
         return name, devices.memory_bytes(name)
     return "accelerator", None  # a TPU's workers learn it from the device
-
-
-def cores_here() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def find_accelerators() -> list[dict[str, str]]:

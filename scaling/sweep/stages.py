@@ -32,8 +32,8 @@ def run(
     rates = functools.partial(timing.rates_here, bool(local.find_accelerators()), results)
     resolved = plan.resolve(sweep, prepare, results)
     if workers is None:
-        workers = local.default_workers(plan.largest_need(resolved.all, sweep.execution))
-    device, most = local.memory_limit(workers, len(resolved.all))
+        workers = local.default_workers(plan.largest_need(resolved.all, sweep.execution), sweep.execution.mesh)
+    device, most = local.memory_limit(workers, len(resolved.all), sweep.execution.mesh)
     plan.check_memory(resolved.all, sweep.execution, most, device, results)
     stages = [(f"{sweep.name}.tune", resolved.tune)] if resolved.tune else []
     for name, planned in stages:

@@ -10,7 +10,6 @@ import collections
 import dataclasses
 import itertools
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -92,8 +91,7 @@ def _rates(device: str, results: store.Store | None) -> Rates | None:
         sizes = len(points[""])
         return Rates(device, f"measured on {count} runs of this store, {sizes} sizes of step", points)
     if device == "cpu":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        peak = devices.measured_cpu_flops() / cores
+        peak = devices.measured_cpu_flops() / len(devices.cores())
         source = f"tabulated, up to {CPU_SHARES[-1][1]:.0%} of {peak / 1e9:.0f} GFLOP/s a core, a matrix product here"
         return Rates(device, source, {"": tuple((step, share * peak) for step, share in CPU_SHARES)}, alone=True)
     known = devices.peak_flops(device)

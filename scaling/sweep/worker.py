@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scaling import config, memory, tracking
+from scaling import config, devices, memory, tracking
 from scaling.sweep import lease as leases
 from scaling.sweep import packing, queue, record, store
 
@@ -284,10 +284,9 @@ class Work:
 
     def compile_next(self, claims: Sequence[queue.Claim]) -> threading.Thread | None:
         """Compile the program of the next runs while these train, where there are cores to spare."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         key = packing.key(claims[0].item.run)[0]
         left = [item for item in self.queue.left() if packing.key(item.run)[0] != key and self.queue.ready(item)]
-        if cores == 1 or not left:
+        if len(devices.cores()) == 1 or not left:
             return None
 
         def compile_it() -> None:

@@ -69,12 +69,18 @@ def fill() -> Callable[..., list[str]]:
     """Puts runs, and a sweep of them, into a store; gives their ids."""
 
     def put(
-        results: store.Store, runs: list[config.Run], name: str = "small", tracking: Any = None, **labels: Any
+        results: store.Store,
+        runs: list[config.Run],
+        name: str = "small",
+        tracking: Any = None,
+        execution: config.Execution | None = None,
+        **labels: Any,
     ) -> list[str]:
         records = [record.config_record(run, Identity()) for run in runs]
         for kept in records:
             results.add_run(kept["run_id"], kept)
-        sweep = config.Sweep(name=name, base=runs[0], tracking=tracking or config.Tracking())
+        settings = {"execution": execution or config.Execution(), "tracking": tracking or config.Tracking()}
+        sweep = config.Sweep(name=name, base=runs[0], **settings)
         labels = {"family": "transformer", "role": "single", **labels}
         members = [{"run_id": kept["run_id"], "labels": labels} for kept in records]
         results.add_sweep(name, sweep.model_dump(mode="json"), members)

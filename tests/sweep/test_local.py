@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import rich.console
 
-from scaling import config
+from scaling import config, memory
 from scaling.launch import local
 from scaling.sweep import store, watch
 
@@ -305,3 +305,28 @@ def test_a_run_on_a_mesh_gets_as_many_accelerators_as_it_names() -> None:
     assert local.grouped([], 4) == []
     with pytest.raises(ValueError, match="needs 8 accelerators and this machine has 4"):
         local.grouped(four, 8)
+
+
+def test_on_the_cpu_a_worker_has_the_devices_of_its_mesh(
+    results: store.Store, make_run: Make, fill: Fill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execution = config.Execution(mesh=config.Mesh(data=2, tensor=2))
+    fill(results, [make_run(seed=seed) for seed in range(3)], execution=execution)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+    monkeypatch.setattr(local.Workers, "_start", lambda self, slot: None)
+    monkeypatch.setattr(local.devices, "cores", lambda: list(range(9)))
+    monkeypatch.setattr(memory, "available", lambda: 40e9)
+    slots = local.launch(results.path, "small", None).slots
+    assert [list(slot.cores) for slot in slots] == [[0, 1, 2, 3], [4, 5, 6, 7, 8]]
+    for slot in slots:
+        assert slot.environment["XLA_FLAGS"].split() == [
+            "--xla_cpu_enable_fast_math=false", "--xla_force_host_platform_device_count=4",
+        ]  # fmt: skip
+    # What a worker may take is for all of its devices, which share it; what a plan is held to is for each of them.
+    share = float(slots[0].environment[memory.LIMIT])
+    assert local.memory_limit(None, 3, execution.mesh) == ("cpu", share / 4)
+    assert local.default_workers(2e9, execution.mesh) == 2
+    assert local.default_workers(5e9, execution.mesh) == 1
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    assert local.host_devices(4) == {}

@@ -45,8 +45,8 @@ def test_workers_on_the_cpu_are_told_their_share(
     monkeypatch.delenv(memory.LIMIT, raising=False)
     told = [float(slot.environment[memory.LIMIT]) for slot in local.launch(tmp_path, "small", 2).slots]
     assert told == [3e9 - memory.PROCESS_BYTES] * 2
-    assert local.memory_limit(2, 5) == ("cpu", told[0])
-    assert local.memory_limit(4, 1) == ("cpu", 6e9 - memory.PROCESS_BYTES)
+    assert local.memory_limit(2, 5, config.Mesh()) == ("cpu", told[0])
+    assert local.memory_limit(4, 1, config.Mesh()) == ("cpu", 6e9 - memory.PROCESS_BYTES)
 
 
 def test_a_plan_shows_the_microbatch_that_fits_and_refuses_what_does_not(
