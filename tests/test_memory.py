@@ -94,7 +94,7 @@ def losses(program: step.Program, run: config.Run) -> np.ndarray:
 def test_the_largest_microbatch_that_fits_is_chosen_and_trains_to_the_same_losses(
     tiny: Make, fresh: Callable[[float], None]
 ) -> None:
-    run = tiny(context=32, batch_size=12, tokens=12 * 32)
+    run = tiny(context=128, batch_size=12, tokens=12 * 128)
     parts = step.program(run, AUTO.edit({"microbatch": 4}))
     fresh(memory.compiled(parts.train) + 1)
     chosen = step.program(run, AUTO)
