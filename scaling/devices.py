@@ -29,8 +29,8 @@ MEMORY: tuple[tuple[str, float], ...] = (
     ("TPU v5", 95e9),
     ("TPU v4", 32e9),
 )
-# The share of a GPU's memory that JAX takes for arrays if not told otherwise (XLA_PYTHON_CLIENT_MEM_FRACTION).
-SHARE_OF_GPU = 0.75
+FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"  # the share of a GPU's memory that JAX takes for arrays
+USUAL_FRACTION = 0.75  # where that is not set
 
 
 def cores() -> list[int]:
@@ -38,11 +38,15 @@ def cores() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
-def memory_bytes(device_kind: str) -> float | None:
-    """Bytes for arrays on one device, or None where the table does not know it (CPUs)."""
+def memory_bytes(device_kind: str, fraction: float | None = None) -> float | None:
+    """Bytes for arrays on one device, or None where the table does not know it (CPUs).
+
+    Of a GPU JAX takes a `fraction`; None: the one that the environment sets, or JAX's own.
+    """
     for name, memory in MEMORY:
         if name.lower() in device_kind.lower():
-            return memory if name.startswith("TPU") else SHARE_OF_GPU * memory
+            share = float(os.environ.get(FRACTION, USUAL_FRACTION)) if fraction is None else fraction
+            return memory if name.startswith("TPU") else share * memory
     return None
 
 

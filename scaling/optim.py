@@ -246,7 +246,7 @@ class Schedule(schema.Variant):
     def branch_step(self, steps: int, batch_tokens: int) -> int:
         """Steps at the start of a run in which the rate does not depend on how long the run is, beyond the warm-up.
 
-        Runs that differ only in length are the same up to there. 0 where the whole schedule follows the length.
+        Runs that differ only in length are the same up to there. 0 here: a schedule says more where it can.
         """
         return 0
 

@@ -77,7 +77,7 @@ def launch(
     for number in range(count):
         own = accelerators[number % len(accelerators)] if accelerators else {}
         if accelerators and count > len(accelerators):  # several share a device: none may take all of its memory
-            own = {**own, "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 * len(accelerators) / count:.3f}"}
+            own = {**own, devices.FRACTION: f"{_fraction(len(accelerators), count):.3f}"}
         log = logs / f"{socket.gethostname()}-{os.getpid()}-{number}.log"
         if not accelerators:
             own = {memory.LIMIT: os.environ.get(memory.LIMIT, f"{memory.share(count):.0f}"), **host_devices(mesh.least)}
@@ -239,6 +239,11 @@ def compile_cache() -> Path:
     return folder
 
 
+def _fraction(devices: int, workers: int) -> float:
+    """The share of a GPU's memory for each of more workers than devices."""
+    return 0.9 * devices / workers
+
+
 def host_devices(count: int) -> dict[str, str]:
     """The environment in which JAX divides the CPU into `count` devices, unless it says already into how many."""
     flag, flags = "--xla_force_host_platform_device_count", os.environ.get("XLA_FLAGS", "")
@@ -263,7 +268,9 @@ def memory_limit(workers: int | None, runs: int, mesh: config.Mesh) -> tuple[str
     for path in sorted(glob.glob("/proc/driver/nvidia/gpus/*/information")):
         fields = dict(line.split(":", 1) for line in Path(path).read_text().splitlines() if ":" in line)
         name = fields.get("Model", "").strip()
-        return name, devices.memory_bytes(name)
+        groups = len(grouped(find_accelerators(), mesh.least))
+        count = min(workers or groups, runs)
+        return name, devices.memory_bytes(name, _fraction(groups, count) if count > groups else None)
     return "accelerator", None  # a TPU's workers learn it from the device
 
 

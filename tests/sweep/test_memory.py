@@ -65,3 +65,17 @@ def test_a_plan_shows_the_microbatch_that_fits_and_refuses_what_does_not(
     with pytest.raises(ValueError, match="one H100 has 60 GB"):
         planning.show(file, [], tmp_path / "store", "H100")
     assert capsys.readouterr().out == ""
+
+
+def test_gpus_that_several_workers_share_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "information").write_text("Model: \t NVIDIA H200\nIRQ: 1\n")
+    monkeypatch.setattr(local.glob, "glob", lambda pattern: [str(tmp_path / "information")])
+    monkeypatch.setattr(local, "find_accelerators", lambda: [{"CUDA_VISIBLE_DEVICES": str(n)} for n in range(4)])
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    one_each = ("NVIDIA H200", 0.75 * 141e9)
+    assert local.memory_limit(None, 10, config.Mesh()) == one_each
+    assert local.memory_limit(8, 3, config.Mesh()) == one_each
+    assert local.memory_limit(8, 10, config.Mesh())[1] == pytest.approx(0.45 * 141e9)
+    assert local.memory_limit(4, 10, config.Mesh(fsdp=2))[1] == pytest.approx(0.45 * 141e9)
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
+    assert local.memory_limit(None, 10, config.Mesh()) == ("NVIDIA H200", 0.9 * 141e9)
