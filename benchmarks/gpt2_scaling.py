@@ -20,7 +20,7 @@ from flax import nnx
 from benchmarks import anatomy
 from scaling import config, families, mesh, models, optim, parametrization, step
 from scaling.data import corpus, sources, tokenizers
-from scaling.models import attention
+from scaling.models import attention, layers
 
 Spec = Mapping[str, Any]
 CHECKED_STEPS = 3
@@ -148,7 +148,7 @@ def parts(spec: Spec) -> dict[str, Any]:
         x, weight, gradient = (_random(*shape) for shape in ((rows, inputs), (inputs, outputs), (rows, outputs)))
         total += times * _seconds(jax.jit(lambda x, w: x @ w), x, weight)
         total += times * _seconds(jax.jit(lambda g, w: g @ w.T), gradient, weight)
-        total += times * _seconds(jax.jit(lambda x, g: x.T @ g), x, gradient)
+        total += times * _seconds(jax.jit(lambda x, w, g: jax.vjp(layers.product, x, w)[1](g)[1]), x, weight, gradient)
     heads, size = spec["heads"], spec["width"] // spec["heads"]
 
     def mixed(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:

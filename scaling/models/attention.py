@@ -67,9 +67,10 @@ def _block(
 def einsum_float32(letters: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
     """The einsum of two arrays of one dtype, its sums given in float32; gradients are computed in their own dtype.
 
-    Left to itself the backward pass would multiply float32 by bfloat16, for which accelerators have no fast matmul.
+    Left to itself the backward pass would multiply float32 by bfloat16, for which accelerators have no fast matmul; and
+    on CPU it would make narrow results of wide products.
     """
-    return jnp.einsum(letters, a, b) if a.dtype == jnp.float32 else _einsum_float32(letters, a, b)
+    return _einsum_float32(letters, a, b)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -82,8 +83,22 @@ def _forward(letters: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> tu
 
 
 def _backward(letters: str, operands: Any, gradient: Float[Array, "..."]) -> tuple[Float[Array, "..."], ...]:
-    pull = jax.vjp(functools.partial(jnp.einsum, letters), *operands)[1]
-    return pull(gradient.astype(operands[0].dtype))
+    a, b = operands
+    given, result = letters.split("->")
+    of_a, of_b = given.split(",")
+    gradient = gradient.astype(a.dtype)
+    left = jnp.einsum(f"{result},{of_b}->{of_a}", gradient, b)
+    (first, x), (second, y) = sorted([(of_a, a), (result, gradient)], key=lambda pair: of_b[-1] not in pair[0])
+    product = functools.partial(jnp.einsum, f"{first},{second}->{of_b}")
+    if a.dtype != jnp.float32 or b.shape[-1] >= b.shape[-2]:
+        return left, product(x, y)
+    # The transpose of b's gradient, which is wider, takes half the time on CPU for 64 queries and 256 keys of size 32.
+    wide = functools.partial(jnp.einsum, f"{first},{second}->{of_b[:-2]}{of_b[-1]}{of_b[-2]}")
+
+    def turned(x: Array, y: Array) -> Array:
+        return jax.lax.optimization_barrier(wide(x, y)).swapaxes(-1, -2)
+
+    return left, jax.lax.platform_dependent(x, y, cpu=turned, default=product)
 
 
 _einsum_float32.defvjp(_forward, _backward)

@@ -166,7 +166,7 @@ _LEAST_INPUTS = 256  # below, a copy costs more than it saves
 
 
 @jax.custom_vjp
-def _product(x: Float[Array, "n inputs"], weight: Float[Array, "inputs outputs"]) -> Float[Array, "n outputs"]:
+def product(x: Float[Array, "n inputs"], weight: Float[Array, "inputs outputs"]) -> Float[Array, "n outputs"]:
     """x @ weight, whose gradient for the weight is multiplied on CPU in the order that is fastest there."""
     return x @ weight
 
@@ -181,7 +181,7 @@ def _product_backward(operands: tuple[Array, Array], gradient: Array) -> tuple[A
     return gradient @ weight.T, of_weight
 
 
-_product.defvjp(_product_forward, _product_backward)
+product.defvjp(_product_forward, _product_backward)
 
 
 def _weight_gradient_on_cpu(
@@ -217,8 +217,8 @@ class Layer(nnx.Module):
         batch, outputs = x.shape[: x.ndim - summed], weight.shape[summed:]
         inputs = math.prod(weight.shape[:summed])
         flat, matrix = x.reshape(-1, inputs), self.read(weight).reshape(inputs, -1)
-        product = _product(flat, matrix) if x.dtype == jnp.float32 else flat @ matrix
-        return product.reshape(*batch, *outputs)
+        found = product(flat, matrix) if x.dtype == jnp.float32 else flat @ matrix
+        return found.reshape(*batch, *outputs)
 
     def add(self, x: Float[Array, "..."], bias: nnx.Param | None) -> Float[Array, "..."]:
         """x + bias, or x where the table has no bias."""

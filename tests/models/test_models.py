@@ -71,7 +71,7 @@ def test_the_gradient_of_a_product_is_the_same_in_every_order(inputs: int, outpu
     def pulled(product: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[..., Any]:
         return jax.jit(lambda x, weight, upstream: jax.vjp(product, x, weight)[1](upstream))
 
-    ours, plain = pulled(layers._product), pulled(jnp.matmul)
+    ours, plain = pulled(layers.product), pulled(jnp.matmul)
     for one, other in zip(ours(x, weight, upstream), plain(x, weight, upstream), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)  # sums of float32 in another order
     traced = ours.trace(x, weight, upstream)
