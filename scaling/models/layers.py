@@ -161,10 +161,6 @@ def _block(key: jax.Array, place: UInt[Array, "3"]) -> Float[Array, " block"]:
     return jax.random.normal(key, (_BLOCK,), jnp.float32)
 
 
-_STRIDE = 512  # float32 numbers between rows, 2 KB: of such rows few lie in the cache at once, and all hit one set
-_LEAST_INPUTS = 256  # below, a copy costs more than it saves
-
-
 @jax.custom_vjp
 def product(x: Float[Array, "n inputs"], weight: Float[Array, "inputs outputs"]) -> Float[Array, "n outputs"]:
     """x @ weight, whose gradient for the weight is multiplied on CPU in the order that is fastest there."""
@@ -187,13 +183,9 @@ product.defvjp(_product_forward, _product_backward)
 def _weight_gradient_on_cpu(
     x: Float[Array, "n inputs"], gradient: Float[Array, "n outputs"]
 ) -> Float[Array, "inputs outputs"]:
-    """xᵀ @ gradient. Barriers keep copies from being fused with what makes x, and orders from being turned again."""
-    inputs, outputs = x.shape[1], gradient.shape[1]
-    if inputs > outputs:  # 81–106 GFLOP/s where xᵀ @ gradient has 51–91, at widths 64 to 512 (a core of a Zen 4)
+    """xᵀ @ gradient, multiplied with the wider of the two on the right; the barrier keeps XLA from turning it again."""
+    if x.shape[1] > gradient.shape[1]:  # 81–106 GFLOP/s where xᵀ @ gradient has 51–91, at widths 64 to 512 (Zen 4)
         return jax.lax.optimization_barrier(gradient.T @ x).T
-    if inputs >= _LEAST_INPUTS and outputs % _STRIDE == 0:
-        # 61–79 GFLOP/s where Eigen, given rows that are multiples of 2 KB apart, has 42–56 (a core of a Zen 3).
-        return jax.lax.optimization_barrier(jax.lax.optimization_barrier(x).T) @ gradient
     return x.T @ gradient
 
 
