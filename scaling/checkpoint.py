@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 Tree = TypeVar("Tree")
 KEPT = 2  # the newest checkpoint, and the one before it should the newest be unreadable
-# Up to so many bytes of one process a checkpoint is one file: at 1.6 MB 0.01 CPU s to write, where Orbax takes 0.2.
+# Up to so many bytes of one process a checkpoint is one file: at 1.6 MB 0.06 of Orbax's CPU time to write (3 of 52 ms)
+# and 0.25 to restore (5 of 20 ms), and Orbax need not be imported.
 SMALL_BYTES = 2**25
 FILE = "state.npz"
 
