@@ -1,8 +1,8 @@
 """Programs that one worker of a machine compiles for all of them, and that workers compile before they are needed.
 
-Compiled programs are kept on disk between processes, so that what one worker has compiled the others load. Compiling
-the demo's eight sizes takes 5 to 6 CPU seconds each, a tenth of the sweep's: two workers that start with the same size would both compile it,
-and a worker that has nothing to train while the tune stage ends could compile for the ladder.
+Compiled programs are kept on disk between processes, so that what one worker has compiled the others load. The demo's
+eight sizes take 5 to 6 CPU seconds each, a tenth of its sweep's: two workers that start with the same size would both
+compile it, and a worker that has nothing to train while the tune stage ends could compile for the ladder.
 """
 
 import fcntl
