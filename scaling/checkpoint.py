@@ -1,10 +1,13 @@
 """The only file that knows Orbax: save a run's state at a step, find the newest one, restore it.
 
 Every attempt at a run writes to a folder of its own; a later attempt restores the newest step of all of them. Orbax is
-imported when something is first saved or restored: a run's first steps do not wait for it.
+imported when something large is first saved or restored: a run's first steps do not wait for it, and small states, of
+which a sweep has many, are written as one file of NumPy's.
 """
 
 import contextlib
+import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +21,10 @@ if TYPE_CHECKING:
 
 Tree = TypeVar("Tree")
 KEPT = 2  # the newest checkpoint, and the one before it should the newest be unreadable
+# Up to so many bytes of one process a checkpoint is one file: at 1.6 MB 0.06 of Orbax's CPU time to write (3 of 52 ms)
+# and 0.25 to restore (5 of 20 ms), and Orbax need not be imported.
+SMALL_BYTES = 2**25
+FILE = "state.npz"
 
 
 class AnotherConfigError(ValueError):
@@ -65,19 +72,44 @@ class Checkpoints:
         return None
 
     def _read(self, step: int, folder: Path, shapes: Tree) -> tuple[Tree, dict[str, Any]]:
+        if (folder / str(step) / FILE).exists():
+            return self._load(step, folder, shapes)
         import orbax.checkpoint as ocp
 
         with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
             notes = manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore())).notes
-            if notes["fingerprint"] != self.fingerprint:
-                raise AnotherConfigError(
-                    f"{folder / str(step)} is a checkpoint of another config ({notes['fingerprint']}, not "
-                    f"{self.fingerprint}); remove the folder or run the config that it belongs to"
-                )
+            self._check(folder / str(step), notes)
             return manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes))).state, notes
 
+    def _load(self, step: int, folder: Path, shapes: Tree) -> tuple[Tree, dict[str, Any]]:
+        """What `_dump` wrote. Raises ValueError, KeyError or what NumPy makes of a file that was cut short."""
+
+        def place(path: Any, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+            array = stored[jax.tree_util.keystr(path)]
+            if array.dtype.kind == "V":  # as NumPy reads the types that it does not know, such as bfloat16
+                array = array.view(wanted.dtype)
+            if array.shape != wanted.shape or array.dtype != wanted.dtype:
+                raise ValueError(f"{path} is {array.dtype}{array.shape}, not {wanted.dtype}{wanted.shape}")
+            return jax.device_put(array, wanted.sharding)
+
+        with np.load(folder / str(step) / FILE, allow_pickle=False) as stored:
+            notes = json.loads(stored["notes"].tobytes())
+            self._check(folder / str(step), notes)
+            return jax.tree_util.tree_map_with_path(place, shapes), notes
+
+    def _check(self, place: Path, notes: dict[str, Any]) -> None:
+        if notes["fingerprint"] != self.fingerprint:
+            raise AnotherConfigError(
+                f"{place} is a checkpoint of another config ({notes['fingerprint']}, not {self.fingerprint}); remove "
+                "the folder or run the config that it belongs to"
+            )
+
     def save(self, step: int, state: Any, notes: dict[str, Any]) -> None:
-        """Save in the background, once the state is copied off the devices. Raises OSError where the disk is full."""
+        """Save: a large state in the background, once it is copied off the devices. Raises OSError for a full disk."""
+        notes = {**notes, "step": step, "fingerprint": self.fingerprint}
+        if size_bytes(state) <= SMALL_BYTES and jax.process_count() == 1:
+            self._dump(step, state, notes)
+            return
         import orbax.checkpoint as ocp
         from orbax.checkpoint import checkpoint_managers as managers
 
@@ -90,9 +122,30 @@ class Checkpoints:
             self._writer = ocp.CheckpointManager(folder, options=options)
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
-            notes=ocp.args.JsonSave({**notes, "step": step, "fingerprint": self.fingerprint}),
+            notes=ocp.args.JsonSave(notes),
         )
         self._writer.save(step, args=arguments)
+
+    def _dump(self, step: int, state: Any, notes: dict[str, Any]) -> None:
+        """Write one file, in a folder that has its name only once it is whole; then drop what need not stay."""
+        folder = self.folders[-1]
+        folder.mkdir(parents=True, exist_ok=True)
+        check_space(folder, state, len(self.keep))
+        leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
+        draft, final = folder / f"{step}.draft", folder / str(step)
+        for left in (draft, final):
+            if left.exists():
+                shutil.rmtree(left)
+        draft.mkdir()
+        with open(draft / FILE, "wb") as file:
+            arrays = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+            np.savez(file, notes=np.frombuffer(json.dumps(notes).encode(), np.uint8), **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.rename(final)
+        for old in sorted(steps(folder))[:-KEPT]:
+            if old not in self.keep:
+                shutil.rmtree(folder / str(old))
 
     def close(self) -> None:
         """Wait until everything is written."""

@@ -156,8 +156,9 @@ def largest_fitting(
 ) -> P:
     """What `build` makes of the largest of `sizes` (descending) that measures no more than `limit`.
 
-    `need` says where to begin, and a larger size than one that fits is built only where its need is less than DOUBT
-    beyond the limit: one build where the first clearly fits. Raises ValueError where none fits.
+    `need` says where to begin. A larger size than one that fits is built only where it would take less than DOUBT
+    beyond the limit, by its need and by what `need` was wrong by at the one that fits: one build where the first
+    clearly fits. Raises ValueError where none fits.
     """
     index = next((i for i, size in enumerate(sizes) if need(size) <= limit), len(sizes) - 1)
     best, failed = None, len(sizes) * [False]
@@ -166,7 +167,8 @@ def largest_fitting(
         found = measure(made)
         if found <= limit:
             best = made
-            if index == 0 or failed[index - 1] or need(sizes[index - 1]) > DOUBT * limit:
+            wrong = found / need(sizes[index])
+            if index == 0 or failed[index - 1] or wrong * need(sizes[index - 1]) > DOUBT * limit:
                 return best
             index -= 1
         elif best is not None:

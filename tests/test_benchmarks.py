@@ -133,7 +133,7 @@ def baseline_of(item: sweep.Item, rest: float = 10.0) -> sweep.Measured:
 
 
 def test_the_grid_has_96_runs_whose_budgets_share_their_beginning() -> None:
-    items = grid_items()
+    items = grid_items(sweep.Settings(steps=1000))
     assert len(items) == 96
     assert len({item.size for item in items}) == len({item.budget for item in items}) == 4
     assert sum(item.budget for item in items) == pytest.approx(24 * (1 + 2 + 4 + 8) * 512_000)

@@ -12,6 +12,14 @@ import pytest
 from scaling import checkpoint
 
 
+@pytest.fixture(autouse=True, params=["small", "by Orbax"])
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to write a checkpoint: the states here are small enough for one file."""
+    if request.param != "small":
+        monkeypatch.setattr(checkpoint, "SMALL_BYTES", 0)
+    return str(request.param)
+
+
 def state(value: float) -> dict[str, Any]:
     return {
         "params": {"a.b": jnp.full((3, 2), value), "c": jnp.full((4,), value, jnp.bfloat16)},
@@ -76,6 +84,30 @@ def test_an_unfinished_checkpoint_is_not_taken_for_one(tmp_path: Path) -> None:
     save([tmp_path], [3])
     shutil.copytree(tmp_path / "3", tmp_path / "9.orbax-checkpoint-tmp-12")
     same(restored([tmp_path])[0], state(3.0))
+
+
+def test_a_checkpoint_of_other_shapes_is_not_taken(tmp_path: Path) -> None:
+    save([tmp_path], [3])
+    wider = jax.tree.map(lambda s: jax.ShapeDtypeStruct((*s.shape, 2), s.dtype, sharding=s.sharding), shapes())
+    with pytest.raises(checkpoint.DamagedError):
+        checkpoint.Checkpoints([tmp_path], "mine").restore(wider)
+
+
+def test_steps_to_keep_stay(tmp_path: Path) -> None:
+    saved = checkpoint.Checkpoints([tmp_path], "mine", keep=[1])
+    for step in (1, 2, 3, 4):
+        saved.save(step, state(float(step)), {})
+    saved.close()
+    assert sorted(checkpoint.steps(tmp_path)) == [1, 3, 4]
+    found = checkpoint.Checkpoints([tmp_path], "mine").restore(shapes(), at=1)
+    assert found is not None
+    same(found[0], state(1.0))
+
+
+def test_small_states_are_one_file_and_restored_without_orbax(tmp_path: Path, kind: str) -> None:
+    save([tmp_path], [3])
+    files = [path.name for path in (tmp_path / "3").rglob("*") if path.is_file()]
+    assert (files == [checkpoint.FILE]) == (kind == "small")
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove", "empty"])

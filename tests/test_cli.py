@@ -386,7 +386,9 @@ def test_a_stored_run_is_trained_again_from_its_config_under_its_own_name(swept:
     again = store.Store(folder / "again")
     (row,) = again.runs(f"run-{first['run_id']}").to_dict("records")
     assert row["run_id"] == first["run_id"]
-    assert row["loss"] == first["loss"]
+    # This worker has all cores, those of the sweep one each: another order of float32 sums (1e-7 of the loss was seen),
+    # which 40 steps amplify. Another seed or learning rate differs by 1e-3 and more.
+    assert row["loss"] == pytest.approx(first["loss"], rel=1e-5)
     assert again.config(row["run_id"]) == results.config(row["run_id"])
 
 

@@ -121,6 +121,7 @@ def test_where_one_sequence_does_not_fit_nothing_is_trained(tiny: Make, fresh: C
         ([8, 4, 2, 1], 1.0, 75.0, 4, [4, 8]),  # the next would need 80: within the closed form's doubt
         ([8, 4, 2, 1], 1.3, 80.0, 4, [8, 4]),  # compiled it takes more than was thought
         ([8, 4, 2, 1], 0.9, 75.0, 8, [4, 8]),
+        ([4, 3, 2, 1], 0.5, 20.0, 4, [2, 3, 4]),  # wrong by more than its doubt: what was measured corrects it
         ([3, 1], 3.0, 31.0, 1, [3, 1]),
     ],
 )

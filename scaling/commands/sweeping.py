@@ -12,15 +12,23 @@ def run(config: Path, overrides: Sequence[str], store_path: Path, workers: int |
     """Train a sweep, then report on it. Returns 0, or 1 where runs are left without a result."""
     sweep = files.load(config, overrides)
     own = config if config.suffix == ".py" else None
-    done = stages.run(sweep, store_path, workers=workers, retry_failed=retry_failed, config_path=own)
+    reported = _import_report if len(sweep.points()) > 1 else None
+    done = stages.run(
+        sweep, store_path, workers=workers, retry_failed=retry_failed, config_path=own, meanwhile=reported
+    )
     if not done:
         print(f"not all runs have a result yet; start the same command again to go on (store {store_path})")
         return 1
-    if len(sweep.points()) > 1:
+    if reported:
         from scaling.commands import drawing  # SciPy and matplotlib: seconds, which no worker waits for
 
         drawing.report(Table(store_path, sweep.name), None, None)
     return 0
+
+
+def _import_report() -> None:
+    """What the report imports takes some seconds, which a core has while the last runs train on the others."""
+    from scaling.commands import drawing  # noqa: F401
 
 
 def work(store_path: Path, name: str, config: Path | None, retry_failed: bool) -> int:

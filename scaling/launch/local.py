@@ -95,6 +95,7 @@ class Workers:
         self.command = command
         self.stopping = False
         self.messages: list[str] = []
+        self.meanwhile: Callable[[], None] | None = None  # called once, when a core is free and others still train
         self._started = time.monotonic()
         for slot in slots:
             self._start(slot)
@@ -107,6 +108,9 @@ class Workers:
                 slot.process = None
                 self._ended(slot, code)
         if any(slot.process for slot in self.slots):
+            if self.meanwhile is not None and not all(slot.process for slot in self.slots):
+                meanwhile, self.meanwhile = self.meanwhile, None
+                meanwhile()
             return True
         usable = [slot for slot in self.slots if not slot.given_up]
         if self.stopping or not usable:

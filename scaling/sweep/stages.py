@@ -18,8 +18,11 @@ def run(
     retry_failed: bool = False,
     config_path: Path | None = None,
     log: Callable[[str], None] = print,
+    meanwhile: Callable[[], None] | None = None,
 ) -> bool:
     """Train what the store lacks of a sweep, tune stage first; True when every run has a result.
+
+    `meanwhile` is called once when, at the end of the ladder, a worker has nothing left to train and others go on.
 
     Starting it again goes on where it stopped. The tune stage is a sweep of its own in the store, NAME.tune, so that
     its runs never enter the law. Raises ValueError where tuning failed, before the ladder is started.
@@ -47,7 +50,7 @@ def run(
             )
         log(tuned(resolved))
     plan.register(sweep.name, sweep, resolved.trunks + resolved.runs, results, rates())
-    return _train(results, sweep.name, workers, retry_failed, config_path, log)
+    return _train(results, sweep.name, workers, retry_failed, config_path, log, meanwhile)
 
 
 def _train(
@@ -57,17 +60,20 @@ def _train(
     retry: bool,
     config_path: Path | None,
     log: Callable[[str], None],
+    meanwhile: Callable[[], None] | None = None,
 ) -> bool:
     launched = local.launch(results.path, name, workers, retry_failed=retry, config_path=config_path)
+    launched.meanwhile = meanwhile
     watch.follow(results, name, launched)
-    frame = results.runs(name)
-    left = frame[~frame["status"].isin(["finished", "diverged"])]
-    for row in left[left["status"] == "failed"].itertuples():
-        log(f"run {row.run_id} failed: {row.reason} (traceback in {results.path}/runs/{row.run_id}/status.json)")
-    if (left["status"] == "failed").any():
+    statuses = results.statuses(name)
+    failed = [run_id for run_id, status in statuses.items() if status == "failed"]
+    for run_id in failed:
+        reason = results.status(run_id)["reason"]
+        log(f"run {run_id} failed: {reason} (traceback in {results.path}/runs/{run_id}/status.json)")
+    if failed:
         stored = results.sweep_folder(name) / "sweep.json"
         log(f"failed runs are left alone until `scaling sweep {stored} --store {results.path} --retry-failed`")
-    return len(left) == 0
+    return set(statuses.values()) <= {"finished", "diverged"}
 
 
 def tuned(resolved: plan.Plan) -> str:

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scaling import config, devices, memory, tracking
+from scaling.sweep import ahead, packing, queue, record, store
 from scaling.sweep import lease as leases
-from scaling.sweep import packing, queue, record, store
 
 if TYPE_CHECKING:
     from scaling import loop
@@ -54,7 +54,7 @@ class Tally:
 
 
 def work(results: store.Store, sweep_name: str, *, log: Callable[[str], None], retry_failed: bool = False) -> Tally:
-    """Train what a sweep lacks, the runs of most FLOPs first, which packs a pool best.
+    """Train what a sweep lacks, the longest runs first, which packs a pool best.
 
     A run that raises keeps its traceback in status.json and the next one is claimed; failed runs are left alone unless
     `retry_failed`. SIGTERM, SIGINT and SIGHUP stop the run at its next dispatch, with a checkpoint.
@@ -76,11 +76,12 @@ def work(results: store.Store, sweep_name: str, *, log: Callable[[str], None], r
             with contextlib.ExitStack() as beating:
                 for claim in claims:
                     beating.enter_context(claim.lease.beating(log))
-                ahead = work.compile_next(claims)
+                beside = work.compile_next(claims)
                 for ended in work.train(claims):
                     setattr(tally, ended, getattr(tally, ended) + 1)
-                if ahead is not None and not stop():
-                    ahead.join()
+                if beside is not None and not stop():
+                    beside.join()
+        work.compile_later()
         tally.signal = stop.signal
     return tally
 
@@ -149,6 +150,7 @@ class Work:
         self.log = log
         self.queue = queue.Queue(results, sweep_name)
         self.trackers: list[tracking.Tracker] = []
+        self.programs = ahead.Programs(self._program, settings.execution, lambda: self._alone(settings))
 
     def check_memory(self) -> None:
         """Refuse the sweep where a run that is left cannot fit the devices. Raises ValueError."""
@@ -225,6 +227,7 @@ class Work:
                         f"the corpus of run {item.run_id} has {name} {getattr(corpus, name)} and was planned with "
                         f"{planned}; restore the data, or start the sweep again to plan runs on the new data"
                     )
+        self.programs.compile(attempts[0].item.run, len(attempts))
         return loop.train([self._member(attempt) for attempt in attempts], self.execution, corpus)
 
     def _member(self, attempt: "Attempt") -> "loop.Member":
@@ -289,17 +292,33 @@ class Work:
         if len(devices.cores()) == 1 or not left:
             return None
 
-        def compile_it() -> None:
-            from scaling import loop
-            from scaling.data import corpus as corpora
-
-            loop.program_of(
-                left[0].run, self.execution, self.most(left[0]), corpora.prepare(left[0].run.data, self.log)
-            )
-
-        thread = threading.Thread(target=compile_it, name="compile the next program", daemon=True)
+        arguments = left[0].run, self.most(left[0])
+        thread = threading.Thread(target=self._program, args=arguments, name="compile the next program", daemon=True)
         thread.start()
         return thread
+
+    def compile_later(self) -> None:
+        """While other workers train what is left of this stage, compile what the next one needs."""
+        while not self.stop() and any(self.results.status(i.run_id)["status"] == "running" for i in self.queue.left()):
+            if not self.programs.compile_later():
+                return
+
+    def _program(self, run: config.Run, members: int) -> None:
+        """Compile the program of a pack, or load it."""
+        from scaling import loop
+        from scaling.data import corpus as corpora
+
+        loop.program_of(run, self.execution, members, corpora.prepare(run.data, self.log))
+
+    def _alone(self, settings: config.Sweep) -> list[config.Run]:
+        """Runs of the sweep, of this stage and the next, that train alone on this device."""
+        import jax
+
+        if jax.process_count() > 1:  # processes that compute together compile together
+            return []
+        kind, runs = jax.local_devices()[0].device_kind, [item.run for item in self.queue.left()]
+        runs += [point.run for point in settings.points()]
+        return [run for run in runs if packing.most(run, self.execution, kind, memory=1.0, limit=None) == 1]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -91,6 +91,18 @@ def test_workers_share_a_sweep_each_on_its_cores(
     }
 
 
+def test_what_needs_a_core_is_called_once_when_one_is_free_and_others_train(
+    results: store.Store, make_run: Make, fill: Fill, pretend: Any
+) -> None:
+    fill(results, [make_run(seed=seed) for seed in range(2)])
+    pretend(f"time.sleep(0.1 + 2 * (lease.run_id == {results.sweep('small')['members'][1]['run_id']!r}))")
+    workers = local.launch(results.path, "small", 2)
+    found: list[tuple[int, int]] = []
+    workers.meanwhile = lambda: found.append((finished(results), sum(s.process is not None for s in workers.slots)))
+    assert run(workers) == []
+    assert found == [(1, 1)]
+
+
 def test_nothing_is_started_where_nothing_is_left(
     results: store.Store, make_run: Make, fill: Fill, pretend: Any
 ) -> None:

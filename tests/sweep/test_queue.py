@@ -289,3 +289,16 @@ def test_a_checkpoint_is_found_by_its_step(results: store.Store, make_run: Make,
     assert results.has_checkpoint(run_id)
     assert results.has_checkpoint(run_id, 5)
     assert not results.has_checkpoint(run_id, 4)
+
+
+def test_the_longest_runs_come_first_by_what_was_predicted_and_else_by_flops(
+    results: store.Store, make_run: Make, fill: Any
+) -> None:
+    small, large = make_run(tokens=640), make_run(model__width=16, tokens=640)
+    ids = fill(results, [small, large])
+    assert [item.run_id for item in queue.Queue(results, "small").left()] == [ids[1], ids[0]]
+    members = results.sweep("small")["members"]
+    for member, seconds in zip(members, (9.0, 5.0), strict=True):
+        member["labels"]["predicted_seconds"] = seconds
+    results.add_sweep("small", results.sweep("small")["config"], members)
+    assert [item.run_id for item in queue.Queue(results, "small").left()] == ids

@@ -1,0 +1,87 @@
+"""Programs are compiled by one process of a machine, and ahead of time while another is at the one that is needed."""
+
+import fcntl
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from scaling import config
+from scaling.sweep import ahead
+
+Make = Callable[..., config.Run]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(ahead.KEPT_IN, str(tmp_path))
+    return tmp_path
+
+
+def programs(made: list[int], later: list[config.Run], seconds: float = 0.0) -> ahead.Programs:
+    """Pretends to compile, and notes the width of each model."""
+
+    def make(run: config.Run, members: int) -> None:
+        time.sleep(seconds)
+        made.append(run.model.width)
+
+    return ahead.Programs(make, config.Execution(), lambda: later)
+
+
+def test_each_program_is_made_when_needed_and_ahead_only_once_on_a_machine(folder: Path, make_run: Make) -> None:
+    runs = [make_run(model__width=width) for width in (8, 16, 24)]
+    ours: list[int] = []
+    theirs: list[int] = []
+    one, two = programs(ours, runs), programs(theirs, [*runs, make_run(model__width=24, seed=3)])
+    one.compile(runs[0], 1)
+    assert one.compile_later()
+    assert ours == [8, 16]
+    assert two.compile_later()
+    assert not two.compile_later()  # nothing is left, another seed shares its program
+    assert theirs == [24]
+    two.compile(runs[0], 1)  # loads it
+    assert theirs == [24, 8]
+    two.compile(runs[0], 4)  # a pack's is another program
+    assert theirs == [24, 8, 8]
+
+
+def test_while_another_compiles_a_program_one_of_those_needed_later_is_compiled(folder: Path, make_run: Make) -> None:
+    first, later = make_run(model__width=8), make_run(model__width=16)
+    made: list[int] = []
+    one, two = programs([], [], seconds=0.5), programs(made, [first, later])
+    thread = threading.Thread(target=one.compile, args=(first, 1))
+    thread.start()
+    while not list(folder.iterdir()):
+        time.sleep(0.01)
+    time.sleep(0.1)
+    two.compile(first, 1)
+    thread.join()
+    assert made == [16, 8]
+
+
+def test_a_compilation_that_fails_or_dies_is_taken_over(folder: Path, make_run: Make) -> None:
+    run = make_run()
+
+    def fail(run: config.Run, members: int) -> None:
+        raise ValueError("does not fit")
+
+    with pytest.raises(ValueError, match="does not fit"):
+        ahead.Programs(fail, config.Execution(), list).compile(run, 1)
+    made: list[int] = []
+    programs(made, []).compile(run, 1)
+    assert made == [8]
+    with open(next(folder.iterdir()), "ab") as mark:  # nobody's lock on what is compiled delays anyone
+        fcntl.flock(mark, fcntl.LOCK_EX)
+        programs(made, []).compile(run, 1)
+    assert made == [8, 8]
+
+
+def test_nothing_is_compiled_ahead_where_nothing_is_kept(monkeypatch: pytest.MonkeyPatch, make_run: Make) -> None:
+    monkeypatch.delenv(ahead.KEPT_IN, raising=False)
+    made: list[int] = []
+    one = programs(made, [make_run()])
+    one.compile(make_run(), 1)
+    assert not one.compile_later()
+    assert made == []
