@@ -62,7 +62,7 @@ def test_the_model_is_the_same_however_it_is_run(name: str) -> None:
             np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-6, err_msg=way)
 
 
-@pytest.mark.parametrize(("inputs", "outputs", "barriers"), [(8, 4, 1), (4, 8, 0), (256, 512, 2), (512, 256, 1)])
+@pytest.mark.parametrize(("inputs", "outputs", "barriers"), [(8, 4, 1), (4, 8, 0), (8, 8, 0)])
 def test_the_gradient_of_a_product_is_the_same_in_every_order(inputs: int, outputs: int, barriers: int) -> None:
     keys = jax.random.split(jax.random.key(0), 3)
     shapes = (16, inputs), (inputs, outputs), (16, outputs)
