@@ -8,19 +8,16 @@ Measured, in this order, each part only where the time left allows it, and said 
   attention must give the losses of the reference;
 - tokens/s, MFU and peak memory of 350 M, 124 M and 1.3 B parameters at context 1024, vocabulary 50,304, bfloat16
   (ours: flash attention by `execution.attention` "auto"; theirs: torch.compile, scaled_dot_product_attention, fused
-  AdamW, autocast). Each contender is a process of its own, compiled before anything is timed; then they are timed
-  in turn, in every other round in the opposite order. Both have the same batch: the largest power of two whose
-  estimated memory is less than the half of the GPU that each may take, halved where that is too much;
+  AdamW, autocast). Each contender is a process of its own; they compile side by side before anything is timed, and
+  are timed in turn, in every other round in the opposite order. Both have the same batch: the largest power of two
+  whose estimated memory is less than the half of the GPU that each may take, halved where that is too much;
 - a trace of our step at 350 M parameters, for Perfetto and TensorBoard;
 - runs an hour of 0.1, 1 and 10 M parameters, alone and as packs of equal shapes;
 - at 350 M parameters what ours does with other settings, for tuning.
 
-Beside jax, flax, optax, numpy, torch and triton this needs pydantic, pydantic-core, annotated-types,
-typing-inspection, typing-extensions, jaxtyping and wadler-lindig; it says which of them are missing. Where nothing can
-be installed they travel as wheels:
-
-    python -m pip download --no-deps --only-binary=:all: --python-version 3.12 -d wheels NAME …
-    python -m pip install --no-index --no-deps --target site wheels/*.whl;  export PYTHONPATH=site
+It says which of the packages that it needs are missing; where nothing can be installed they travel as wheels:
+`python -m pip download --no-deps --only-binary=:all: --python-version 3.12 -d wheels NAME …` here, and there
+`python -m pip install --no-index --no-deps --target site wheels/*.whl; export PYTHONPATH=site`.
 """
 
 import argparse
@@ -85,7 +82,7 @@ GPU = Plan(
     shapes=(Shape("350M", 1024, 24, 16), Shape("124M", 768, 12, 12), Shape("1.3B", 2048, 24, 16)),
     packs=((Shape("0.1M", 64, 2, 2), 128), (Shape("1M", 128, 5, 2), 64), (Shape("10M", 320, 8, 5), 16)),
     context=1024, vocabulary=50_304, pack_context=256, largest_batch=64, seconds=4.0,
-    platform="cuda", theirs="torch compiled", check_seconds=40.0, shape_seconds=110.0, pack_seconds=45.0, limit=560.0,
+    platform="cuda", theirs="torch compiled", check_seconds=60.0, shape_seconds=110.0, pack_seconds=30.0, limit=550.0,
 )  # fmt: skip
 SMALL = Plan(
     shapes=(Shape("toy", 32, 2, 2),), packs=((Shape("toy", 16, 1, 2), 3),), context=64, vocabulary=512,
@@ -93,10 +90,7 @@ SMALL = Plan(
     check_seconds=20.0, shape_seconds=20.0, pack_seconds=10.0, limit=300.0,
 )  # fmt: skip
 # Settings of config.Execution for ours; the first is compared, the others are tried where time is left.
-WAYS: tuple[dict[str, Any], ...] = (
-    {"remat": "dots"}, {"remat": "none"}, {"remat": "dots", "layers": "unroll"},
-    {"remat": "dots", "attention": "xla"}, {"remat": "dots", "loss_chunk": None},
-)  # fmt: skip
+WAYS: tuple[dict[str, Any], ...] = ({}, {"layers": "scan", "remat": "dots"}, {"attention": "xla"})
 
 
 class OutOfMemoryError(Exception):
@@ -142,7 +136,7 @@ def specification(shape: Shape, plan: Plan, kind: str, **changes: Any) -> dict[s
     return {
         "kind": kind, "width": shape.width, "depth": shape.depth, "heads": shape.heads, "epsilon": 1e-6,
         "context": plan.context, "vocabulary": plan.vocabulary, "precision": "bfloat16", "learning_rate": 3e-4,
-        "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95, "adam_epsilon": 1e-8, "clip": 1.0, "steps_per_dispatch": 8,
+        "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95, "adam_epsilon": 1e-8, "clip": 1.0, "steps_per_dispatch": 16,
         "seconds": plan.seconds, "warm_seconds": plan.seconds / 4, "least_steps": 2, "arrays": None,
         "device": plan.platform, "serve": True, **changes,
     }  # fmt: skip
@@ -171,13 +165,17 @@ class Contender:
 
     def ask(self, **change: Any) -> dict[str, Any]:
         """Measure with a change of the specification. Raises OutOfMemoryError, or RuntimeError where it ended."""
+        self.tell(**change)
+        return self.answer()
+
+    def tell(self, **change: Any) -> None:
+        """Ask, and do not wait for the answer."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps(change) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
             self._ended()
-        return self.answer()
 
     def answer(self) -> dict[str, Any]:
         """The last line of an answer, or of all output of a process that measures once."""
@@ -205,6 +203,14 @@ class Contender:
         self.process.kill()
         self.process.communicate()
         self.errors.close()
+
+
+def compiled(contenders: Sequence[Contender]) -> None:
+    """Wait until all have compiled, side by side, and have trained for a moment."""
+    for contender in contenders:
+        contender.tell(seconds=0.0, warm_seconds=0.0)
+    for contender in contenders:
+        contender.answer()
 
 
 class Bench:
@@ -236,34 +242,40 @@ class Bench:
         """A contender's process, which is killed when the time is up."""
         return Contender(spec, self.plan, self.torch_python, self.end - time.monotonic())
 
+    def answers(self, *specs: Mapping[str, Any], ask: bool = False) -> list[dict[str, Any]]:
+        """What contenders say, of which all are started at once; asked, in turn once all have compiled."""
+        contenders: list[Contender] = []
+        try:
+            contenders += [self.start(spec) for spec in specs]
+            if not ask:
+                return [contender.answer() for contender in contenders]
+            compiled(contenders)
+            return [contender.ask() for contender in contenders]
+        finally:
+            for contender in contenders:
+                contender.close()
+
     def check(self) -> None:
         """Hold PyTorch's logits and losses to ours. Raises ValueError where they differ."""
         with tempfile.TemporaryDirectory() as folder:
             told = {**CHECKED, "precision": "float32", "arrays": f"{folder}/check.npz", "serve": False}
-            answers = []
             for kind in (OURS, "torch eager"):
-                contender = self.start(specification(self.plan.shapes[0], self.plan, kind, **told))
-                try:
-                    answers.append(contender.answer())
-                finally:
-                    contender.close()
-        far = max(answers[1]["logits_difference"], answers[1]["loss_difference"])
+                answers = self.answers(specification(self.plan.shapes[0], self.plan, kind, **told))
+        far = max(answers[0]["logits_difference"], answers[0]["loss_difference"])
         if not far <= TOLERANCE:
             raise ValueError(f"logits or losses of the two models differ by {far:.2g} where {TOLERANCE:g} is allowed")
         print(f"check: the models are the same: logits and losses within {far:.1g}", flush=True)
 
     def check_attention(self) -> None:
         """Hold the losses of training with cuDNN's attention to those with the reference. Raises ValueError."""
-        losses = []
+        told = {**CHECKED, "precision": "bfloat16", "serve": False}
         with tempfile.TemporaryDirectory() as folder:
-            for name in ("cudnn", "xla"):
-                told = {**CHECKED, "precision": "bfloat16", "arrays": f"{folder}/{name}.npz", "serve": False}
-                more = {"execution": {"attention": name}}
-                contender = self.start(specification(self.plan.shapes[0], self.plan, OURS, **told, **more))
-                try:
-                    losses.append(contender.answer()["losses"])
-                finally:
-                    contender.close()
+            specs = [
+                specification(self.plan.shapes[0], self.plan, OURS, **told, arrays=f"{folder}/{name}.npz",
+                              execution={"attention": name})
+                for name in ("cudnn", "xla")
+            ]  # fmt: skip
+            losses = [answer["losses"] for answer in self.answers(*specs)]
         far = max(abs(a - b) for a, b in zip(*losses, strict=True))
         if not far <= HALF_TOLERANCE:
             raise ValueError(f"losses with cuDNN's attention and with the reference differ by {far:.2g}")
@@ -292,7 +304,7 @@ class Bench:
         try:
             for kind, more in ((self.plan.theirs, {}), (OURS, {"execution": WAYS[0], "resident": 2**20})):
                 sides[kind] = self.start(specification(shape, self.plan, kind, batch=batch, **more))
-                sides[kind].ask(seconds=0.0)  # compiles while the other one rests
+            compiled(list(sides.values()))
             for number in range(ROUNDS):
                 for kind in list(answers)[:: -1 if number % 2 else 1]:
                     answers[kind].append(sides[kind].ask())
@@ -333,19 +345,16 @@ class Bench:
                     print(f"trace: {kept} ({kept.stat().st_size / 2**20:.1f} MiB)", flush=True)
 
     def pack(self, shape: Shape, members: int) -> None:
-        """Runs an hour, each of 20 tokens a parameter, alone and packed."""
-        speeds = []
-        for count in (1, members):
-            told = {"context": self.plan.pack_context, "vocabulary": 256 if self.plan is GPU else 512, "batch": 16}
-            more = {"members": count, "resident": 2**20, "steps_per_dispatch": 64, **told}
-            contender = self.start(specification(shape, self.plan, OURS, **more))
-            try:
-                found = contender.ask()
-            finally:
-                contender.close()
-            speeds.append(found["tokens_per_second"])
-            self.measured.append({"name": shape.name, "kind": "pack", "members": count, "rounds": [found]})
-        alone, packed = (3600 * speed / (20 * found["params"]) for speed in speeds)
+        """Runs an hour, each of 20 tokens a parameter, alone and packed, as many steps a dispatch as is usual."""
+        from scaling import config
+
+        told = {"context": self.plan.pack_context, "vocabulary": 256 if self.plan is GPU else 512, "batch": 16}
+        told |= {"resident": 2**20, "steps_per_dispatch": config.Execution().steps_per_dispatch}
+        specs = [specification(shape, self.plan, OURS, members=count, **told) for count in (1, members)]
+        found = self.answers(*specs, ask=True)
+        for count, one in zip((1, members), found, strict=True):
+            self.measured.append({"name": shape.name, "kind": "pack", "members": count, "rounds": [one]})
+        alone, packed = (3600 * one["tokens_per_second"] / (20 * one["params"]) for one in found)
         about = f"context {self.plan.pack_context}, batch 16, 20 tokens a parameter"
         print(f"{shape.name:>5} runs an hour ({about}): {alone:,.0f} alone, {packed:,.0f} in packs of {members}: "
               f"{packed / alone:.1f} times", flush=True)  # fmt: skip
@@ -357,12 +366,8 @@ class Bench:
         model = families.Transformer.gpt2(shape.width, shape.depth, shape.heads)
         flops = counting.flops_per_token(model, self.plan.vocabulary, self.plan.context)
         more = {"batch": batch, "execution": execution, "resident": 2**20}
-        contender = self.start(specification(shape, self.plan, OURS, **more))
-        try:
-            found = contender.ask()
-        finally:
-            contender.close()
-        self.line(shape.name, f"ours {json.dumps(execution)}", batch, [found], flops, "")
+        found = self.answers(specification(shape, self.plan, OURS, **more), ask=True)
+        self.line(shape.name, f"ours {json.dumps(execution)}", batch, found, flops, "")
 
 
 def main() -> None:

@@ -156,7 +156,7 @@ class Execution(schema.Config):
         """
         if self.layers != "auto":
             return self.layers == "scan"
-        return depth > (16 if cpu else 8) or (cpu and self.remat != "none")
+        return depth > (16 if cpu else 32) or (cpu and self.remat != "none")
 
     def sequences(self, batch_size: int) -> int:
         """Sequences of one forward pass in training; where that is "auto", as many as there can be.

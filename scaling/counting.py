@@ -19,6 +19,7 @@ PASSES = 3
 # The largest logits, in float32 on one device, that are held whole. Chunks of this size are matmuls of thousands of
 # rows at every vocabulary in use, and their weight's gradient, read and written once a chunk, is small beside them.
 LOGITS_BYTES = 2**29
+CHUNK_WIDTHS = 4
 
 
 def params(model: families.Family, vocabulary_size: int, context: int) -> int:
@@ -88,16 +89,19 @@ def loss_chunk(
     *,
     tokens: int,
     vocabulary_size: int,
+    width: int,
     shards: int = 1,
     members: int = 1,
 ) -> int | None:
     """Tokens whose logits exist at once in a forward pass of `tokens`, or None for all of them.
 
     `setting` is `execution.loss_chunk`. "auto" cuts the pass only where the logits of all `members` of a pack are more
-    than LOGITS_BYTES on a device, `shards` of which share them, and then into the largest chunks that are not.
+    than LOGITS_BYTES on a device, `shards` of which share them, and then into the largest chunks that are not, though
+    not into less than CHUNK_WIDTHS · `width` tokens: the gradient of the head is read and written once a chunk, and
+    would else cost as much as the logits.
     """
     if setting == "auto":
-        setting = shards * LOGITS_BYTES // (4 * vocabulary_size * members)
+        setting = shards * max(LOGITS_BYTES // (4 * vocabulary_size * members), CHUNK_WIDTHS * width)
     return None if setting is None or setting >= tokens else max(1, setting)
 
 

@@ -44,7 +44,7 @@ def needed(
     shards = data * mesh.fsdp
     chunk = counting.loss_chunk(
         execution.loss_chunk, tokens=size * run.context, vocabulary_size=run.vocabulary_size,
-        shards=shards * mesh.tensor, members=members,
+        width=run.model.width, shards=shards * mesh.tensor, members=members,
     )  # fmt: skip
     return counting.memory_bytes(
         run.model, run.vocabulary_size, run.context, sequences=size / shards,

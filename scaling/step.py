@@ -20,7 +20,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
 from scaling import compiling, config, counting, families, loss, memory, mesh, models, noise
-from scaling.models import kernels
+from scaling.models import kernels, lean
 
 Params = dict[str, Array]
 
@@ -328,7 +328,7 @@ def _program(
         init=lambda seed, scale: begin(number(seed, np.uint32), number(scale, np.float32)),
         stack=compiling.stack(pack, shards, lambda index: number(index, np.int32)),
         member=lambda state, index: pick(state, number(index, np.int32)),
-        train=lowered.compile(compiling.options()),
+        train=lowered.compile(compiling.options(large=members > 1 or run.model.width >= lean.WIDE)),
         evaluate=evaluated.lower(pack.params, validation).compile(),
         shapes=one,
         parts=Parts(objective, gradient, one_step),
@@ -344,6 +344,7 @@ def _loss_chunk(
         execution.loss_chunk,
         tokens=tokens,
         vocabulary_size=run.vocabulary_size,
+        width=run.model.width,
         shards=mesh.batch_shards(devices) * split,
         members=members,
     )

@@ -137,9 +137,9 @@ def test_a_run_in_chunks_is_the_run(tiny: Make) -> None:
 def test_logits_are_cut_where_they_are_large(
     setting: Any, tokens: int, vocabulary: int, shards: int, chunk: int | None
 ) -> None:
-    assert counting.loss_chunk(setting, tokens=tokens, vocabulary_size=vocabulary, shards=shards) == chunk
+    assert counting.loss_chunk(setting, tokens=tokens, vocabulary_size=vocabulary, width=64, shards=shards) == chunk
 
 
 def test_a_pack_holds_the_logits_of_all_its_members() -> None:
-    assert counting.loss_chunk("auto", tokens=8 * 1024, vocabulary_size=50_304, members=4) == 2668 // 4
-    assert counting.loss_chunk("auto", tokens=4096, vocabulary_size=256, members=64) is None
+    assert counting.loss_chunk("auto", tokens=8 * 1024, vocabulary_size=50_304, width=64, members=4) == 2668 // 4
+    assert counting.loss_chunk("auto", tokens=4096, vocabulary_size=256, width=64, members=64) is None

@@ -4,7 +4,7 @@ import copy
 import functools
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, UInt
 
 from scaling import families
 from scaling import parametrization as parametrizations
-from scaling.models import attention, kernels
+from scaling.models import attention, kernels, lean
 
 Layers = Literal["scan", "unroll"]
 Remat = Literal["none", "gathers", "full", "dots"]
@@ -76,6 +76,8 @@ class Builder:
         self.remat: Remat = remat
         self.attend = attend or kernels.Attend()
         self.place: Place = place or _leave
+        self.gpu = self.attend.chip.platform == "cuda"  # see `lean`
+        self.wide = self.gpu and family.width >= lean.WIDE
         self.prefix = ""
         self.table = {weight.name: weight for weight in family.weights(vocabulary_size, context)}
         drawn = [weight for weight in self.table.values() if weight.role != "vector"]
@@ -200,7 +202,9 @@ class Layer(nnx.Module):
         """The parameter's values in the compute dtype, or in another, as they are needed on each device."""
         return self.place(parameter[...].astype(dtype or self.dtype), parameter.axes)
 
-    def matmul(self, x: Float[Array, "..."], weight: nnx.Param, summed: int = 1) -> Float[Array, "..."]:
+    def matmul(
+        self, x: Float[Array, "..."], weight: nnx.Param, bias: nnx.Param | None = None, summed: int = 1
+    ) -> Float[Array, "..."]:
         """x times a weight over the last `summed` axes of x, as one product of two matrices.
 
         Batch and time are one axis for it: XLA on CPU would else copy whole activations into another layout for the
@@ -210,11 +214,9 @@ class Layer(nnx.Module):
         inputs = math.prod(weight.shape[:summed])
         flat, matrix = x.reshape(-1, inputs), self.read(weight).reshape(inputs, -1)
         found = product(flat, matrix) if x.dtype == jnp.float32 else flat @ matrix
+        if bias is not None:
+            found = found + self.read(bias).reshape(-1)
         return found.reshape(*batch, *outputs)
-
-    def add(self, x: Float[Array, "..."], bias: nnx.Param | None) -> Float[Array, "..."]:
-        """x + bias, or x where the table has no bias."""
-        return x if bias is None else x + self.read(bias)
 
 
 class Norm(Layer):
@@ -230,35 +232,50 @@ class Norm(Layer):
         super().__init__(builder)
         self.scale = builder.param("scale")
         self.bias = builder.optional("bias")
+        self.wide = builder.wide
 
     def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch features"]:
-        x = x.astype(jnp.float32)
-        if self.bias is not None:
-            x = x - jnp.mean(x, axis=-1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
-        x = x * self.read(self.scale, jnp.float32)
+        scale = self.read(self.scale, jnp.float32)
+        if self.wide:
+            x = lean.norm(x, scale, self.bias is not None, self.epsilon)
+        else:
+            x = x.astype(jnp.float32)
+            if self.bias is not None:
+                x = x - jnp.mean(x, axis=-1, keepdims=True)
+            x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon) * scale
         if self.bias is not None:
             x = x + self.read(self.bias, jnp.float32)
         return x.astype(self.dtype)
 
 
-def unstack(tree: Tree, depth: int) -> list[Tree]:
-    """The stacked arrays of a tree as one tree a layer.
+def unstack(tree: Tree, depth: int, split: Callable[[Array, int], Sequence[Array]] | None = None) -> list[Tree]:
+    """The stacked arrays of a tree as one tree a layer, split by `lax.split` or by a function of (stack, depth).
 
-    By `lax.split`, whose gradient is one concatenation; indexing layer by layer adds up arrays of the full stack, which
-    costs 3% of a training step on CPU at ten layers.
+    Its gradient is one concatenation; indexing layer by layer adds up arrays of the full stack, which costs 3% of a
+    training step on CPU at ten layers.
     """
     leaves, structure = jax.tree.flatten(tree)
-    parts = [jax.lax.split(leaf, (1,) * depth, axis=0) for leaf in leaves]
-    return [jax.tree.unflatten(structure, [part[layer].squeeze(0) for part in parts]) for layer in range(depth)]
+    parts = [(split or _split)(leaf, depth) for leaf in leaves]
+    return [jax.tree.unflatten(structure, [part[layer] for part in parts]) for layer in range(depth)]
+
+
+def _split(stack: Array, depth: int) -> list[Array]:
+    return [part.squeeze(0) for part in jax.lax.split(stack, (1,) * depth, axis=0)]
 
 
 def apply_layers(
-    module: nnx.Module, x: Float[Array, "..."], *arguments: Any, depth: int, layers: Layers, remat: Remat
+    module: nnx.Module,
+    x: Float[Array, "..."],
+    *arguments: Any,
+    depth: int,
+    layers: Layers,
+    remat: Remat,
+    wide: bool = False,
 ) -> Float[Array, "..."]:
     """x through `depth` layers whose parameters are stacked in `module`: `x = layer(x, *arguments)` each.
 
-    `layers` only says how the forward runs, in a loop or written out; the parameters are the same.
+    `layers` only says how the forward runs, in a loop or written out; the parameters are the same. `wide`: of a model
+    on a GPU that `lean.split` serves.
     """
     definition, state = nnx.split(module)
 
@@ -270,7 +287,7 @@ def apply_layers(
         apply = jax.checkpoint(apply, policy=_SAVEABLE[remat], prevent_cse=layers == "unroll")
     if layers == "scan":
         return jax.lax.scan(lambda x, state: (apply(x, state, *arguments), None), x, state)[0]
-    for one in unstack(state, depth):
+    for one in unstack(state, depth, lean.split if wide else None):
         x = apply(x, one, *arguments)
     return x
 
@@ -281,6 +298,7 @@ class LanguageModel(Layer):
     def __init__(self, builder: Builder):
         super().__init__(builder)
         self.family = builder.family
+        self.gpu, self.wide = builder.gpu, builder.wide
         self.layers_mode = builder.layers
         self.remat = builder.remat
         self.output_multiplier = builder.parametrization.output_multiplier(builder.family)
@@ -289,7 +307,9 @@ class LanguageModel(Layer):
 
     def embed(self, tokens: Int[Array, "batch context"]) -> Float[Array, "batch context width"]:
         """The embedding of each token."""
-        return self.place(self.read(self.embedding)[tokens], ("batch", None, None))
+        table = self.read(self.embedding)
+        rows = lean.rows(table, tokens) if self.gpu and len(table) <= lean.FEW_ROWS else table[tokens]
+        return self.place(rows, ("batch", None, None))
 
     def features(self, tokens: Int[Array, "batch context"]) -> Float[Array, "batch context width"]:
         """What the head reads: the last layer's output, normalised where the family has a final norm."""

@@ -5,7 +5,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from scaling import families
-from scaling.models import attention, layers
+from scaling.models import attention, layers, lean
 
 
 class Attention(layers.Layer):
@@ -28,15 +28,15 @@ class Attention(layers.Layer):
         angles: Float[Array, "time half"] | None,
         bias: Float[Array, "heads time time"] | None,
     ) -> Float[Array, "batch time width"]:
-        query = self.add(self.matmul(x, self.query), self.query_bias)
-        key = self.add(self.matmul(x, self.key), self.key_bias)
-        value = self.add(self.matmul(x, self.value), self.value_bias)
+        query = self.matmul(x, self.query, self.query_bias)
+        key = self.matmul(x, self.key, self.key_bias)
+        value = self.matmul(x, self.value, self.value_bias)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if angles is not None:
             query, key = attention.rotate(query, angles), attention.rotate(key, angles)
         mixed = self.attend(query, key, value, scale=self.scale, bias=bias)
-        return self.add(self.matmul(mixed, self.output, summed=2), self.output_bias)
+        return self.matmul(mixed, self.output, self.output_bias, summed=2)
 
 
 class Mlp(layers.Layer):
@@ -44,18 +44,20 @@ class Mlp(layers.Layer):
 
     def __init__(self, builder: layers.Builder):
         super().__init__(builder)
+        self.gpu = builder.gpu
         for name in ("gate", "up", "down"):
             setattr(self, name, builder.optional(name))
             setattr(self, f"{name}_bias", builder.optional(f"{name}_bias"))
 
     def __call__(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
-        hidden = self.add(self.matmul(x, self.up), self.up_bias)
+        hidden = self.matmul(x, self.up, self.up_bias)
         if self.gate is None:
-            hidden = jax.nn.gelu(hidden, approximate=True)  # the tanh form, as in GPT-2
+            # The tanh form, as in GPT-2.
+            hidden = lean.gelu(hidden) if self.gpu else jax.nn.gelu(hidden, approximate=True)
         else:
-            gate = self.add(self.matmul(x, self.gate), self.gate_bias)
+            gate = self.matmul(x, self.gate, self.gate_bias)
             hidden = jax.nn.silu(gate) * hidden
-        return self.add(self.matmul(hidden, self.down), self.down_bias)
+        return self.matmul(hidden, self.down, self.down_bias)
 
 
 class Block(nnx.Module):
@@ -63,7 +65,7 @@ class Block(nnx.Module):
 
     def __init__(self, builder: layers.Builder, family: families.Transformer):
         self.multiplier = builder.parametrization.residual_multiplier(family)
-        self.place = builder.place
+        self.place, self.wide = builder.place, builder.wide
         self.attention_norm = layers.Norm(builder.within("attention_norm"))
         self.attention = Attention(builder.within("attention"), family)
         self.mlp_norm = layers.Norm(builder.within("mlp_norm"))
@@ -79,6 +81,8 @@ class Block(nnx.Module):
         return self.place(x + self._scale(self.mlp(self.mlp_norm(x))), ("batch", None, None))
 
     def _scale(self, branch: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
+        if self.wide:
+            branch = lean.apart(branch)
         return branch if self.multiplier == 1.0 else branch * self.multiplier
 
 
@@ -102,9 +106,11 @@ class Transformer(layers.LanguageModel):
                     f"{time} tokens in a sequence, {self.position.shape[0]} learned positions; cut the sequence"
                 )
             x = x + self.read(self.position)[:time]
+            if self.gpu:
+                x = lean.in_rows(x)
         angles = attention.rotary_angles(time, family.size_of_head) if family.position == "rotary" else None
         bias = attention.alibi_bias(family.heads, time) if family.position == "alibi" else None
         x = layers.apply_layers(
-            self.layers, x, angles, bias, depth=family.depth, layers=self.layers_mode, remat=self.remat
+            self.layers, x, angles, bias, depth=family.depth, layers=self.layers_mode, remat=self.remat, wide=self.wide
         )
         return self.norm(x)
