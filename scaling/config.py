@@ -151,6 +151,9 @@ class Execution(schema.Config):
     def scans(self, depth: int, cpu: bool) -> bool:
         """Whether layers run in a loop. "auto": deep models, which compile in constant time so.
 
+        A loop copies all that the backward pass needs to and from stacks: on an H200 24 layers of 350 M parameters take
+        0.81 of its time written out, and 21 seconds to compile instead of 11.
+
         On CPU loops run at 0.53 to 0.63 of the speed; but there XLA merges the recomputation of written-out layers with
         the first computation, and remat saves nothing (226 against 1092 MB of temporary buffers at 6 M parameters).
         """
