@@ -91,7 +91,7 @@ def measure(name: str) -> dict[str, float]:
     gc.collect()
     if cpu:
         Path("/proc/self/clear_refs").write_text("5")
-    before = high_water() if cpu else 0
+    before = memory.resident_peak() if cpu else 0
     state = fill()
     jax.block_until_ready(state)
     if cpu:
@@ -99,18 +99,12 @@ def measure(name: str) -> dict[str, float]:
     for _ in range(DISPATCHES):
         state, _ = program.train(state, np.empty(0, np.int32), program.put(dispatch))
         jax.block_until_ready(state)
-    taken = high_water() - before if cpu else jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]
+    taken = memory.resident_peak() - before if cpu else jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]
     return {
         "plan": memory.needed(run, execution, cpu=cpu, devices=jax.device_count()),
         "compiled": memory.compiled(program.train),
         "measured": float(taken),
     }
-
-
-def high_water() -> int:
-    """The most bytes that have been resident since the mark was reset."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def spread(found: dict[str, float]) -> float:

@@ -211,6 +211,20 @@ def share(workers: int) -> float:
     return max(0.0, available() / max(1, workers) - PROCESS_BYTES)
 
 
+def resident_peak() -> int:
+    """The most bytes that this process has held in memory since it began to run its program, or since a reset.
+
+    Not `ru_maxrss` where it can be helped: on Linux that begins with what the process that started this one held.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    import resource
+    import sys
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 @functools.cache
 def _free_at_first() -> float:
     return available()

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from scaling import breakdown, config, counting, loop
+from scaling import breakdown, config, counting, loop, memory
 from scaling.commands import training
 from scaling.data import corpus as corpora
 
@@ -129,3 +129,22 @@ def test_rows_are_told_in_the_units_they_are_in() -> None:
     told = training.summary(loop.Outcome("diverged", "loss is inf", 7, 2.0), [100.0, 400.0, 600.0], 1e6)
     assert told[0] == "diverged loss is inf at step 7 in 2.0 s"
     assert told[1].startswith("median of 2 dispatches: 500 tokens/s, 0.5 GFLOP/s, ")
+
+
+def test_a_run_alone_has_a_device_a_core_where_its_sequences_divide_and_memory_allows(tiny: Make) -> None:
+    run, execution = tiny(batch_size=8), config.Execution()
+    assert [training.host_devices(run, execution, cores, 1e12) for cores in (1, 2, 3, 12, 64)] == [1, 2, 1, 4, 8]
+    need = 8 * memory.needed(run, execution, 8, cpu=True, devices=8)
+    assert training.host_devices(run, execution, 64, need) == 8
+    assert training.host_devices(run, execution, 64, need - 1) == 4
+    assert training.host_devices(run, execution, 64, 0.0) == 1
+    assert training.host_devices(run, execution.edit({"mesh.fsdp": 2}), 64, 1e12) == 2
+
+
+def test_the_peak_of_memory_is_this_process_own(tmp_path: Path) -> None:
+    """Not of the process that started it."""
+    held = bytearray(2**29)
+    held[:: 2**12] = b"x" * len(held[:: 2**12])
+    code = "from scaling import memory; print(memory.resident_peak())"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert 5e6 < int(ended.stdout) < 2**29

@@ -1,5 +1,6 @@
 """`scaling sweep`, `worker` and `status`: train what a store lacks, and show how far it is."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,8 +28,12 @@ def run(config: Path, overrides: Sequence[str], store_path: Path, workers: int |
 
 
 def _import_report() -> None:
-    """What the report imports takes some seconds, which a core has while the last runs train on the others."""
-    from scaling.commands import drawing  # noqa: F401
+    """What the report imports takes some seconds, which a core has while the last runs train on the others.
+
+    What fails here fails again, and is told, when the report is made: the runs are not to suffer from it.
+    """
+    with contextlib.suppress(ImportError):
+        from scaling.commands import drawing  # noqa: F401
 
 
 def work(store_path: Path, name: str, config: Path | None, retry_failed: bool) -> int:

@@ -6,7 +6,6 @@ their names. On CPU an event shows its HLO op; which phase that is from stands i
 
 import math
 import os
-import resource
 import statistics
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import rich.console
 import rich.table
 
-from scaling import config, counting, devices
+from scaling import config, counting, devices, memory
 from scaling.launch import local
 from scaling.sweep import files, record
 
@@ -46,7 +45,7 @@ def show(
     execution = prepared(run, sweep.execution, profile is not None, noise_scale)
     if profile is not None and profile.exists() and not profile.is_dir():
         raise ValueError(f"--profile {profile} is a file; name a folder, new or old")
-    _as_a_worker(execution.mesh, execution.sequences(run.batch_size))
+    _as_a_worker(run, execution)
     from scaling.data import corpus as corpora
 
     corpus = corpora.prepare(run.data)
@@ -203,9 +202,7 @@ def summary(outcome: "loop.Outcome", speeds: Sequence[float], flops_per_token: f
     if used is not None:
         lines.append(f"memory: at most {used / 1e9:.2f} GB on a device")
     else:
-        scale = 1 if sys.platform == "darwin" else 1024
-        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-        lines.append(f"memory: at most {held / 1e9:.2f} GB resident")
+        lines.append(f"memory: at most {memory.resident_peak() / 1e9:.2f} GB resident")
     return lines
 
 
@@ -240,17 +237,29 @@ def table(found: "breakdown.Breakdown") -> rich.table.Table:
     return shown
 
 
-def _as_a_worker(mesh: config.Mesh, sequences: int) -> None:
-    """Start this process over with the environment that workers have, unless it has it: speed is to be as theirs.
-
-    On the CPU a mesh of no stated size gets a device a core, where the sequences divide: 1.2 to 1.6 times as fast as
-    one device of two cores (`benchmarks.train_step`).
-    """
+def _as_a_worker(run: config.Run, execution: config.Execution) -> None:
+    """Start this process over with the environment that workers have, unless it has it: speed is to be as theirs."""
     wanted = {**local.compiled_programs(), **{k: v for k, v in local.environment().items() if k == "GLIBC_TUNABLES"}}
     changed = {name: value for name, value in wanted.items() if name not in os.environ}
     if not local.find_accelerators():
-        free = mesh == config.Mesh()
-        changed |= local.host_devices(math.gcd(sequences, len(devices.cores())) if free else mesh.least)
+        changed |= local.host_devices(host_devices(run, execution, len(devices.cores()), memory.available()))
     if changed:
         sys.stdout.flush()
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **changed})
+
+
+def host_devices(run: config.Run, execution: config.Execution, cores: int, available: float) -> int:
+    """Devices that the CPU is divided into for one run: those of the mesh, or with none stated one a core.
+
+    One a core is 1.05 to 1.6 times as fast as one of two cores (`benchmarks.train_step`). Each holds all weights: they
+    are only so many as divide the sequences and as memory is `available` for, in bytes.
+    """
+    if execution.mesh != config.Mesh():
+        return execution.mesh.least
+    most = math.gcd(execution.sequences(run.batch_size), cores)
+    for count in range(most, 1, -1):
+        if most % count == 0:
+            sizes = memory.microbatches(run, execution, count)
+            if count * memory.needed(run, execution, sizes[-1], cpu=True, devices=count) <= available:
+                return count
+    return 1

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO
 
-from scaling import config, schema
+from scaling import config, devices, schema
 
 WAIT_SECONDS = 0.05
+PATIENCE_SECONDS = 600.0  # for another process at the same program, which may hang; then it is compiled here too
 KEPT_IN = "JAX_COMPILATION_CACHE_DIR"
 
 
@@ -22,7 +23,8 @@ class Programs:
     """Compiles the programs of runs by `make`, each in one process of this machine while the others do something else.
 
     `later` gives runs to be trained alone, by anyone, whose programs may be compiled ahead; it is asked when first one
-    would be.
+    would be. Where programs are not kept in a folder of this machine, or files cannot be locked there, each process
+    compiles for itself, and `log` says why.
     """
 
     def __init__(
@@ -30,61 +32,112 @@ class Programs:
         make: Callable[[config.Run, int], object],
         execution: config.Execution,
         later: Callable[[], Iterable[config.Run]],
+        *,
+        stop: Callable[[], bool],
+        log: Callable[[str], None],
     ):
         self.make = make
         self.execution = execution
-        self.folder = Path(os.environ[KEPT_IN]) if os.environ.get(KEPT_IN) else None
+        self.stop = stop
+        self.log = log
+        kept = os.environ.get(KEPT_IN)
+        self.folder = Path(kept) if kept and "://" not in kept else None
         self._find = later
         self._later: list[config.Run] | None = None
 
     def compile(self, run: config.Run, members: int) -> None:
         """Compile a program or load it; while another process compiles it, compile what is needed later.
 
-        Where compiled programs are not kept this does nothing: whoever trains compiles.
+        Where programs are compiled without regard to others this does nothing: whoever trains compiles.
         """
-        if self.folder is None:
+        mark = self._mark(run, members)
+        if mark is None:
             return
-        with open(self._mark(run, members), "ab") as mark:
-            while not _compiled(mark) and not _locked(mark):
+        with mark:
+            start = time.monotonic()
+            while not _compiled(mark) and not self._locked(mark):
+                if self.stop() or time.monotonic() - start > PATIENCE_SECONDS:
+                    return
                 if not self.compile_later():
                     time.sleep(WAIT_SECONDS)
+            self._make(run, members, mark)
+
+    def compile_unless_another_does(self, run: config.Run, members: int) -> None:
+        """Compile a program or load it, for this process to have; not where another process compiles it now."""
+        mark = self._mark(run, members)
+        if mark is None:
             self.make(run, members)
-            if not _compiled(mark):
-                mark.write(b"compiled")
+            return
+        with mark:
+            if _compiled(mark) or self._locked(mark):
+                self._make(run, members, mark)
 
     def compile_later(self) -> bool:
         """Compile one program of those needed later that nobody has compiled or compiles now; False where none is."""
-        if self.folder is None:
-            return False
         if self._later is None:
             self._later = list({run.shared: run for run in self._find()}.values())
         while self._later:
             run = self._later.pop(0)
-            with open(self._mark(run, 1), "ab") as mark:
-                if not _compiled(mark) and _locked(mark):
-                    self.make(run, 1)
-                    mark.write(b"compiled")
-                    return True
+            mark = self._mark(run, 1)
+            if mark is None:
+                return False
+            with mark:
+                if _compiled(mark) or not self._locked(mark):
+                    continue
+                try:
+                    self._make(run, 1, mark)
+                except (
+                    Exception
+                ) as error:  # whatever it is, it is told of the run that needs the program, by who trains it
+                    self.log(f"a program could not be compiled ahead: {type(error).__name__}: {error}")
+                    continue
+                return True
         return False
 
-    def _mark(self, run: config.Run, members: int) -> Path:
-        """The file that is locked while a program is compiled, and not empty when it has been.
+    def _make(self, run: config.Run, members: int, mark: IO[bytes]) -> None:
+        self.make(run, members)
+        if not _compiled(mark):
+            try:
+                mark.write(b"compiled")
+            except OSError as error:
+                self._alone(error)
+
+    def _mark(self, run: config.Run, members: int) -> IO[bytes] | None:
+        """The file that is locked while a program is compiled, and not empty when it has been; None where none is used.
 
         A mark whose program is gone from the disk costs what there was without marks: more than one may compile it.
         """
-        assert self.folder is not None
-        parts = [run.shared.model_dump(mode="json"), self.execution.model_dump(mode="json"), members]
-        return self.folder / f"{schema.digest(parts)[:16]}.mark"
+        if self.folder is None:
+            return None
+        parts = [run.shared.model_dump(mode="json"), self.execution.model_dump(mode="json"), members, _machine()]
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            return open(self.folder / f"{schema.digest(parts)[:16]}.mark", "ab", buffering=0)
+        except OSError as error:
+            self._alone(error)
+            return None
+
+    def _locked(self, mark: IO[bytes]) -> bool:
+        """Take the lock if it is free; it goes when the file is closed, or with the process."""
+        try:
+            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:  # some file systems of clusters have no locks
+            self._alone(error)
+        return True
+
+    def _alone(self, error: OSError) -> None:
+        self.log(f"each worker compiles for itself from here on: marks in {self.folder} cannot be kept ({error})")
+        self.folder = None
+
+
+def _machine() -> list[object]:
+    """What a compiled program depends on beside the run."""
+    import jax
+
+    return [jax.__version__, jax.local_devices()[0].device_kind, jax.device_count(), len(devices.cores())]
 
 
 def _compiled(mark: IO[bytes]) -> bool:
     return os.fstat(mark.fileno()).st_size > 0
-
-
-def _locked(mark: IO[bytes]) -> bool:
-    """Take the lock if it is free; it goes when the file is closed, or with the process."""
-    try:
-        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

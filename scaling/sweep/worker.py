@@ -150,7 +150,9 @@ class Work:
         self.log = log
         self.queue = queue.Queue(results, sweep_name)
         self.trackers: list[tracking.Tracker] = []
-        self.programs = ahead.Programs(self._program, settings.execution, lambda: self._alone(settings))
+        self.programs = ahead.Programs(
+            self._program, settings.execution, lambda: self._alone(settings), stop=stop, log=log
+        )
 
     def check_memory(self) -> None:
         """Refuse the sweep where a run that is left cannot fit the devices. Raises ValueError."""
@@ -293,7 +295,8 @@ class Work:
             return None
 
         arguments = left[0].run, self.most(left[0])
-        thread = threading.Thread(target=self._program, args=arguments, name="compile the next program", daemon=True)
+        compile_it = self.programs.compile_unless_another_does
+        thread = threading.Thread(target=compile_it, args=arguments, name="compile the next program", daemon=True)
         thread.start()
         return thread
 

@@ -66,11 +66,15 @@ def split(model: Any) -> tuple[Any, Any]:
 
 
 def equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[int, Any]]:
-    """Every equation of a program with how often it runs, those inside loops and calls too."""
+    """Every equation of a program with how often it runs, those inside loops and calls too.
+
+    Of branches the first: those here are of one product in the order of one platform.
+    """
     for equation in jaxpr.eqns:
         yield times, equation
         inside = times * equation.params["length"] if equation.primitive.name == "scan" else times
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+        inside_it = list(jax.extend.core.jaxprs_in_params(equation.params))
+        for inner in inside_it[:1] if equation.primitive.name == "cond" else inside_it:
             yield from equations(inner, inside)
 
 

@@ -27,7 +27,7 @@ def programs(made: list[int], later: list[config.Run], seconds: float = 0.0) -> 
         time.sleep(seconds)
         made.append(run.model.width)
 
-    return ahead.Programs(make, config.Execution(), lambda: later)
+    return ahead.Programs(make, config.Execution(), lambda: later, stop=lambda: False, log=lambda line: None)
 
 
 def test_each_program_is_made_when_needed_and_ahead_only_once_on_a_machine(folder: Path, make_run: Make) -> None:
@@ -68,7 +68,7 @@ def test_a_compilation_that_fails_or_dies_is_taken_over(folder: Path, make_run: 
         raise ValueError("does not fit")
 
     with pytest.raises(ValueError, match="does not fit"):
-        ahead.Programs(fail, config.Execution(), list).compile(run, 1)
+        ahead.Programs(fail, config.Execution(), list, stop=lambda: False, log=print).compile(run, 1)
     made: list[int] = []
     programs(made, []).compile(run, 1)
     assert made == [8]
@@ -85,3 +85,61 @@ def test_nothing_is_compiled_ahead_where_nothing_is_kept(monkeypatch: pytest.Mon
     one.compile(make_run(), 1)
     assert not one.compile_later()
     assert made == []
+
+
+def test_a_program_that_cannot_be_compiled_ahead_harms_nobody(folder: Path, make_run: Make) -> None:
+    needed, bad, good = (make_run(model__width=width) for width in (8, 16, 24))
+    made: list[int] = []
+    told: list[str] = []
+
+    def make(run: config.Run, members: int) -> None:
+        if run == bad:
+            raise ValueError("does not fit")
+        made.append(run.model.width)
+
+    one = ahead.Programs(make, config.Execution(), lambda: [bad, good], stop=lambda: False, log=told.append)
+    assert one.compile_later()
+    assert not one.compile_later()
+    one.compile(needed, 1)
+    assert made == [24, 8]
+    assert told == ["a program could not be compiled ahead: ValueError: does not fit"]
+
+
+def test_who_waits_for_a_program_stops_when_asked_to_and_compiles_where_the_other_hangs(
+    folder: Path, make_run: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run()
+    programs([], []).compile(run, 1)
+    (mark,) = folder.iterdir()
+    mark.write_bytes(b"")
+    made: list[int] = []
+    with open(mark, "ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+
+        def make(run: config.Run, members: int) -> None:
+            made.append(members)
+
+        ahead.Programs(make, config.Execution(), list, stop=lambda: True, log=print).compile(run, 1)
+        monkeypatch.setattr(ahead, "PATIENCE_SECONDS", 0.2)
+        programs(made, []).compile(run, 1)  # returns: who trains compiles
+        programs(made, []).compile_unless_another_does(run, 1)
+    assert made == []
+
+
+@pytest.mark.parametrize("kept", ["gs://bucket/compiled", "new/folder", "file/in-the-way"])
+def test_folders_without_marks_and_new_ones_do(
+    kept: str, tmp_path: Path, make_run: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(ahead.KEPT_IN, kept)
+    made: list[int] = []
+    told: list[str] = []
+    one = ahead.Programs(
+        lambda run, members: made.append(members), config.Execution(), list, stop=lambda: False, log=told.append
+    )
+    one.compile(make_run(), 1)
+    one.compile_unless_another_does(make_run(), 2)
+    assert made == ([1, 2] if kept == "new/folder" else [2])
+    assert ["each worker compiles for itself" in line for line in told] == [True] * (kept == "file/in-the-way")
+    assert not (tmp_path / "gs:").exists()
