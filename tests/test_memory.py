@@ -208,3 +208,25 @@ def test_the_limit_of_the_cpu_is_what_the_launcher_said(monkeypatch: pytest.Monk
     monkeypatch.setattr(memory, "available", lambda: 10e9)
     assert memory.share(4) == 2.5e9 - memory.PROCESS_BYTES
     assert memory.share(100) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("shape", "context", "batch", "members", "peak"),
+    [
+        ((768, 12, 12), 1024, 64, 1, 22.66e9),
+        ((1024, 24, 16), 1024, 32, 1, 32.59e9),
+        ((2048, 24, 16), 1024, 16, 1, 47.59e9),
+        ((128, 5, 2), 256, 16, 64, 7.06e9),
+    ],
+)
+def test_the_plan_is_near_what_an_h200_took(
+    tiny: Make, shape: tuple[int, int, int], context: int, batch: int, members: int, peak: float
+) -> None:
+    """GPT-2s in bfloat16 with cuDNN's attention, layers written out: `peak_bytes_in_use` after some dispatches."""
+    vocabulary = {"kind": "bpe", "vocabulary_size": 50_304} if members == 1 else {"kind": "bytes"}
+    run = tiny(
+        model=families.Transformer.gpt2(*shape), context=context, batch_size=batch, tokens=batch * context,
+        precision__compute="bfloat16", data__tokenizer=vocabulary, data__validation_tokens=context,
+    )  # fmt: skip
+    need = memory.needed(run, config.Execution(microbatch=None), members=members)
+    assert peak <= need <= memory.DOUBT * peak
