@@ -64,22 +64,18 @@ def _block(
     return (mixed / weights.sum(axis=-1, keepdims=True)).astype(value.dtype)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def einsum_float32(letters: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
     """The einsum of two arrays of one dtype, its sums given in float32; gradients are computed in their own dtype.
 
     Left to itself the backward pass would multiply float32 by bfloat16, for which accelerators have no fast matmul; and
     on CPU it would make narrow results of wide products.
     """
-    return _einsum_float32(letters, a, b)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _einsum_float32(letters: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.einsum(letters, a, b, preferred_element_type=jnp.float32)
 
 
 def _forward(letters: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> tuple[Float[Array, "..."], Any]:
-    return _einsum_float32(letters, a, b), (a, b)
+    return einsum_float32(letters, a, b), (a, b)
 
 
 def _backward(letters: str, operands: Any, gradient: Float[Array, "..."]) -> tuple[Float[Array, "..."], ...]:
@@ -101,7 +97,7 @@ def _backward(letters: str, operands: Any, gradient: Float[Array, "..."]) -> tup
     return left, jax.lax.platform_dependent(x, y, cpu=turned, default=product)
 
 
-_einsum_float32.defvjp(_forward, _backward)
+einsum_float32.defvjp(_forward, _backward)
 
 
 def alibi_slopes(heads: int) -> list[float]:

@@ -86,9 +86,7 @@ class Programs:
                     continue
                 try:
                     self._make(run, 1, mark)
-                except (
-                    Exception
-                ) as error:  # whatever it is, it is told of the run that needs the program, by who trains it
+                except Exception as error:  # whoever trains a run that needs it will fail, and tell of it there
                     self.log(f"a program could not be compiled ahead: {type(error).__name__}: {error}")
                     continue
                 return True
