@@ -28,11 +28,11 @@ def find(name: str) -> "papers.Paper":
     return paper
 
 
-def reproduce(name: str, scale: str, store: Path, workers: int | None) -> int:
+def reproduce(name: str, scale: str, store: str, workers: int | None) -> int:
     """Train what the store lacks of an experiment, compare with the paper, write the page; 0, or 1 if runs are left.
 
     Raises ValueError where the experiment or the scale is unknown.
     """
     from experiments import running
 
-    return running.reproduce(name, find(name), scale, Path(store), workers)
+    return running.reproduce(name, find(name), scale, store, workers)

@@ -16,7 +16,7 @@ from scaling.sweep import stages, store
 HEADER = ("quantity", "paper", "where", "ours", "verdict", "what differs and why")
 
 
-def reproduce(name: str, paper: papers.Paper, scale: str, store_path: Path, workers: int | None) -> int:
+def reproduce(name: str, paper: papers.Paper, scale: str, store_path: str, workers: int | None) -> int:
     """Train, compare, write; 0, or 1 where runs are left without a result."""
     if scale not in paper.scales:
         raise ValueError(f"{name} has no scale {scale!r}; its scales: {', '.join(paper.scales)}")

@@ -8,21 +8,25 @@ from typing import Annotated, Literal
 
 import tyro
 
+from scaling import launch
 from scaling.commands.arguments import Objective, Table
 
 Where = Annotated[Path, tyro.conf.Positional]
 Name = Annotated[str, tyro.conf.Positional]
+Store = Annotated[str, tyro.conf.Positional]
 Overrides = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="set", metavar="FIELD=VALUE")]
 Values = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="INPUT=VALUE")]
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="LAW [LAW ...]")]
 
-RESULTS = Path("results")
+Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE")]
+
+RESULTS = "results"
 
 
 def plan(
     config: Where,
     overrides: Overrides = (),
-    store: Path = RESULTS,
+    store: str = RESULTS,
     device: str = "cpu",
 ) -> None:
     """Print what a sweep would train: every run with its parameters, tokens, FLOPs, memory and time. Writes nothing.
@@ -79,25 +83,31 @@ def train(
 def sweep(
     config: Where,
     overrides: Overrides = (),
-    store: Path = RESULTS,
+    store: str = RESULTS,
     workers: int | None = None,
     retry_failed: bool = False,
+    launcher: launch.Kind = "local",
+    cluster: Settings = (),
+    dry_run: bool = False,
 ) -> None:
     """Train every run of a sweep that the store lacks, then say what the law is. Starting it again goes on.
 
     Args:
         config: A Python file with a function sweep(), or a stored JSON config.
         overrides: Set a field of the sweep; repeat for more.
-        store: Folder for results; made if it is not there.
-        workers: Worker processes; by default one an accelerator, or one a CPU core (at most one a run).
+        store: Folder for results, or a bucket (s3://…, gs://…); made if it is not there.
+        workers: Workers; by default one an accelerator, or one a CPU core (at most one a run).
         retry_failed: Train again what failed before.
+        launcher: What starts the workers.
+        cluster: A setting of the launcher, for example --cluster partition=gpu; repeat for more.
+        dry_run: Print exactly what would be started, and start and write nothing.
     """
     from scaling.commands import sweeping
 
-    sys.exit(sweeping.run(config, overrides, store, workers, retry_failed))
+    sys.exit(sweeping.run(config, overrides, store, workers, retry_failed, launcher, cluster, dry_run))
 
 
-def worker(store: Where, sweep: Name, config: Path | None = None, retry_failed: bool = False) -> None:
+def worker(store: Store, sweep: Name, config: Path | None = None, retry_failed: bool = False) -> None:
     """Train the runs of a sweep that nobody has claimed, until none is left. Any number may work on one store.
 
     Args:
@@ -112,7 +122,7 @@ def worker(store: Where, sweep: Name, config: Path | None = None, retry_failed: 
 
 
 def status(
-    sweep: Annotated[str | None, tyro.conf.Positional] = None, store: Path = RESULTS, follow: bool = False
+    sweep: Annotated[str | None, tyro.conf.Positional] = None, store: str = RESULTS, follow: bool = False
 ) -> None:
     """Show the runs of a sweep, or the sweeps of a store.
 
@@ -251,7 +261,7 @@ def report(table: Table, out: Path | None = None, title: str | None = None) -> N
     drawing.report(table, out, title)
 
 
-def reproduce(name: Name, scale: Literal["cpu"] = "cpu", store: Path = RESULTS, workers: int | None = None) -> None:
+def reproduce(name: Name, scale: Literal["cpu"] = "cpu", store: str = RESULTS, workers: int | None = None) -> None:
     """Reproduce a paper at a given scale: its grid, its laws, its figure, its numbers beside ours.
 
     Args:

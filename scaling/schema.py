@@ -142,10 +142,15 @@ def parse_override(config: Config, text: str) -> tuple[str, Any]:
     if not equals or not field:
         first = next(iter(type(config).model_fields))
         raise ValueError(f"{text!r} is no override; write FIELD=VALUE, for example {first}=…")
+    return field, parse_value(value)
+
+
+def parse_value(text: str) -> Any:
+    """A value given as text: JSON where it is JSON, else a string."""
     try:
-        return field, json.loads(value)
+        return json.loads(text)
     except json.JSONDecodeError:
-        return field, value
+        return text
 
 
 def error_lines(error: pydantic.ValidationError) -> str:

@@ -22,15 +22,15 @@ def read(table: Table, required: Sequence[str]) -> tuple[pd.DataFrame, str]:
     """
     for setting, value in local.compiled_programs().items():
         os.environ.setdefault(setting, value)
-    if table.data.is_dir():
+    if table.is_store:
         results = store.Store(table.data)
         name = one_sweep(results, table.sweep)
         return filtered(results.runs(name), table.where), name
     if table.sweep is not None:
         raise ValueError(f"{table.data} is no store, so it has no sweep {table.sweep!r}; leave --sweep out for a CSV")
-    frame = filtered(analysis.read_csv(table.data, ()), table.where)
+    frame = filtered(analysis.read_csv(table.file, ()), table.where)
     tables.present(frame, required, str(table.data))
-    return frame, table.data.stem
+    return frame, table.file.stem
 
 
 def filtered(frame: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:

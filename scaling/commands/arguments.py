@@ -13,8 +13,8 @@ Repeated = tyro.conf.UseAppendAction
 class Table:
     """The runs, and what their columns mean."""
 
-    data: tyro.conf.Positional[Path]
-    """A CSV file with a row a run, or the folder of a store."""
+    data: tyro.conf.Positional[str]
+    """A CSV file with a row a run, or a store: a folder, or a bucket (s3://…, gs://…)."""
     sweep: str | None = None
     """Which sweep of the store; not needed where there is one."""
     loss: str = "loss"
@@ -23,6 +23,16 @@ class Table:
     """Read an input of the law from another column, for example --column params=params_non_embedding."""
     where: Annotated[tuple[str, ...], Repeated, tyro.conf.arg(metavar="COLUMN=VALUE")] = ()
     """Use only rows with this value, for example --where split=fit."""
+
+    @property
+    def is_store(self) -> bool:
+        """Whether the runs are in a store."""
+        return "://" in str(self.data) or self.file.is_dir()
+
+    @property
+    def file(self) -> Path:
+        """The CSV file."""
+        return Path(self.data)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ def report(table: Table, out: Path | None, title: str | None, notes: tuple[str, 
     """Write figures and report, and print the summary."""
     frame, name = analysing.read(table, ("params", "tokens", table.loss))
     curves = None
-    if table.data.is_dir():
+    if table.is_store:
         results = store.Store(table.data)
         curves = results.curves(name)
         out = out or results.sweep_folder(name) / "report"
@@ -26,7 +26,7 @@ def report(table: Table, out: Path | None, title: str | None, notes: tuple[str, 
         raise ValueError(f"--column {sorted(unknown)[0]}: a report takes another column for params only; rename it")
     summary = analysis.report.write(
         frame,
-        out or table.data.with_suffix(""),
+        out or table.file.with_suffix(""),
         title or f"Scaling law: {name}",
         curves,
         notes,
@@ -46,9 +46,9 @@ def learning_rate_notes(results: store.Store, name: str) -> tuple[str, ...]:
 
 def plot(table: Table, out: Path, suffix: str) -> None:
     """Draw a saved fit, or the runs of a CSV or a store."""
-    if table.data.suffix == ".json":
-        drawn = of_fit(analysis.load(table.data))
-        stem = table.data.stem
+    if table.file.suffix == ".json":
+        drawn = of_fit(analysis.load(table.file))
+        stem = table.file.stem
     else:
         frame, stem = analysing.read(table, ("params", "tokens", table.loss))
         drawn = of_runs(frame, table)

@@ -18,7 +18,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def show(path: Path, overrides: Sequence[str], store_path: Path, device: str) -> None:
+def show(path: Path, overrides: Sequence[str], store_path: str, device: str) -> None:
     """Print the plan of a sweep. Writes nothing and starts no backend."""
     sweep = files.load(path, overrides)
     results = store.Store(store_path)

@@ -1,21 +1,40 @@
 """`scaling sweep`, `worker` and `status`: train what a store lacks, and show how far it is."""
 
 import contextlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from scaling.commands.arguments import Table
+from scaling.launch import launcher as launchers
 from scaling.sweep import files, stages, store
 
 
-def run(config: Path, overrides: Sequence[str], store_path: Path, workers: int | None, retry_failed: bool) -> int:
+def run(
+    config: Path,
+    overrides: Sequence[str],
+    store_path: str,
+    workers: int | None,
+    retry_failed: bool,
+    kind: str,
+    cluster: Sequence[str],
+    dry_run: bool,
+) -> int:
     """Train a sweep, then report on it. Returns 0, or 1 where runs are left without a result."""
+    launcher = launchers.load(kind, cluster)
     sweep = files.load(config, overrides)
     own = config if config.suffix == ".py" else None
+    if dry_run:
+        print(stages.describe(sweep, store_path, launcher, workers, own))
+        return 0
     reported = _import_report if len(sweep.points()) > 1 else None
     done = stages.run(
-        sweep, store_path, workers=workers, retry_failed=retry_failed, config_path=own, meanwhile=reported
+        sweep,
+        store_path,
+        workers=workers,
+        launcher=launcher,
+        retry_failed=retry_failed,
+        config_path=own,
+        meanwhile=reported,
     )
     if not done:
         print(f"not all runs have a result yet; start the same command again to go on (store {store_path})")
@@ -36,7 +55,7 @@ def _import_report() -> None:
         from scaling.commands import drawing  # noqa: F401
 
 
-def work(store_path: Path, name: str, config: Path | None, retry_failed: bool) -> int:
+def work(store_path: str, name: str, config: Path | None, retry_failed: bool) -> int:
     """Be a worker. Returns the documented exit code."""
     from scaling.sweep import worker
 
@@ -45,15 +64,15 @@ def work(store_path: Path, name: str, config: Path | None, retry_failed: bool) -
     return worker.main(store.Store(store_path), name, retry_failed=retry_failed)
 
 
-def status(store_path: Path, name: str | None, follow: bool) -> None:
+def status(store_path: str, name: str | None, follow: bool) -> None:
     """Print the table of a sweep, or the list of sweeps."""
     import rich.console
 
     from scaling.sweep import watch
 
     results = store.Store(store_path)
-    if not store_path.is_dir():
-        raise ValueError(f"there is no store at {os.fspath(store_path)}; give the folder with --store")
+    if not results.exists():
+        raise ValueError(f"there is no store at {store_path}; give its folder with --store")
     if name is None:
         for each in results.sweeps():
             counts = results.runs(each)["status"].value_counts()

@@ -11,21 +11,21 @@ import hashlib
 import importlib.util
 import itertools
 import os
+import shlex
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from scaling import config, devices, memory
 from scaling.data import cache
+from scaling.launch import launcher
 from scaling.sweep import store, worker
 
 RESTARTS = 3  # crashes of one worker after which it is given up
 PAUSE_SECONDS = 5.0  # between starting workers for runs that others left
-POLL_SECONDS = 0.2
 REFUSED = 2  # the exit code of the command line for errors of its user, which trying again does not mend
 STOPPED = tuple(128 + number for number in worker.SIGNALS)  # exit codes of workers that were asked to stop
 TAIL_BYTES = 2000
@@ -44,58 +44,68 @@ class Slot:
     given_up: bool = False
 
 
-def launch(
-    store_path: str | os.PathLike[str],
-    sweep_name: str,
-    workers: int | None,
-    *,
-    pin: bool = True,
-    retry_failed: bool = False,
-    config_path: Path | None = None,
-) -> "Workers":
-    """Start workers for what a sweep lacks, at most one a run; None starts one an accelerator, or else one a core.
+class Local(launcher.Launcher):
+    """Workers on this machine: one for so many accelerators as a run's mesh has, or else one a core.
 
-    A worker has the devices of one run's mesh: so many accelerators, or on the CPU so many of JAX's host devices.
-
-    `config_path` is the sweep's Python file, where it defines a model family. Raises ValueError for no workers.
+    `pin` gives each worker of the CPU cores of its own. A worker has the devices of one run's mesh: so many
+    accelerators, or on the CPU so many of JAX's host devices.
     """
-    results = store.Store(store_path)
-    if workers is not None and workers < 1:
-        raise ValueError(f"{workers} workers train nothing; start at least 1")
-    if retry_failed:
-        for member in results.sweep(sweep_name)["members"]:
-            results.retry(member["run_id"])
-    mesh = config.Mesh.model_validate(results.sweep(sweep_name)["config"]["execution"]["mesh"])
-    accelerators = grouped(find_accelerators(), mesh.least)
-    cores = devices.cores()
-    wanted = workers or len(accelerators) or max(1, len(cores) // mesh.least)
-    count = min(wanted, sum(status in store.OPEN for status in results.statuses(sweep_name).values()))
-    shares = split(cores, count) if pin else [[]] * count
-    logs = results.sweep_folder(sweep_name) / "logs"
-    common = environment()
-    slots = []
-    for number in range(count):
-        own = accelerators[number % len(accelerators)] if accelerators else {}
-        if accelerators and count > len(accelerators):  # several share a device: none may take all of its memory
-            own = {**own, devices.FRACTION: f"{_fraction(len(accelerators), count):.3f}"}
-        log = logs / f"{socket.gethostname()}-{os.getpid()}-{number}.log"
-        if not accelerators:
-            own = {memory.LIMIT: os.environ.get(memory.LIMIT, f"{memory.share(count):.0f}"), **host_devices(mesh.least)}
-        slots.append(Slot(number, {**common, **own, worker.WORKERS: str(count)}, shares[number], log))
-    return Workers(results, sweep_name, slots, worker_command(results.path, sweep_name, config_path))
+
+    kind: str = "local"
+    pin: bool = True
+
+    def device(self, job: launcher.Job) -> tuple[str, float | None]:
+        """See `launcher.Launcher`."""
+        return memory_limit(job.workers, job.runs, job.mesh)
+
+    def workers(self, need: float, mesh: config.Mesh) -> int | None:
+        """See `launcher.Launcher`."""
+        return default_workers(need, mesh)
+
+    def describe(self, job: launcher.Job) -> str:
+        """A line a worker: its cores, what its environment has beside this one, and its command."""
+        lines = []
+        for slot in self._slots(job):
+            settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in slot.environment.items())
+            cores = ",".join(map(str, slot.cores)) or "any"
+            lines.append(f"worker {slot.number}, cores {cores}: {settings} {shlex.join(job.worker_command())}")
+        return "\n".join(lines) or "nothing: every run has a result"
+
+    def start(self, job: launcher.Job) -> "Workers":
+        """Start workers, at most one a run. Raises ValueError where the machine has too few devices for one run."""
+        return Workers(store.Store(job.store_path), job.sweep_name, self._slots(job), job.worker_command())
+
+    def _slots(self, job: launcher.Job) -> list[Slot]:
+        accelerators = grouped(find_accelerators(), job.mesh.least)
+        cores = devices.cores()
+        wanted = job.workers or len(accelerators) or max(1, len(cores) // job.mesh.least)
+        count = min(wanted, job.runs)
+        shares = split(cores, count) if self.pin else [[]] * count
+        logs = store.Store(job.store_path).logs(job.sweep_name)
+        common = environment()
+        slots = []
+        for number in range(count):
+            own = accelerators[number % len(accelerators)] if accelerators else {}
+            if accelerators and count > len(accelerators):  # several share a device: none may take all of its memory
+                own = {**own, devices.FRACTION: f"{_fraction(len(accelerators), count):.3f}"}
+            log = logs / f"{socket.gethostname()}-{os.getpid()}-{number}.log"
+            if not accelerators:
+                limit = os.environ.get(memory.LIMIT, f"{memory.share(count):.0f}")
+                own = {memory.LIMIT: limit, **host_devices(job.mesh.least)}
+            slots.append(Slot(number, {**common, **own, worker.WORKERS: str(count)}, shares[number], log))
+        return slots
 
 
-class Workers:
-    """The workers of one launch. `poll` keeps them going, `stop` asks them to save and end."""
+class Workers(launcher.Workers):
+    """Processes of this machine, which are started anew where they crash or where other machines leave runs behind."""
 
     def __init__(self, results: store.Store, sweep_name: str, slots: Sequence[Slot], command: Sequence[str]):
+        super().__init__()
         self.results = results
         self.sweep_name = sweep_name
         self.slots = slots
         self.command = command
         self.stopping = False
-        self.messages: list[str] = []
-        self.meanwhile: Callable[[], None] | None = None  # called once, when a core is free and others still train
         self._started = time.monotonic()
         for slot in slots:
             self._start(slot)
@@ -121,23 +131,6 @@ class Workers:
                 self._start(slot)
         return bool(left)
 
-    def wait(self, tick: Callable[[], None], poll_seconds: float = POLL_SECONDS) -> None:
-        """Call `tick` until all is done. Ctrl-C, SIGTERM or SIGHUP stop the workers, which save their runs first."""
-        with _interrupts():
-            try:
-                self._poll_until_done(tick, poll_seconds)
-            except KeyboardInterrupt:
-                self.messages.append("stopping: the workers save their runs (again to stop at once)")
-                try:
-                    self.stop()
-                    self._poll_until_done(tick, poll_seconds)
-                except KeyboardInterrupt:
-                    self.kill()
-                self.messages.append("stopped; start the same command again to go on")
-            except BaseException:
-                self.kill()
-                raise
-
     def stop(self) -> None:
         """Ask every worker to save its run and end."""
         self.stopping = True
@@ -153,17 +146,6 @@ class Workers:
                 slot.process.kill()
                 slot.process.wait()
                 slot.process = None
-
-    def take_messages(self) -> list[str]:
-        """What there is to tell since the last call."""
-        told, self.messages = self.messages, []
-        return told
-
-    def _poll_until_done(self, tick: Callable[[], None], poll_seconds: float) -> None:
-        while self.poll():
-            tick()
-            time.sleep(poll_seconds)
-        tick()
 
     def _start(self, slot: Slot) -> None:
         self._started = time.monotonic()
@@ -198,12 +180,6 @@ class Workers:
             self.messages.append(
                 f"worker {slot.number} {how} and is given up; its log {slot.log} ends:\n{_tail(slot.log)}"
             )
-
-
-def worker_command(store_path: Path, sweep_name: str, config_path: Path | None) -> list[str]:
-    """The command line of a worker, of the Python that runs now."""
-    own = [] if config_path is None else ["--config", str(Path(config_path).absolute())]
-    return [sys.executable, "-m", "scaling.cli", "worker", str(store_path), sweep_name, *own]
 
 
 def environment() -> dict[str, str]:
@@ -257,7 +233,7 @@ def host_devices(count: int) -> dict[str, str]:
 def default_workers(need: float, mesh: config.Mesh) -> int | None:
     """How many workers to start where nobody says: one a core, or as many as leave every device `need` bytes.
 
-    With a mesh, one for as many cores as it has devices. None on accelerators, where `launch` starts one for each run.
+    With a mesh, one for as many cores as it has devices. None on accelerators, where `Local` starts one for each run.
     """
     if find_accelerators():
         return None
@@ -265,7 +241,7 @@ def default_workers(need: float, mesh: config.Mesh) -> int | None:
 
 
 def memory_limit(workers: int | None, runs: int, mesh: config.Mesh) -> tuple[str, float | None]:
-    """The kind of device that `launch` gives workers, "cpu" or its name, and the bytes for arrays on one, if known."""
+    """The kind of device that `Local` gives workers, "cpu" or its name, and the bytes for arrays on one, if known."""
     if not find_accelerators():
         count = min(workers or max(1, len(devices.cores()) // mesh.least), runs)
         return "cpu", float(os.environ.get(memory.LIMIT, memory.share(count))) / mesh.least
@@ -331,21 +307,6 @@ def _on_cores(cores: Sequence[int]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise KeyboardInterrupt in the body, as Ctrl-C does."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _signal_name(number: int) -> str:

@@ -1,20 +1,22 @@
 """A whole sweep from its config to its results: prepare the text, tune learning rates where the sweep asks, train."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from scaling import config
 from scaling.data import corpus as corpora
+from scaling.launch import launcher as launchers
 from scaling.launch import local
 from scaling.sweep import plan, store, timing, watch
 
 
 def run(
     sweep: config.Sweep,
-    store_path: Path,
+    store_path: str | Path,
     *,
     workers: int | None,
+    launcher: launchers.Launcher | None = None,
     retry_failed: bool = False,
     config_path: Path | None = None,
     log: Callable[[str], None] = print,
@@ -22,26 +24,22 @@ def run(
 ) -> bool:
     """Train what the store lacks of a sweep, tune stage first; True when every run has a result.
 
-    `meanwhile` is called once when, at the end of the ladder, a worker has nothing left to train and others go on.
+    `launcher` starts the workers, by default on this machine. `meanwhile` is called once when, at the end of the
+    ladder, a worker has nothing left to train and others go on.
 
     Starting it again goes on where it stopped. The tune stage is a sweep of its own in the store, NAME.tune, so that
     its runs never enter the law. Raises ValueError where tuning failed, before the ladder is started.
     """
     results = store.Store(store_path)
-    if workers is not None and workers < 1:
-        raise ValueError(f"{workers} workers train nothing; start at least 1")
-    sweep.learning_rate.tuning_points(sweep.points())  # what cannot be planned is refused before text is prepared
+    launcher = launcher or local.Local()
     prepare = functools.partial(corpora.prepare, log=log)
-    rates = functools.partial(timing.rates_here, bool(local.find_accelerators()), results)
-    resolved = plan.resolve(sweep, prepare, results)
-    if workers is None:
-        workers = local.default_workers(plan.largest_need(resolved.all, sweep.execution), sweep.execution.mesh)
-    device, most = local.memory_limit(workers, len(resolved.all), sweep.execution.mesh)
-    plan.check_memory(resolved.all, sweep.execution, most, device, results)
+    resolved, workers = _resolve(sweep, prepare, results, launcher, workers)
     stages = [(f"{sweep.name}.tune", resolved.tune)] if resolved.tune else []
+    train = functools.partial(
+        _train, results, sweep, workers, launcher=launcher, retry=retry_failed, config_path=config_path, log=log
+    )
     for name, planned in stages:
-        plan.register(name, sweep, planned, results, rates())
-        if not _train(results, name, workers, retry_failed, config_path, log):
+        if not train(name, planned):
             return False
         resolved = plan.resolve(sweep, prepare, results)
         if resolved.pending:
@@ -49,21 +47,82 @@ def run(
                 f"{resolved.pending}; see `scaling status {name} --store {store_path}` and mend what failed"
             )
         log(tuned(resolved))
-    plan.register(sweep.name, sweep, resolved.trunks + resolved.runs, results, rates())
-    return _train(results, sweep.name, workers, retry_failed, config_path, log, meanwhile)
+    return train(sweep.name, resolved.trunks + resolved.runs, meanwhile=meanwhile)
+
+
+def describe(
+    sweep: config.Sweep,
+    store_path: str | Path,
+    launcher: launchers.Launcher,
+    workers: int | None,
+    config_path: Path | None,
+) -> str:
+    """What `run` would start now, of its next stage, as text. Writes nothing; prepared text is used where there is."""
+    results = store.Store(store_path)
+    resolved, workers = _resolve(sweep, corpora.find, results, launcher, workers)
+    stages = [(f"{sweep.name}.tune", resolved.tune)] if resolved.pending else []
+    name, planned = [*stages, (sweep.name, resolved.trunks + resolved.runs)][0]
+    job = _job(results, sweep, workers, name, planned, config_path)
+    return f"# {name}: {job.runs} of {len(planned)} runs are open\n{launcher.describe(job)}"
+
+
+def _resolve(
+    sweep: config.Sweep,
+    prepare: Callable[..., corpora.Corpus | None],
+    results: store.Store,
+    launcher: launchers.Launcher,
+    workers: int | None,
+) -> tuple[plan.Plan, int | None]:
+    """The plan, and how many workers. Raises ValueError for what cannot be planned or does not fit the devices."""
+    if workers is not None and workers < 1:
+        raise ValueError(f"{workers} workers train nothing; start at least 1")
+    sweep.learning_rate.tuning_points(sweep.points())  # what cannot be planned is refused before text is prepared
+    resolved = plan.resolve(sweep, prepare, results)
+    mesh = sweep.execution.mesh
+    if workers is None:
+        workers = launcher.workers(plan.largest_need(resolved.all, sweep.execution), mesh)
+    device, most = launcher.device(_job(results, sweep, workers, sweep.name, resolved.all, None))
+    plan.check_memory(resolved.all, sweep.execution, most, device, results)
+    return resolved, workers
+
+
+def _job(
+    results: store.Store,
+    sweep: config.Sweep,
+    workers: int | None,
+    name: str,
+    planned: Sequence[plan.Planned],
+    config_path: Path | None,
+) -> launchers.Job:
+    left = sum(p.run_id is None or results.status(p.run_id)["status"] in store.OPEN for p in planned)
+    return launchers.Job(str(results.path), name, sweep.execution.mesh, left, workers, config_path)
 
 
 def _train(
     results: store.Store,
-    name: str,
+    sweep: config.Sweep,
     workers: int | None,
+    name: str,
+    planned: Sequence[plan.Planned],
+    *,
+    launcher: launchers.Launcher,
     retry: bool,
     config_path: Path | None,
     log: Callable[[str], None],
     meanwhile: Callable[[], None] | None = None,
 ) -> bool:
-    launched = local.launch(results.path, name, workers, retry_failed=retry, config_path=config_path)
-    launched.meanwhile = meanwhile
+    """Train one stage; True when every run of it has a result."""
+    device, _ = launcher.device(_job(results, sweep, workers, name, planned, config_path))
+    plan.register(name, sweep, planned, results, timing.rates_if_known(device, results))
+    if retry:
+        for member in results.sweep(name)["members"]:
+            results.retry(member["run_id"])
+    job = _job(results, sweep, workers, name, planned, config_path)
+    launched = launcher.start(job) if job.runs else None
+    if launched is not None:
+        launched.meanwhile = meanwhile
+    elif job.runs:  # a person starts the workers
+        return False
     watch.follow(results, name, launched)
     statuses = results.statuses(name)
     failed = [run_id for run_id, status in statuses.items() if status == "failed"]
@@ -71,7 +130,7 @@ def _train(
         reason = results.status(run_id)["reason"]
         log(f"run {run_id} failed: {reason} (traceback in {results.path}/runs/{run_id}/status.json)")
     if failed:
-        stored = results.sweep_folder(name) / "sweep.json"
+        stored = f"{results.path}/sweeps/{name}/sweep.json"
         log(f"failed runs are left alone until `scaling sweep {stored} --store {results.path} --retry-failed`")
     return set(statuses.values()) <= {"finished", "diverged"}
 

@@ -103,6 +103,10 @@ class Store:
         for room in ("runs", "sweeps"):
             _no_link(f"{self.path}/{room}")
 
+    def exists(self) -> bool:
+        """Whether anything was ever written to it."""
+        return self.path.is_dir()
+
     def check_writable(self) -> None:
         """Raises ValueError where nothing may be written to the store."""
         existing = self._existing()
@@ -315,6 +319,10 @@ class Store:
         if not SWEEP_NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no name of a sweep: letters, digits, '.', '_' and '-', not first; rename it")
         return _no_link(f"{self.path}/sweeps/{name}")
+
+    def logs(self, sweep: str) -> Path:
+        """The folder of the logs of a sweep's workers."""
+        return self.sweep_folder(sweep) / "logs"
 
     def _existing(self) -> Path:
         """The store's folder, or the nearest thing above it that exists."""

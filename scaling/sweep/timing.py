@@ -11,7 +11,6 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from scaling import config, counting, devices
 from scaling.sweep import packing, record, store
@@ -63,29 +62,15 @@ def rates(device: str, results: store.Store | None) -> Rates:
 
     Raises ValueError for a device without runs in the store that the table of peaks does not know.
     """
-    found = _rates(device, results)
+    found = rates_if_known(device, results)
     if found is None:
         known = ", ".join(name for name, _ in devices.PEAK_FLOPS)
         raise ValueError(f"no peak rate is known for device {device!r}; use cpu or one of: {known}")
     return found
 
 
-def rates_here(accelerators: bool, results: store.Store) -> Rates | None:
-    """The rates of this machine's device, without starting it; None where nothing is known of it."""
-    device = device_here() if accelerators else "cpu"
-    return None if device is None else _rates(device, results)
-
-
-def device_here() -> str | None:
-    """The name of this machine's first NVIDIA GPU, as its driver tells it; None where there is none."""
-    for about in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
-        for line in about.read_text().splitlines():
-            if line.startswith("Model:"):
-                return line.removeprefix("Model:").strip()
-    return None
-
-
-def _rates(device: str, results: store.Store | None) -> Rates | None:
+def rates_if_known(device: str, results: store.Store | None) -> Rates | None:
+    """The rates of a named device, None where nothing is known of it."""
     points, count = measured(device, results) if results is not None else ({}, 0)
     if points:
         sizes = len(points[""])

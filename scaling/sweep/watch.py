@@ -14,7 +14,7 @@ import rich.text
 from scaling.sweep import record, store
 
 if TYPE_CHECKING:
-    from scaling.launch import local
+    from scaling.launch import launcher
 
 REFRESH_SECONDS = 1.0
 SHARE = 0.05  # of a core that watching may take: a store slow to read is read less often
@@ -102,7 +102,7 @@ def loss(row: Mapping[str, Any]) -> str:
 def follow(
     results: store.Store,
     sweep: str,
-    launched: "local.Workers | None" = None,
+    launched: "launcher.Workers | None" = None,
     *,
     console: rich.console.Console | None = None,
 ) -> None:
@@ -121,7 +121,10 @@ def follow(
 
 
 def _wait(
-    results: store.Store, sweep: str, launched: "local.Workers | None", show: Callable[["local.Workers | None"], None]
+    results: store.Store,
+    sweep: str,
+    launched: "launcher.Workers | None",
+    show: Callable[["launcher.Workers | None"], None],
 ) -> None:
     paced = Paced(lambda: show(launched))
     if launched is not None:
@@ -155,7 +158,7 @@ class _Live:
     def __init__(self, results: store.Store, sweep: str, console: rich.console.Console, live: rich.live.Live):
         self.results, self.sweep, self.console, self.live = results, sweep, console, live
 
-    def tick(self, launched: "local.Workers | None") -> None:
+    def tick(self, launched: "launcher.Workers | None") -> None:
         _tell(launched, self.console)
         self.live.update(table(self.results, self.sweep, max(5, self.console.height - 5)), refresh=True)
 
@@ -168,7 +171,7 @@ class _Lines:
         self.statuses = results.statuses(sweep)
         self._print(f"{sweep}: {summary(Counter(self.statuses.values()))}")
 
-    def tick(self, launched: "local.Workers | None") -> None:
+    def tick(self, launched: "launcher.Workers | None") -> None:
         _tell(launched, self.console)
         before, self.statuses = self.statuses, self.results.statuses(self.sweep)
         ended = sum(status not in store.OPEN for status in before.values())
@@ -188,6 +191,6 @@ class _Lines:
         self.console.print(line, markup=False, highlight=False)
 
 
-def _tell(launched: "local.Workers | None", console: rich.console.Console) -> None:
+def _tell(launched: "launcher.Workers | None", console: rich.console.Console) -> None:
     for line in launched.take_messages() if launched is not None else ():
         console.print(line, markup=False, highlight=False)

@@ -11,6 +11,7 @@ import pytest
 
 import scaling
 from scaling import config
+from scaling.launch import launcher, local
 from scaling.sweep import record, store
 
 DATA: dict[str, Any] = {
@@ -162,3 +163,16 @@ def pretend(pretend_packs: Callable[[Callable[..., Any]], None]) -> Callable[[Ca
         pretend_packs(alone)
 
     return use
+
+
+@pytest.fixture
+def launch() -> Callable[..., local.Workers]:
+    """Starts local workers for what is open of a sweep."""
+
+    def start(path: Path, sweep: str, workers: int | None) -> local.Workers:
+        results = store.Store(path)
+        mesh = config.Mesh.model_validate(results.sweep(sweep)["config"]["execution"]["mesh"])
+        left = sum(status in store.OPEN for status in results.statuses(sweep).values())
+        return local.Local().start(launcher.Job(str(path), sweep, mesh, left, workers))
+
+    return start

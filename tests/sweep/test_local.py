@@ -16,10 +16,11 @@ import pytest
 import rich.console
 
 from scaling import config, memory
-from scaling.launch import local
-from scaling.sweep import store, watch
+from scaling.launch import launcher, local
+from scaling.sweep import stages, store, watch
 
 Make = Callable[..., config.Run]
+Launch = Callable[..., local.Workers]
 Fill = Callable[..., list[str]]
 
 WORKER = """
@@ -55,9 +56,9 @@ def pretend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], 
     def use(body: str) -> Path:
         program = WORKER.replace("BODY", body.replace("\n", "\n        "))
         monkeypatch.setattr(
-            local,
+            launcher.Job,
             "worker_command",
-            lambda path, name, own: [sys.executable, "-c", program, str(path), name, str(place)],
+            lambda job: [sys.executable, "-c", program, job.store_path, job.sweep_name, str(place)],
         )
         return place
 
@@ -76,11 +77,11 @@ def run(workers: local.Workers) -> list[str]:
 
 
 def test_workers_share_a_sweep_each_on_its_cores(
-    results: store.Store, make_run: Make, fill: Fill, pretend: Any
+    results: store.Store, make_run: Make, fill: Fill, pretend: Any, launch: Launch
 ) -> None:
     fill(results, [make_run(seed=seed) for seed in range(6)])
     place = pretend("time.sleep(0.05)")
-    workers = local.launch(results.path, "small", 2)
+    workers = launch(results.path, "small", 2)
     assert run(workers) == []
     assert finished(results) == 6
     traces = [path.read_text() for path in place.iterdir()]
@@ -92,11 +93,11 @@ def test_workers_share_a_sweep_each_on_its_cores(
 
 
 def test_what_needs_a_core_is_called_once_when_one_is_free_and_others_train(
-    results: store.Store, make_run: Make, fill: Fill, pretend: Any
+    results: store.Store, make_run: Make, fill: Fill, pretend: Any, launch: Launch
 ) -> None:
     fill(results, [make_run(seed=seed) for seed in range(2)])
     pretend(f"time.sleep(0.1 + 2 * (lease.run_id == {results.sweep('small')['members'][1]['run_id']!r}))")
-    workers = local.launch(results.path, "small", 2)
+    workers = launch(results.path, "small", 2)
     found: list[tuple[int, int]] = []
     workers.meanwhile = lambda: found.append((finished(results), sum(s.process is not None for s in workers.slots)))
     assert run(workers) == []
@@ -104,53 +105,55 @@ def test_what_needs_a_core_is_called_once_when_one_is_free_and_others_train(
 
 
 def test_nothing_is_started_where_nothing_is_left(
-    results: store.Store, make_run: Make, fill: Fill, pretend: Any
+    results: store.Store, make_run: Make, fill: Fill, pretend: Any, launch: Launch
 ) -> None:
     (run_id,) = fill(results, [make_run()])
     lease = results.claim(run_id, "me")
     assert lease is not None
     lease.publish({"status": "finished", "reason": None})
     place = pretend("")
-    workers = local.launch(results.path, "small", 4)
+    workers = launch(results.path, "small", 4)
     assert workers.slots == []
     assert run(workers) == []
     assert list(place.iterdir()) == []
 
 
 def test_a_worker_that_crashes_is_restarted_and_said_so(
-    results: store.Store, make_run: Make, fill: Fill, pretend: Any
+    results: store.Store, make_run: Make, fill: Fill, pretend: Any, launch: Launch
 ) -> None:
     fill(results, [make_run(seed=seed) for seed in range(3)])
     pretend("if lease.attempt == 1: os.kill(os.getpid(), signal.SIGKILL)")
-    told = run(local.launch(results.path, "small", 1))
+    told = run(launch(results.path, "small", 1))
     assert finished(results) == 3
     assert len(told) == 3
     assert "was ended by SIGKILL; restarted (1 of 3), log" in told[0]
 
 
 def test_a_worker_that_always_crashes_is_given_up_with_the_end_of_its_log(
-    results: store.Store, make_run: Make, fill: Fill, pretend: Any
+    results: store.Store, make_run: Make, fill: Fill, pretend: Any, launch: Launch
 ) -> None:
     fill(results, [make_run()])
     place = pretend("raise SystemExit('planted')")
-    told = run(local.launch(results.path, "small", 1))
+    told = run(launch(results.path, "small", 1))
     assert len(list(place.iterdir())) == 1 + local.RESTARTS
     assert "is given up" in told[-1]
     assert "planted" in told[-1]
     assert results.statuses("small").popitem()[1] == "planned"
 
 
-def test_a_worker_that_refuses_is_not_restarted(results: store.Store, make_run: Make, fill: Fill, pretend: Any) -> None:
+def test_a_worker_that_refuses_is_not_restarted(
+    results: store.Store, make_run: Make, fill: Fill, pretend: Any, launch: Launch
+) -> None:
     fill(results, [make_run()])
     place = pretend("print('error: planted'); sys.exit(2)")
-    told = run(local.launch(results.path, "small", 1))
+    told = run(launch(results.path, "small", 1))
     assert len(list(place.iterdir())) == 1
     assert "exit code 2 and is given up" in told[0]
     assert "error: planted" in told[0]
 
 
 def test_runs_that_another_machine_leaves_are_taken_over(
-    results: store.Store, make_run: Make, fill: Fill, pretend: Any, monkeypatch: pytest.MonkeyPatch
+    results: store.Store, make_run: Make, fill: Fill, pretend: Any, monkeypatch: pytest.MonkeyPatch, launch: Launch
 ) -> None:
     """The launcher waits for a run that another holds, and starts a worker when that one is gone."""
     run_ids = fill(results, [make_run(), make_run(seed=1)])
@@ -160,20 +163,20 @@ def test_runs_that_another_machine_leaves_are_taken_over(
     pretend("")
     releasing = threading.Timer(1.5, lambda: other.release("preempted"))
     releasing.start()
-    run(local.launch(results.path, "small", 2))
+    run(launch(results.path, "small", 2))
     assert not releasing.is_alive()
     assert finished(results) == 2
     assert results.status(run_ids[0])["attempt"] == 2
 
 
 def test_an_interrupt_lets_workers_save_and_leaves_the_sweep_resumable(
-    results: store.Store, make_run: Make, fill: Fill, pretend: Any
+    results: store.Store, make_run: Make, fill: Fill, pretend: Any, launch: Launch
 ) -> None:
     fill(results, [make_run(seed=seed) for seed in range(4)])
     place = pretend(
         "while not stopped: time.sleep(0.01)\nlease.release('asked to stop')\n(place / 'saved').touch()\nsys.exit(143)"
     )
-    workers = local.launch(results.path, "small", 1)
+    workers = launch(results.path, "small", 1)
 
     def interrupt() -> None:
         while not list(place.glob("started-*")) or "running" not in results.statuses("small").values():
@@ -186,18 +189,18 @@ def test_an_interrupt_lets_workers_save_and_leaves_the_sweep_resumable(
     assert (place / "saved").exists()
     assert set(results.statuses("small").values()) == {"planned"}
     pretend("")
-    run(local.launch(results.path, "small", 1))
+    run(launch(results.path, "small", 1))
     assert finished(results) == 4
 
 
 def test_lines_for_runs_that_end_where_the_output_is_no_terminal(
-    results: store.Store, make_run: Make, fill: Fill, pretend: Any
+    results: store.Store, make_run: Make, fill: Fill, pretend: Any, launch: Launch
 ) -> None:
     run_ids = fill(results, [make_run(seed=seed) for seed in range(3)])
     pretend("")
     shown = io.StringIO()
     watch.follow(
-        results, "small", local.launch(results.path, "small", 1), console=rich.console.Console(file=shown, width=200)
+        results, "small", launch(results.path, "small", 1), console=rich.console.Console(file=shown, width=200)
     )
     lines = shown.getvalue().splitlines()
     assert lines[0] == "small: 3 planned"
@@ -227,10 +230,22 @@ def test_the_table_shows_every_run_whatever_its_status(results: store.Store, mak
     assert "2 more runs are not shown" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_less_than_one_worker_is_refused(results: store.Store, make_run: Make, fill: Fill) -> None:
-    fill(results, [make_run()])
+def test_less_than_one_worker_is_refused(make_run: Make, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"0 workers.*at least 1"):
-        local.launch(results.path, "small", 0)
+        stages.run(config.Sweep(name="small", base=make_run()), tmp_path / "store", workers=0)
+
+
+def test_a_dry_run_says_what_would_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local.devices, "cores", lambda: [4, 5])
+    monkeypatch.setattr(local, "find_accelerators", list)
+    place = tmp_path / "none yet"
+    job = launcher.Job(str(place), "small", config.Mesh(), 9, 2, tmp_path / "mine.py")
+    first, second = local.Local().describe(job).splitlines()
+    assert first.startswith("worker 0, cores 4: GLIBC_TUNABLES=")
+    assert second.startswith("worker 1, cores 5: ")
+    assert second.endswith(f"-m scaling.cli worker '{place}' small --config {tmp_path}/mine.py")
+    assert not place.exists()
+    assert local.Local(pin=False).describe(job).startswith("worker 0, cores any:")
 
 
 def test_the_compile_cache_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,7 +294,7 @@ def test_each_process_gets_one_device_of_those_that_are_visible(monkeypatch: pyt
 
 
 def test_two_launchers_at_once_train_each_run_once(
-    results: store.Store, make_run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    results: store.Store, make_run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launch: Launch
 ) -> None:
     """With real workers and real training."""
     from scaling.data import corpus
@@ -296,7 +311,7 @@ def test_two_launchers_at_once_train_each_run_once(
         members.append({"run_id": kept["run_id"], "labels": {"role": "single"}})
     results.add_sweep("small", config.Sweep(name="small", base=runs[0]).model_dump(mode="json"), members)
 
-    launchers = [local.launch(results.path, "small", 1) for _ in range(2)]
+    launchers = [launch(results.path, "small", 1) for _ in range(2)]
     while sum(launcher.poll() for launcher in launchers):
         time.sleep(0.1)
     logs = "".join(path.read_text() for path in (results.sweep_folder("small") / "logs").iterdir())
@@ -320,7 +335,7 @@ def test_a_run_on_a_mesh_gets_as_many_accelerators_as_it_names() -> None:
 
 
 def test_on_the_cpu_a_worker_has_the_devices_of_its_mesh(
-    results: store.Store, make_run: Make, fill: Fill, monkeypatch: pytest.MonkeyPatch
+    results: store.Store, make_run: Make, fill: Fill, monkeypatch: pytest.MonkeyPatch, launch: Launch
 ) -> None:
     execution = config.Execution(mesh=config.Mesh(data=2, tensor=2))
     fill(results, [make_run(seed=seed) for seed in range(3)], execution=execution)
@@ -329,7 +344,7 @@ def test_on_the_cpu_a_worker_has_the_devices_of_its_mesh(
     monkeypatch.setattr(local.Workers, "_start", lambda self, slot: None)
     monkeypatch.setattr(local.devices, "cores", lambda: list(range(9)))
     monkeypatch.setattr(memory, "available", lambda: 40e9)
-    slots = local.launch(results.path, "small", None).slots
+    slots = launch(results.path, "small", None).slots
     assert [list(slot.cores) for slot in slots] == [[0, 1, 2, 3], [4, 5, 6, 7, 8]]
     for slot in slots:
         assert slot.environment["XLA_FLAGS"].split() == [

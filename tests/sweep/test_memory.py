@@ -11,6 +11,7 @@ from scaling.launch import local
 from scaling.sweep import plan, stages, store, worker
 
 Make = Callable[..., config.Run]
+Launch = Callable[..., local.Workers]
 
 
 def test_a_sweep_that_cannot_fit_is_refused_before_anything_is_written(
@@ -35,7 +36,7 @@ def test_a_worker_refuses_what_its_device_cannot_hold(
 
 
 def test_workers_on_the_cpu_are_told_their_share(
-    make_run: Make, fill: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_run: Make, fill: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launch: Launch
 ) -> None:
     results = store.Store(tmp_path)
     fill(results, [make_run(seed=seed) for seed in range(2)])
@@ -43,7 +44,7 @@ def test_workers_on_the_cpu_are_told_their_share(
     monkeypatch.setattr(local.Workers, "_start", lambda self, slot: None)
     monkeypatch.setattr(memory, "available", lambda: 6e9)
     monkeypatch.delenv(memory.LIMIT, raising=False)
-    told = [float(slot.environment[memory.LIMIT]) for slot in local.launch(tmp_path, "small", 2).slots]
+    told = [float(slot.environment[memory.LIMIT]) for slot in launch(tmp_path, "small", 2).slots]
     assert told == [3e9 - memory.PROCESS_BYTES] * 2
     assert local.memory_limit(2, 5, config.Mesh()) == ("cpu", told[0])
     assert local.memory_limit(4, 1, config.Mesh()) == ("cpu", 6e9 - memory.PROCESS_BYTES)
