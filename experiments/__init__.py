@@ -7,7 +7,6 @@ be edited. `papers` holds what all of them share, `running` trains one and write
 
 import importlib
 import pkgutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:

@@ -59,7 +59,8 @@ class Member:
 
     `checkpoints` are the folders of the run's attempts, oldest first, the last one this attempt's own. `record` takes
     rows of metrics: `kind` "train" (one a step) and "validation". The run is saved and left when `stop()` is true.
-    After the steps of `branches` a checkpoint is saved and kept, for the branches that start there.
+    After the steps of `branches` a checkpoint is saved and kept, for the branches that start there. `save` is given
+    what writes a checkpoint: to do it when all that was recorded before is safe, and again where what failed may pass.
     """
 
     run: config.Run
@@ -68,6 +69,7 @@ class Member:
     stop: Callable[[], bool]
     trunk: Trunk | None = None
     branches: Sequence[int] = ()
+    save: Callable[[Callable[[], None]], object] = lambda write: write()
 
 
 class Job:
@@ -164,7 +166,8 @@ class Job:
     def save(self, program: step.Program, pack: step.State) -> None:
         """Save a checkpoint in the background, unless there is one of this step or the run has not ended well."""
         if self.saved_at != self.at and (self.outcome is None or self.outcome.status == "finished"):
-            self.saved.save(self.at, program.member(pack, self.index), {"seconds": self.seconds, "start": self.start})
+            state, notes = program.member(pack, self.index), {"seconds": self.seconds, "start": self.start}
+            self.member.save(lambda: self.saved.save(self.at, state, notes))
             self.saved_at = self.at
 
     def end(self, status: Literal["diverged", "stopped"], reason: str) -> None:

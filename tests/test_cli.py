@@ -342,7 +342,7 @@ def test_a_sweep_started_again_trains_nothing(swept: tuple[Path, Ended]) -> None
     after = {name: (folder / "results" / name).stat().st_mtime_ns for name in written(folder / "results")
              if name.startswith("runs/") and (folder / "results" / name).is_file()}  # fmt: skip
     assert after == before
-    assert set(attempts(results.path).values()) == {1}
+    assert set(attempts(Path(results.path)).values()) == {1}
 
 
 def test_status_shows_every_run_whole(swept: tuple[Path, Ended]) -> None:
@@ -404,8 +404,8 @@ def test_two_sweepers_at_once_train_each_run_once(small: config.Sweep, tmp_path:
     results = store.Store(tmp_path / "results")
     frame = results.runs("small")
     assert frame["status"].tolist() == ["finished"] * 4
-    assert attempts(results.path) == dict.fromkeys(frame["run_id"], 1)
+    assert attempts(Path(results.path)) == dict.fromkeys(frame["run_id"], 1)
     steps = dict(zip(frame["run_id"], frame["tokens"] // 64, strict=True))
-    assert rows_of(results.path) == {run_id: list(range(1, count + 1)) for run_id, count in steps.items()}
+    assert rows_of(Path(results.path)) == {run_id: list(range(1, count + 1)) for run_id, count in steps.items()}
     leases = [sorted(p.name for p in (results.folder(r) / "leases").iterdir()) for r in frame["run_id"]]
     assert leases == [["000001.json", "000002.json"]] * 4  # one taken, one that sealed the result

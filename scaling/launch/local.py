@@ -22,12 +22,12 @@ from pathlib import Path
 from scaling import config, devices, memory
 from scaling.data import cache
 from scaling.launch import launcher
-from scaling.sweep import store, worker
+from scaling.sweep import outages, store, worker
 
 RESTARTS = 3  # crashes of one worker after which it is given up
 PAUSE_SECONDS = 5.0  # between starting workers for runs that others left
 REFUSED = 2  # the exit code of the command line for errors of its user, which trying again does not mend
-STOPPED = tuple(128 + number for number in worker.SIGNALS)  # exit codes of workers that were asked to stop
+STOPPED = tuple(128 + number for number in outages.SIGNALS)  # exit codes of workers that were asked to stop
 TAIL_BYTES = 2000
 
 
@@ -191,7 +191,7 @@ def environment() -> dict[str, str]:
     settings = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "PYTHONUNBUFFERED": "1", **compiled_programs()}
     return {
         **{name: os.environ.get(name, value) for name, value in settings.items()},
-        worker.LAUNCHER: str(os.getpid()),
+        outages.LAUNCHER: str(os.getpid()),
     }
 
 

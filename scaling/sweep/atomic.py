@@ -96,10 +96,10 @@ def plain(value: Any) -> Any:
     return value
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file. Raises FileNotFoundError, or ValueError naming the file where it holds no JSON object."""
+def parse(content: bytes, path: str) -> dict[str, Any]:
+    """The JSON object that a file holds. Raises ValueError naming the file where it holds none."""
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(content)
     except ValueError as error:
         raise ValueError(f"{path} is not readable as JSON ({error}); {REMEDY}") from error
     if not isinstance(value, dict):
@@ -107,12 +107,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def parse_lines(content: bytes, path: str) -> list[dict[str, Any]]:
     """The objects in a file, one a line; a last line without its end is a write that a crash cut short, and left out.
 
     Raises ValueError naming file and line where another line holds no JSON object.
     """
-    lines = path.read_bytes().split(b"\n")
+    lines = content.split(b"\n")
     rows = []
     for number, line in enumerate(lines[:-1], start=1):
         try:

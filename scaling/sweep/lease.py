@@ -3,8 +3,11 @@
     leases/000001.json, 000002.json, …      the highest number owns the run; numbers are taken one after another
 
 Attempt n + 1 may be taken where attempt n was released, its process is dead on this host, or its file has not been
-rewritten for `lease_seconds` by the clock of the file system. Publishing a result takes the next number too, so that
+rewritten for `lease_seconds` by the clock of the storage. Publishing a result takes the next number too, so that
 an attempt that was replaced cannot publish, however late it wakes: both would need the same file.
+
+What later attempts must know of earlier ones is handed on from each to the next: how often and how attempts ended, and
+with what microbatch, or whether alone, the run is to be tried.
 """
 
 import contextlib
@@ -17,12 +20,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from scaling.sweep import atomic
+from scaling.sweep import atomic, storage
 
 HEARTBEAT_SECONDS = 10.0
 LEASE_SECONDS = 60.0
+SUSPECT = 3  # attempts that vanished one after another, from which on a run waits for all others: it may kill workers
 
 Ended = Literal["stopped", "failed", "published"]
+Fault = Literal["vanished", "preempted", "infrastructure", "out_of_memory", "pack"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,71 +43,89 @@ class Attempt:
     ended: Ended | None = None
     reason: str = ""
     row: dict[str, Any] | None = None  # the result, where `ended` is "published"
+    faults: Mapping[str, int] = dataclasses.field(default_factory=dict)  # how often attempts ended by each, so far
+    vanished: int = 0  # attempts that ended without a word just before this one
+    microbatch: int | None = None  # sequences of a forward pass, where those of the sweep did not fit
+    alone: bool = False  # to be trained in no pack, since one with it failed
 
 
-def path_of(folder: Path, attempt: int) -> Path:
-    """The lease file of an attempt at the run in `folder`."""
-    return folder / "leases" / f"{attempt:06d}.json"
+def key_of(attempt: int) -> str:
+    """The lease file of an attempt, in the run's folder."""
+    return f"leases/{attempt:06d}.json"
 
 
-def newest(folder: Path) -> Attempt | None:
+def newest(run: storage.Storage) -> Attempt | None:
     """The highest attempt at a run, or None. Raises ValueError where its file is not readable."""
-    try:
-        names = os.listdir(folder / "leases")
-    except FileNotFoundError:
-        return None
+    names = run.names("leases")
     numbers = [int(name[:6]) for name in names if len(name) == 11 and name[:6].isdecimal() and name.endswith(".json")]
-    return read(folder, max(numbers)) if numbers else None
+    return read(run, max(numbers)) if numbers else None
 
 
-def read(folder: Path, attempt: int) -> Attempt:
+def read(run: storage.Storage, attempt: int) -> Attempt:
     """One attempt. Raises ValueError naming the file where it lacks a field or has one of a later version."""
-    path = path_of(folder, attempt)
-    values = atomic.read_json(path)
+    values = run.read_json(key_of(attempt))
     try:
         return Attempt(**values)
     except TypeError as error:
-        raise ValueError(f"{path} is no lease of this version ({error}); use the version that wrote it") from error
+        raise ValueError(
+            f"{run}/{key_of(attempt)} is no lease of this version ({error}); use the version that wrote it"
+        ) from error
 
 
-def take(folder: Path, owner: str, lease_seconds: float) -> Attempt | None:
-    """Take the next attempt at a run for this process, or None where someone else has it or its last attempt failed."""
-    last = newest(folder)
-    if last is not None and last.ended in ("failed", "published"):
+def take(
+    run: storage.Storage, owner: str, lease_seconds: float, *, joining: bool = False, suspects: bool = True
+) -> Attempt | None:
+    """Take the next attempt at a run for this process, or None where someone else has it or its last attempt failed.
+
+    A run that must be alone is not taken to be `joining` a pack; one whose attempts vanish only where `suspects` may.
+    """
+    last = newest(run)
+    if last is None:
+        last = Attempt(0, ended="stopped")
+    if last.ended in ("failed", "published") or (joining and last.alone):
         return None
-    mine = Attempt(
-        1 if last is None else last.attempt + 1, owner, place(), os.getpid(), started(os.getpid()), time.time()
+    faults, vanished = dict(last.faults), 0
+    if last.ended is None:
+        if not dead(last) and run.now() - run.modified(key_of(last.attempt)) < lease_seconds:
+            return None
+        faults["vanished"] = faults.get("vanished", 0) + 1
+        vanished = last.vanished + 1
+        if vanished >= SUSPECT and not suspects:
+            return None
+    pid = os.getpid()
+    mine = dataclasses.replace(
+        Attempt(last.attempt + 1, owner, place(), pid, started(pid), time.time()),
+        faults=faults,
+        vanished=vanished,
+        microbatch=last.microbatch,
+        alone=last.alone,
     )
-    path = path_of(folder, mine.attempt)
-    with atomic.temporary(path, atomic.dumps(dataclasses.asdict(mine))) as beside:
-        if last is not None and last.ended is None and not dead(last):
-            now = beside.stat().st_mtime  # the same clock as the other file's: no host's clock counts
-            if now - path_of(folder, last.attempt).stat().st_mtime < lease_seconds:
-                return None
-        return mine if atomic.link(beside, path) else None
+    return mine if run.create(key_of(mine.attempt), _text(mine)) else None
 
 
-def forgive(folder: Path) -> bool:
+def forgive(run: storage.Storage) -> bool:
     """Let a run whose last attempt failed be taken again; says whether there was one."""
-    last = newest(folder)
+    last = newest(run)
     if last is None or last.ended != "failed":
         return False
-    next_attempt = Attempt(
-        last.attempt + 1, ended="stopped", reason=f"attempt {last.attempt} failed; to be tried again"
-    )
-    return atomic.create(path_of(folder, next_attempt.attempt), atomic.dumps(dataclasses.asdict(next_attempt)))
+    again = Attempt(last.attempt + 1, ended="stopped", reason=f"attempt {last.attempt} failed; to be tried again")
+    return run.create(key_of(again.attempt), _text(dataclasses.replace(again, faults=last.faults)))
 
 
-def alive(folder: Path, attempt: Attempt, lease_seconds: float) -> bool:
+def alive(run: storage.Storage, attempt: Attempt, lease_seconds: float) -> bool:
     """Whether an attempt goes on, as far as this host's clock tells."""
     if attempt.ended is not None or dead(attempt):
         return False
-    return time.time() - path_of(folder, attempt.attempt).stat().st_mtime < lease_seconds
+    return time.time() - run.modified(key_of(attempt.attempt)) < lease_seconds
 
 
 def dead(attempt: Attempt) -> bool:
     """Whether the owner is certainly gone: a process of this host, boot and namespace that no longer runs."""
     return attempt.place == place() and started(attempt.pid) != attempt.pid_started
+
+
+def _text(attempt: Attempt) -> str:
+    return atomic.dumps(dataclasses.asdict(attempt))
 
 
 def place() -> str:
@@ -130,41 +153,76 @@ def started(pid: int) -> int:
 class Lease:
     """The right to train one run, as long as nobody took a higher number. Made by `Store.claim`."""
 
-    def __init__(self, folder: Path, mine: Attempt, *, heartbeat_seconds: float, about: Mapping[str, Any]):
-        self.run_id = folder.name
+    def __init__(
+        self,
+        run_id: str,
+        run: storage.Storage,
+        mine: Attempt,
+        *,
+        heartbeat_seconds: float,
+        about: Mapping[str, Any],
+    ):
+        self.run_id = run_id
+        self.run = run
         self.attempt = mine.attempt
         self.owner = mine.owner
-        self.folder = folder
+        self.alone = mine.alone
+        self.microbatch = mine.microbatch
         self.heartbeat_seconds = heartbeat_seconds
         self.step = 0
         self._mine = mine
         self._about = dict(about)
         self._lock = threading.Lock()
         self._ended = False
+        self._lost = False
+        self._asked = -float("inf")
+        self._rows: list[Mapping[str, Any]] = []  # metrics that are held back
+        self._flushed = time.monotonic()
         self.heartbeat()
 
     @property
     def lost(self) -> bool:
-        """Whether another attempt has replaced this one: stop, and write nothing more but this one's own metrics."""
-        return not self._ended and path_of(self.folder, self.attempt + 1).exists()
+        """Whether another attempt has replaced this one: stop, and write nothing more but this one's own metrics.
+
+        Where each question is a request it is asked no oftener than `pace_seconds`; a result is never published late
+        whatever this says.
+        """
+        if self._ended:
+            return False
+        if not self._lost and time.monotonic() - self._asked >= self.run.pace_seconds:
+            self._lost = self.run.exists(key_of(self.attempt + 1))
+            self._asked = time.monotonic()
+        return self._lost
 
     @property
-    def checkpoints(self) -> list[Path]:
+    def checkpoints(self) -> list[storage.Place]:
         """Checkpoint folders of the attempts so far, oldest first; the last, this attempt's own, may not exist yet."""
-        return [self.folder / "checkpoints" / f"{number:06d}" for number in range(1, self.attempt + 1)]
+        return [self.run.sub(f"checkpoints/{number:06d}").place() for number in range(1, self.attempt + 1)]
 
     def metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append rows to this attempt's segment; numbers that are not finite are stored as null."""
+        """Add rows to this attempt's segment; numbers that are not finite are stored as null.
+
+        Where each write is a request, rows are held back for `pace_seconds`, or until `flush`.
+        """
+        self._rows += rows
         if rows:
-            atomic.append_lines(self.folder / "metrics" / f"{self.attempt:06d}.jsonl", rows)
             self.step = max(self.step, max(int(row["step"]) for row in rows))
+        if time.monotonic() - self._flushed >= self.run.pace_seconds:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that are held back: to be done before a checkpoint, after which none measures them again."""
+        if self._rows:
+            self.run.append(f"metrics/{self.attempt:06d}.jsonl", self._rows)
+            self._rows = []
+        self._flushed = time.monotonic()
 
     def heartbeat(self) -> None:
         """Say that this attempt goes on, and how far it is, unless it ended or was lost."""
         with self._lock:
             if not self._ended and not self.lost:
                 self._mine = dataclasses.replace(self._mine, heartbeat=time.time())
-                atomic.replace(path_of(self.folder, self.attempt), atomic.dumps(dataclasses.asdict(self._mine)))
+                self.run.replace(key_of(self.attempt), _text(self._mine))
                 self._write_status("running", "", None)
 
     @contextlib.contextmanager
@@ -189,33 +247,49 @@ class Lease:
 
     def publish(self, row: Mapping[str, Any]) -> bool:
         """Make the result visible, for ever; says False, and changes nothing, where this attempt was replaced."""
+        self.flush()
         with self._lock:
-            seal = Attempt(self.attempt + 1, self.owner, ended="published", row=dict(row))
-            if self._ended or not atomic.create(
-                path_of(self.folder, seal.attempt), atomic.dumps(dataclasses.asdict(seal))
-            ):
+            seal = Attempt(self.attempt + 1, self.owner, ended="published", row=dict(row), faults=self._mine.faults)
+            if self._ended or not self.run.create(key_of(seal.attempt), _text(seal)):
                 return False
             self._ended = True
-            atomic.create(self.folder / "result.json", atomic.dumps(row))
+            self.run.create("result.json", atomic.dumps(row))
             self._write_status(str(row["status"]), str(row["reason"] or ""), None)
             return True
 
-    def fail(self, reason: str, traceback: str) -> None:
+    def fail(self, reason: str, traceback: str, fault: Fault | None = None) -> None:
         """End the attempt as failed: the run is not tried again until someone asks for it."""
-        self._end("failed", reason, traceback)
+        self._end("failed", reason, traceback, fault)
 
-    def release(self, reason: str) -> None:
-        """End the attempt so that anyone may go on from its last checkpoint."""
-        self._end("stopped", reason, None)
+    def release(
+        self,
+        reason: str,
+        fault: Fault | None = None,
+        *,
+        microbatch: int | None = None,
+        alone: bool = False,
+        traceback: str | None = None,
+    ) -> None:
+        """End the attempt so that anyone may go on from its last checkpoint.
 
-    def _end(self, how: Ended, reason: str, traceback: str | None) -> None:
+        `fault` is counted; with a `microbatch`, or `alone`, the run is tried so from now on.
+        """
+        changes = {"microbatch": microbatch or self.microbatch, "alone": alone or self.alone}
+        self._end("stopped", reason, traceback, fault, **changes)
+
+    def _end(self, how: Ended, reason: str, traceback: str | None, fault: Fault | None, **changes: Any) -> None:
+        self.flush()
         with self._lock:
             if self._ended or self.lost:
                 return
             self._ended = True
+            faults = dict(self._mine.faults)
+            if fault is not None:
+                faults[fault] = faults.get(fault, 0) + 1
+            changes |= {"heartbeat": time.time(), "ended": how, "reason": reason, "faults": faults}
+            self._mine = dataclasses.replace(self._mine, **changes)
             self._write_status("failed" if how == "failed" else "planned", reason, traceback)
-            self._mine = dataclasses.replace(self._mine, heartbeat=time.time(), ended=how, reason=reason)
-            atomic.replace(path_of(self.folder, self.attempt), atomic.dumps(dataclasses.asdict(self._mine)))
+            self.run.replace(key_of(self.attempt), _text(self._mine))
 
     def _write_status(self, status: str, reason: str, traceback: str | None) -> None:
         values = {
@@ -223,9 +297,11 @@ class Lease:
             "reason": reason,
             "owner": self.owner,
             "attempt": self.attempt,
+            "faults": dict(self._mine.faults),
+            "microbatch": self._mine.microbatch,
             "heartbeat": self._mine.heartbeat,
             "step": self.step,
             **self._about,
             "traceback": traceback,
         }
-        atomic.replace(self.folder / "status.json", atomic.dumps(values))
+        self.run.replace("status.json", atomic.dumps(values))

@@ -43,31 +43,35 @@ class Claim:
 
 
 class Queue:
-    """The runs of a sweep that have no result."""
+    """The runs of a sweep that have no result; those that have one are not read, however many they are."""
 
     def __init__(self, results: store.Store, sweep_name: str):
         self.results = results
         members = results.sweep(sweep_name)["members"]
-        read = {m["run_id"]: record.read(results.config(m["run_id"])) for m in members}
-        steps: dict[str, set[int]] = {}
-        for member in members:
-            parent = member["labels"].get("parent_run_id")
+        self._labels = {member["run_id"]: member["labels"] for member in members}
+        self._open = set(self._labels) - results.ended(self._labels)
+        self._read = {run_id: record.read(results.config(run_id)) for run_id in self._labels if run_id in self._open}
+        self._branches: dict[str, set[int]] = {}
+        for run_id, (run, _) in self._read.items():
+            parent = self._labels[run_id].get("parent_run_id")
             if parent is not None:
-                steps.setdefault(parent, set()).add(trunks.branch_step(read[member["run_id"]][0]))
-        items = [
-            Item(
-                run_id=member["run_id"],
-                run=read[member["run_id"]][0],
-                stored=read[member["run_id"]][1],
-                counted=record.columns(*read[member["run_id"]]),
-                labels=member["labels"],
-                trunk=member["labels"].get("parent_run_id"),
-                branches=tuple(sorted(steps.get(member["run_id"], ()))),
-            )
-            for member in members
-        ]
-        self.items = {item.run_id: item for item in items}
-        self.alone: set[str] = set()  # to be trained without others, since a pack with it failed
+                self._branches.setdefault(parent, set()).add(trunks.branch_step(run))
+        self.items = {run_id: self.item(run_id) for run_id in self._read}
+
+    def item(self, run_id: str) -> Item:
+        """A run of the sweep, of those with a result too."""
+        if run_id not in self._read:
+            self._read[run_id] = record.read(self.results.config(run_id))
+        run, stored = self._read[run_id]
+        return Item(
+            run_id=run_id,
+            run=run,
+            stored=stored,
+            counted=record.columns(run, stored),
+            labels=self._labels[run_id],
+            trunk=self._labels[run_id].get("parent_run_id"),
+            branches=tuple(sorted(self._branches.get(run_id, ()))),
+        )
 
     def claims(
         self, owner: str, about: Mapping[str, Any], limit: Callable[[Item], int], stop: Callable[[], bool]
@@ -94,28 +98,32 @@ class Queue:
         def order(item: Item) -> tuple[bool, float, float]:
             return bool(item.branches), item.labels.get("predicted_seconds", 0.0), item.counted["flops"]
 
-        open_items = [item for item in self.items.values() if self.results.result(item.run_id) is None]
-        return sorted(open_items, key=order, reverse=True)
+        self._open -= self.results.ended(self._open)
+        return sorted((item for item in self.items.values() if item.run_id in self._open), key=order, reverse=True)
 
     def _claim(
         self, left: list[Item], owner: str, about: Mapping[str, Any], limit: Callable[[Item], int]
     ) -> list[Claim]:
-        pack: list[Claim] = []
-        most = 1
-        for item in left:
-            if pack and (packing.key(item.run) != packing.key(pack[0].item.run) or item.run_id in self.alone):
-                continue
-            if not self.ready(item):
-                continue
-            lease = self.results.claim(item.run_id, owner, about)
-            if lease is None:
-                continue
-            if not pack:
-                most = 1 if item.run_id in self.alone else limit(item)
-            pack.append(Claim(item, lease))
-            if len(pack) == most:
-                break
-        return pack
+        """A pack of what can be had; a run whose attempts vanished one after another only where nothing else can."""
+        for suspects in (False, True):
+            pack: list[Claim] = []
+            most = 1
+            for item in left:
+                if pack and packing.key(item.run) != packing.key(pack[0].item.run):
+                    continue
+                if not self.ready(item):
+                    continue
+                lease = self.results.claim(item.run_id, owner, about, joining=bool(pack), suspects=suspects)
+                if lease is None:
+                    continue
+                if not pack:
+                    most = 1 if lease.alone or suspects else limit(item)
+                pack.append(Claim(item, lease))
+                if len(pack) == most:
+                    break
+            if pack:
+                return pack
+        return []
 
     def ready(self, item: Item) -> bool:
         """Whether a run can be started: it has no trunk, or nothing more is to be had from its trunk."""

@@ -115,3 +115,18 @@ def short(count: float) -> str:
 def name_of(counted: Mapping[str, Any], run_id: str) -> str:
     """A run's name for people: what it is, and enough of its id to find it."""
     return f"{counted['family']}-{short(counted['params'])}-{short(counted['tokens'])}-{run_id[:6]}"
+
+
+def without_source(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A config record without the place of its corpus, which does not determine the result: its content does."""
+    data = {key: value for key, value in record["run"]["data"].items() if key != "source"}
+    return {**record, "run": {**record["run"], "data": data}}
+
+
+def difference(old: Any, new: Any, field: str = "") -> str:
+    """The first field in which two records differ: `run.tokens: 100 there, 200 here`."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in dict.fromkeys((*old, *new)):
+            if old.get(key) != new.get(key):
+                return difference(old.get(key), new.get(key), f"{field}.{key}" if field else str(key))
+    return f"{field}: {old!r} there, {new!r} here"

@@ -5,40 +5,42 @@ the leases. A worker ends when no run can be claimed *now*. It does not wait for
 the others sees how they end and starts a worker anew where a run is left (`scaling.launch.local` does).
 
 Exit codes (`Tally.exit_code`): 0 nothing is left to claim, runs may have failed; 143 stopped by SIGTERM and 130 by
-SIGINT, 129 by SIGHUP: the run is saved, its lease released, and a new worker goes on. Any other code is a crash.
+SIGINT, 129 by SIGHUP: the run is saved, its lease released, and a new worker goes on; 75 a device or a peer is gone,
+and a new process is needed; 2 refused, by an error that trying again does not mend. Any other code is a crash.
+
+What becomes of a run whose training raises depends on what was raised (`faults.kind`). Infrastructure: its lease is
+released and it is tried again, for ever. Out of memory: tried once more with half the microbatch. A bug: failed, with
+the traceback. A pack is first tried run by run. A store that cannot be written or reached is waited for.
 """
 
 import contextlib
 import dataclasses
-import importlib.metadata
+import functools
 import math
 import os
 import signal
 import socket
-import subprocess
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from scaling import config, devices, memory, tracking
-from scaling.sweep import ahead, packing, queue, record, store
+from scaling.sweep import ahead, faults, packing, queue, record, storage, store, surroundings
 from scaling.sweep import lease as leases
+from scaling.sweep import outages as waiting
 
 if TYPE_CHECKING:
     from scaling import loop
 
-PACKAGES = ("scaling", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 WORKERS = "SCALING_WORKERS"  # how many workers the launcher started
-LAUNCHER = "SCALING_LAUNCHER_PID"  # the process whose end a worker takes for a request to stop
+AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command, started again, goes on
 
 
 @dataclasses.dataclass
 class Tally:
-    """What one worker did: runs by how they ended, and the signal that stopped it, if one did."""
+    """What one worker did: runs by how they ended, the signal that stopped it, and whether its devices are broken."""
 
     finished: int = 0
     diverged: int = 0
@@ -46,33 +48,35 @@ class Tally:
     stopped: int = 0
     lost: int = 0
     signal: int | None = None
+    broken: bool = False
 
     @property
     def exit_code(self) -> int:
-        """0, or 128 + the signal."""
-        return 0 if self.signal is None else 128 + self.signal
+        """0; 128 + the signal; or `AGAIN`."""
+        return AGAIN if self.broken else 0 if self.signal is None else 128 + self.signal
 
 
 def work(results: store.Store, sweep_name: str, *, log: Callable[[str], None], retry_failed: bool = False) -> Tally:
     """Train what a sweep lacks, the longest runs first, which packs a pool best.
 
-    A run that raises keeps its traceback in status.json and the next one is claimed; failed runs are left alone unless
-    `retry_failed`. SIGTERM, SIGINT and SIGHUP stop the run at its next dispatch, with a checkpoint.
-
-    Raises ValueError, before anything is trained, where a run that is left cannot fit this worker's devices.
+    Failed runs are left alone unless `retry_failed`. SIGTERM, SIGINT and SIGHUP stop the run at its next dispatch, with
+    a checkpoint. Raises ValueError, before anything is trained, where a run that is left cannot fit this worker's
+    devices, and OSError where the store is away and a stop is asked for.
     """
-    sweep = results.sweep(sweep_name)
-    settings = config.Sweep.model_validate(sweep["config"])
-    if retry_failed:
-        for member in sweep["members"]:
-            results.retry(member["run_id"])
-    about = environment()
     tally = Tally()
-    with _until_signal(log) as stop:
-        work = Work(results, settings, sweep_name, about, stop, log)
+    with waiting.until_signal(log) as stop:
+        outages = waiting.Outages(stop, log)
+        results = results.waiting(outages)
+        sweep = results.sweep(sweep_name)
+        settings = config.Sweep.model_validate(sweep["config"])
+        if retry_failed:
+            for member in sweep["members"]:
+                results.retry(member["run_id"])
+        about = surroundings.environment()
+        work = Work(results, settings, sweep_name, about, stop, outages, log)
         work.check_memory()
         owner = f"{socket.gethostname()}:{os.getpid()}"
-        for claims in work.queue.claims(owner, about, work.most, stop):
+        for claims in work.queue.claims(owner, about, work.most, lambda: stop() or tally.broken):
             with contextlib.ExitStack() as beating:
                 for claim in claims:
                     beating.enter_context(claim.lease.beating(log))
@@ -81,7 +85,10 @@ def work(results: store.Store, sweep_name: str, *, log: Callable[[str], None], r
                     setattr(tally, ended, getattr(tally, ended) + 1)
                 if beside is not None and not stop():
                     beside.join()
-        work.compile_later()
+            tally.broken = work.broken
+            work.recover()
+        if not tally.broken:
+            work.compile_later()
         tally.signal = stop.signal
     return tally
 
@@ -95,40 +102,6 @@ def main(results: store.Store, sweep_name: str, *, retry_failed: bool = False) -
     return work(results, sweep_name, log=log, retry_failed=retry_failed).exit_code
 
 
-class Stop:
-    """Whether the worker was asked to stop: by a signal, or because its launcher is gone."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._launcher = int(os.environ[LAUNCHER]) if LAUNCHER in os.environ else None
-
-    def __call__(self) -> bool:
-        if self._launcher not in (None, os.getppid()) and self.signal is None:
-            self.signal = signal.SIGHUP
-        return self.signal is not None
-
-
-@contextlib.contextmanager
-def _until_signal(log: Callable[[str], None]) -> Iterator[Stop]:
-    """Signals are noted while the body runs; a second one of a kind does what it would do without us."""
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
-        yield stop
-        return
-
-    def note(number: int, frame: object) -> None:
-        stop.signal = number
-        signal.signal(number, before[number])
-        log(f"{signal.Signals(number).name}: saving the run and stopping; a second one stops at once")
-
-    before = {int(number): signal.signal(number, note) for number in SIGNALS}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 class Work:
     """One worker's work on one sweep: trains what it claims and stores how each run ended."""
 
@@ -138,7 +111,8 @@ class Work:
         settings: config.Sweep,
         sweep_name: str,
         about: dict[str, Any],
-        stop: Stop,
+        stop: waiting.Stop,
+        outages: waiting.Outages,
         log: Callable[[str], None],
     ):
         self.results = results
@@ -147,7 +121,10 @@ class Work:
         self.sweep_name = sweep_name
         self.about = about
         self.stop = stop
+        self.outages = outages
         self.log = log
+        self.broken = False  # a device or a peer is gone, and no training in this process can succeed
+        self._away: tuple[OSError, float] | None = None  # what infrastructure failed last, and since when it has
         self.queue = queue.Queue(results, sweep_name)
         self.trackers: list[tracking.Tracker] = []
         self.programs = ahead.Programs(
@@ -189,6 +166,7 @@ class Work:
         except Exception as error:  # the runs' own failure, whatever it is: kept with them, and the others go on
             trace = traceback.format_exc()
             return ended + [self._failed(attempt, error, trace, len(attempts)) for attempt in attempts]
+        self._away = None
         return ended + [self._ended(attempt, outcome) for attempt, outcome in zip(attempts, outcomes, strict=True)]
 
     def _as_its_trunk(self, item: queue.Item) -> "loop.Outcome | None":
@@ -198,7 +176,7 @@ class Work:
         row = self.results.result(item.trunk)
         if row is None or row["status"] != "diverged":
             return None
-        reached = round(row["flops_spent"] / row["flops"] * self.queue.items[item.trunk].run.steps)
+        reached = round(row["flops_spent"] / row["flops"] * self.queue.item(item.trunk).run.steps)
         step = item.branch_step
         if step < reached:  # it leaves before the divergence, at a step that is not kept: trained from its own start
             return None
@@ -213,7 +191,7 @@ class Work:
             self.trackers.append(tracking.build(self.tracking, self.log))
         name, resolved = record.name_of(item.counted, item.run_id), dict(item.counted)
         resolved["run"] = item.run.model_dump(mode="json")
-        self.trackers[index].start(item.run_id, name, self.sweep_name, resolved, lease.folder)
+        self.trackers[index].start(item.run_id, name, self.sweep_name, resolved, self.results.folder(item.run_id))
         return Attempt(item, lease, self.trackers[index])
 
     def _outcomes(self, attempts: Sequence["Attempt"]) -> "list[loop.Outcome]":
@@ -229,8 +207,13 @@ class Work:
                         f"the corpus of run {item.run_id} has {name} {getattr(corpus, name)} and was planned with "
                         f"{planned}; restore the data, or start the sweep again to plan runs on the new data"
                     )
-        self.programs.compile(attempts[0].item.run, len(attempts))
-        return loop.train([self._member(attempt) for attempt in attempts], self.execution, corpus)
+        execution, run = self.execution, attempts[0].item.run
+        if attempts[0].lease.microbatch is not None:
+            execution = execution.edit({"microbatch": attempts[0].lease.microbatch})
+        else:
+            self.programs.compile(run, len(attempts))
+        self._sequences = loop.program_of(run, execution, len(attempts), corpus).microbatch
+        return loop.train([self._member(attempt) for attempt in attempts], execution, corpus)
 
     def _member(self, attempt: "Attempt") -> "loop.Member":
         """What the loop is told of a run. Without a trunk to be had, a branch is trained from its own start."""
@@ -239,31 +222,76 @@ class Work:
         item, lease = attempt.item, attempt.lease
         trunk = None
         if item.trunk is not None and self.queue.has_trunk(item):
-            trunk = loop.Trunk(self.results.checkpoints(item.trunk), item.trunk, item.branch_step)
+            trunk = loop.Trunk(self.results.checkpoints(item.trunk), item.trunk, item.branch_step)  # type: ignore[arg-type]
         return loop.Member(
-            item.run, lease.checkpoints, attempt.keep, lambda: self.stop() or lease.lost, trunk, item.branches
+            item.run,
+            lease.checkpoints,  # type: ignore[arg-type]
+            attempt.keep,
+            lambda: self.stop() or lease.lost,
+            trunk,
+            item.branches,
+            functools.partial(self._save, lease),
         )
 
+    def _save(self, lease: leases.Lease, write: Callable[[], None]) -> None:
+        """Write a checkpoint when the metrics before it are written; where the disk is full, when it no longer is."""
+        lease.flush()
+        storage.patiently(write, self.outages)
+
     def _failed(self, attempt: "Attempt", error: Exception, trace: str, members: int) -> str:
+        """End an attempt whose training raised, so that what may mend it is tried; see the head of this file."""
         reason = f"{type(error).__name__}: {error}"
-        run_id, lease = attempt.item.run_id, attempt.lease
+        run_id, lease, kind = attempt.item.run_id, attempt.lease, faults.kind(error)
         attempt.tracker.finish({"status": "failed", "reason": reason})
         if lease.lost:
             self.log(f"{run_id}: lost to another worker, and then failed: {reason}")
             return "lost"
-        if members > 1:
-            self.queue.alone.add(run_id)
-            lease.release(f"a pack of {members} runs with it failed ({reason}); it is tried alone")
-            self.log(f"{run_id}: a pack of {members} runs with it failed, and it is tried alone: {reason}")
-            return "stopped"
-        lease.fail(reason, trace)
-        self.log(f"{run_id}: failed: {reason}")
-        return "failed"
+        fewer = self._fewer(attempt) if kind == "out_of_memory" else None
+        if kind == "infrastructure":
+            self._note(error)
+            told = f"{reason}; it is tried again"
+            lease.release(told, "infrastructure", traceback=trace)
+        elif members > 1:
+            told = f"a pack of {members} runs with it failed ({reason}); it is tried alone"
+            lease.release(told, "pack", alone=True, traceback=trace)
+        elif fewer is not None:
+            told = f"{reason}; it is tried once more with microbatches of {fewer} sequences, not {self._sequences}"
+            lease.release(told, "out_of_memory", microbatch=fewer, traceback=trace)
+        else:
+            lease.fail(reason, trace, "out_of_memory" if kind == "out_of_memory" else None)
+            self.log(f"{run_id}: failed: {reason}")
+            return "failed"
+        self.log(f"{run_id}: {told}")
+        return "stopped"
+
+    def _fewer(self, attempt: "Attempt") -> int | None:
+        """The microbatch to try after the present one did not fit: at most half; None where it was halved before."""
+        if attempt.lease.microbatch is not None:
+            return None
+        sizes = memory.microbatches(attempt.item.run, self.execution.edit({"microbatch": "auto"}))
+        return next((size for size in sizes if 2 * size <= self._sequences), None)
+
+    def _note(self, error: Exception) -> None:
+        """Remember that infrastructure failed: the next claim waits, or another process must make it."""
+        if not isinstance(error, OSError):
+            self.broken = True
+        elif self._away is None:
+            self._away = error, time.monotonic()
+        else:
+            self._away = error, self._away[1]
+
+    def recover(self) -> None:
+        """Wait before the next claim, where infrastructure failed: the longer, the longer it has."""
+        if self._away is not None and not self.stop():
+            error, since = self._away
+            with contextlib.suppress(OSError):  # a stop was asked for
+                self.outages.wait(error, time.monotonic() - since)
 
     def _ended(self, attempt: "Attempt", outcome: "loop.Outcome") -> str:
         item, lease, tracker = attempt.item, attempt.lease, attempt.tracker
         if outcome.status == "stopped" and not lease.lost:
-            lease.release(f"{outcome.reason} at step {outcome.step}; resumes there")
+            asked: leases.Fault | None = None if self.stop.signal in (None, signal.SIGINT) else "preempted"
+            lease.release(f"{outcome.reason} at step {outcome.step}; resumes there", asked)
             tracker.finish({"status": "stopped", "reason": outcome.reason})
             self.log(f"{item.run_id}: stopped at step {outcome.step} of {item.run.steps}; resumes there")
             return "stopped"
@@ -284,8 +312,8 @@ class Work:
 
         row = self.results.result(trunk)
         if row is not None:
-            last = self.queue.items[trunk].run.steps if self.execution.keep_last_checkpoint else None
-            checkpoint.remove_all_but(self.results.checkpoints(trunk), last)
+            last = self.queue.item(trunk).run.steps if self.execution.keep_last_checkpoint else None
+            checkpoint.remove_all_but(self.results.checkpoints(trunk), last)  # type: ignore[arg-type]
 
     def compile_next(self, claims: Sequence[queue.Claim]) -> threading.Thread | None:
         """Compile the program of the next runs while these train, where there are cores to spare."""
@@ -359,33 +387,6 @@ def result_row(item: queue.Item, sweep_name: str, outcome: "loop.Outcome", devic
         "reason": outcome.reason or None,
     }
     return {name: row[name] for name in store.COLUMNS}
-
-
-def environment() -> dict[str, Any]:
-    """What a status says of where a run trains: versions, devices, and the commit of the code."""
-    import jax
-
-    versions = {}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    kind, count = jax.devices()[0].device_kind, jax.device_count()
-    return {"versions": versions, "device": kind if count == 1 else f"{count} × {kind}", "git_commit": git_commit()}
-
-
-def git_commit() -> str | None:
-    """The commit of the checkout that this code runs from, `+` where files differ; None where it is none."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        shown = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"],
-            capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return shown.stdout.strip()
 
 
 def _shown_loss(row: dict[str, Any]) -> str:

@@ -111,6 +111,7 @@ class Member:
     stop: Callable[[], bool]
     trunk: Any = None
     branches: Any = ()
+    save: Any = None
 
 
 @dataclasses.dataclass
@@ -142,7 +143,7 @@ def pretend_packs(monkeypatch: pytest.MonkeyPatch, identity: Any) -> Callable[[C
         loop.train = train  # type: ignore[attr-defined]
         loop.Member = Member  # type: ignore[attr-defined]
         loop.Outcome = Outcome  # type: ignore[attr-defined]
-        loop.program_of = lambda *given: None  # type: ignore[attr-defined]
+        loop.program_of = lambda *given: types.SimpleNamespace(microbatch=2)  # type: ignore[attr-defined]
         loop.Trunk = lambda *given: given  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "scaling.loop", loop)
         monkeypatch.setattr(scaling, "loop", loop, raising=False)

@@ -34,9 +34,9 @@ def claim(results: store.Store, owner: str = "me") -> leases.Lease:
 
 def age(results: store.Store, seconds: float) -> None:
     """Make the newest lease older than it is."""
-    newest = leases.newest(results.folder(RUN))
+    newest = leases.newest(results.run(RUN))
     assert newest is not None
-    path = leases.path_of(results.folder(RUN), newest.attempt)
+    path = results.folder(RUN) / leases.key_of(newest.attempt)
     then = path.stat().st_mtime - seconds
     os.utime(path, (then, then))
 
@@ -75,7 +75,7 @@ class AnyOrder(stateful.RuleBasedStateMachine):
 
     @stateful.rule(seconds=st.sampled_from([1.0, 30.0, 100.0]))
     def time_passes(self, seconds: float) -> None:
-        if leases.newest(self.results.folder(RUN)) is not None:
+        if leases.newest(self.results.run(RUN)) is not None:
             age(self.results, seconds)
 
     @stateful.precondition(lambda self: self.held)
@@ -123,7 +123,7 @@ class AnyOrder(stateful.RuleBasedStateMachine):
             assert self.result_file().read_bytes() == self.published
         status = self.results.status(RUN)["status"]
         assert (status == "finished") is (self.published is not None)
-        strays = list(self.results.path.rglob(".*"))
+        strays = list(self.results.folder(RUN).parent.rglob(".*"))
         assert strays == []
 
 
@@ -263,7 +263,7 @@ def test_metrics_are_whole_lines_of_valid_json(results: store.Store) -> None:
 
 def test_a_lease_of_another_version_is_refused_with_a_reason(results: store.Store) -> None:
     claim(results)
-    path = leases.path_of(results.folder(RUN), 1)
+    path = results.folder(RUN) / leases.key_of(1)
     path.write_text(json.dumps({**json.loads(path.read_text()), "novelty": 1}))
     with pytest.raises(ValueError, match=r"000001\.json.*novelty.*use the version"):
         results.claim(RUN, "you")

@@ -10,7 +10,7 @@ import pytest
 
 from scaling import config
 from scaling.data import corpus
-from scaling.sweep import grid, packing, plan, queue, store, worker
+from scaling.sweep import grid, outages, packing, plan, queue, store, worker
 
 Make = Callable[..., config.Run]
 WSD = {"kind": "wsd", "cooldown": 0.25, "warmup": {"kind": "tokens", "tokens": 64}}
@@ -221,7 +221,7 @@ def test_a_pack_that_fails_is_tried_run_by_run(results: store.Store, planned: An
     def fail(members: Any, execution: Any, corpus: Any) -> list[Any]:
         if any(m.run.seed == 1 for m in members):
             order.append([(m.run.seed, m.run.steps) for m in members])
-            raise MemoryError("planted")
+            raise RuntimeError("planted")
         return good(members, execution, corpus)
 
     pretend_packs(fail)
@@ -248,7 +248,10 @@ def test_the_next_program_is_compiled_while_runs_train(
         return [loop.Outcome("stopped", "asked to stop", 5, 1.0) for m in members]
 
     pretend_packs(training)
-    work = worker.Work(results, config.Sweep(name="small", base=make_run()), "small", {}, worker.Stop(), print)
+    stop = outages.Stop()
+    work = worker.Work(
+        results, config.Sweep(name="small", base=make_run()), "small", {}, stop, outages.Outages(stop, print), print
+    )
     claims = next(work.queue.claims("me", {}, work.most, lambda: False))
     training([], None, None)
     thread = work.compile_next(claims)

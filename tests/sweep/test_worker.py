@@ -11,7 +11,7 @@ import pytest
 
 from scaling import config
 from scaling.sweep import lease as leases
-from scaling.sweep import store, worker
+from scaling.sweep import outages, store, worker
 
 Make = Callable[..., config.Run]
 Fill = Callable[..., list[str]]
@@ -122,7 +122,7 @@ def test_a_worker_whose_launcher_is_gone_stops(
     results: store.Store, make_run: Make, fill: Fill, pretend: Any, outcome: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(results, [make_run()])
-    monkeypatch.setenv(worker.LAUNCHER, str(os.getppid()))
+    monkeypatch.setenv(outages.LAUNCHER, str(os.getppid()))
 
     def train(*_: Any, stop: Callable[[], bool], **__: Any) -> Any:
         assert not stop()
@@ -141,7 +141,7 @@ def test_a_worker_that_lost_its_run_stops_and_publishes_nothing(
     others: list[leases.Lease] = []
 
     def lose(run_id: str) -> None:
-        path = leases.path_of(results.folder(run_id), 1)
+        path = results.folder(run_id) / leases.key_of(1)
         os.utime(path, (0, 0))
         other = results.claim(run_id, "other")
         assert other is not None

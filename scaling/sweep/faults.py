@@ -1,0 +1,50 @@
+"""What went wrong, and whether trying again may mend it.
+
+preemption and infrastructure: tried again, always. Out of memory: once more with half the microbatch. A bug, and a run
+that diverged: never.
+"""
+
+import errno
+from typing import Literal
+
+Kind = Literal["infrastructure", "out_of_memory", "bug"]
+
+# Errors that pass by themselves or when a person makes room: full disks, servers and mounts that are away.
+PASSING = frozenset(
+    (
+        errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS, errno.ETIMEDOUT, errno.ECONNREFUSED,
+        errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ENOTCONN, errno.EHOSTUNREACH, errno.EHOSTDOWN,
+        errno.ENETUNREACH, errno.ENETDOWN, errno.ENETRESET, errno.ENOLINK, errno.EREMOTEIO, errno.ENFILE, errno.EMFILE,
+    )
+)  # fmt: skip
+# What XLA says, before a colon, of a peer, a network or a device that is gone (absl's status codes).
+GONE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED", "DATA_LOSS")
+# What the libraries for collectives say within an INTERNAL or UNKNOWN error of XLA.
+COLLECTIVE = ("gloo", "nccl", "connection reset", "connection closed", "socket", "peer")
+
+
+class UnreachableError(OSError):
+    """A storage service that did not answer, or said that it cannot now."""
+
+
+def passes(error: BaseException) -> bool:
+    """Whether an error of a disk or a service may pass by itself, so that it is worth waiting for."""
+    return isinstance(error, UnreachableError | ConnectionError | TimeoutError) or (
+        isinstance(error, OSError) and error.errno in PASSING
+    )
+
+
+def kind(error: BaseException) -> Kind:
+    """The kind of an error that ended a training."""
+    if isinstance(error, MemoryError):
+        return "out_of_memory"
+    if passes(error):
+        return "infrastructure"
+    if type(error).__name__ in ("XlaRuntimeError", "JaxRuntimeError"):
+        code, _, said = str(error).partition(":")
+        if code == "RESOURCE_EXHAUSTED":
+            return "out_of_memory"
+        if code in GONE or (code in ("INTERNAL", "UNKNOWN") and any(word in said.lower() for word in COLLECTIVE)):
+            return "infrastructure"
+    cause = error.__cause__ or error.__context__
+    return "bug" if cause is None else kind(cause)
