@@ -122,7 +122,10 @@ def worker(store: Store, sweep: Name, config: Path | None = None, retry_failed: 
 
 
 def status(
-    sweep: Annotated[str | None, tyro.conf.Positional] = None, store: str = RESULTS, follow: bool = False
+    sweep: Annotated[str | None, tyro.conf.Positional] = None,
+    store: str = RESULTS,
+    follow: bool = False,
+    rows: int = 200,
 ) -> None:
     """Show the runs of a sweep, or the sweeps of a store.
 
@@ -130,10 +133,11 @@ def status(
         sweep: Name of a sweep; without it all sweeps are listed.
         store: Folder of the results.
         follow: Keep showing until all runs are over.
+        rows: How many runs to show at most; those that run, failed or diverged come first.
     """
     from scaling.commands import sweeping
 
-    sweeping.status(store, sweep, follow)
+    sweeping.status(store, sweep, follow, rows)
 
 
 def fit(

@@ -64,7 +64,7 @@ def work(store_path: str, name: str, config: Path | None, retry_failed: bool) ->
     return worker.main(store.Store(store_path), name, retry_failed=retry_failed)
 
 
-def status(store_path: str, name: str | None, follow: bool) -> None:
+def status(store_path: str, name: str | None, follow: bool, rows: int) -> None:
     """Print the table of a sweep, or the list of sweeps."""
     import rich.console
 
@@ -82,4 +82,4 @@ def status(store_path: str, name: str | None, follow: bool) -> None:
         watch.follow(results, name)
     else:
         width = None if rich.get_console().is_terminal else 200  # what a pipe or a file takes whole
-        rich.console.Console(width=width).print(watch.table(results, name))
+        rich.console.Console(width=width).print(watch.table(results, name, rows))

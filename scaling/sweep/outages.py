@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from scaling.sweep import faults
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LAUNCHER = "SCALING_LAUNCHER_PID"  # the process whose end a worker takes for a request to stop
 FIRST_SECONDS = 0.5  # between two tries, at first; then a quarter of what the outage has lasted, up to
@@ -66,6 +68,16 @@ class Outages:
             if self.stop():
                 raise error
             time.sleep(0.1)
+
+    @contextlib.contextmanager
+    def given_up(self) -> Iterator[None]:
+        """Ends the body quietly where `wait` gave up: a stop was asked for while the store was away."""
+        try:
+            yield
+        except OSError as error:
+            if not (self.stop() and faults.passes(error)):
+                raise
+            self.log(f"leases could not be released and run out by themselves: {type(error).__name__}: {error}")
 
     def passed(self, seconds: float) -> None:
         """Something is back that was away for `seconds`."""

@@ -258,14 +258,14 @@ class Store:
             return None if last is None else last.row
 
     def results(self, run_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """The rows of those runs that have finished or diverged, by run id; one reading of many files."""
-        keys = {f"runs/{self._known(run_id)}/result.json": run_id for run_id in run_ids}
+        """The rows of those runs that have finished or diverged, by run id: of ids that the store gave."""
+        keys = {f"runs/{run_id}/result.json": run_id for run_id in run_ids}
         found = self.files.read_many(keys)
         return {keys[key]: atomic.parse(content, f"{self.path}/{key}") for key, content in found.items()}
 
     def ended(self, run_ids: Iterable[str]) -> set[str]:
-        """Those of the runs whose result is published."""
-        keys = {f"runs/{self._known(run_id)}/result.json": run_id for run_id in run_ids}
+        """Those of the runs whose result is published: of ids that the store gave."""
+        keys = {f"runs/{run_id}/result.json": run_id for run_id in run_ids}
         return {keys[key] for key in self.files.present(list(keys))}
 
     def status(self, run_id: str) -> Status:

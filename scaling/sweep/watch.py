@@ -23,7 +23,7 @@ STYLES = {"finished": "green", "diverged": "yellow", "failed": "red", "running":
 
 
 def table(results: store.Store, sweep: str, rows: int | None = None) -> rich.table.Table:
-    """A row a run, running ones first where only so many `rows` fit, and the counts of each status above."""
+    """A row a run, running ones first where only so many `rows` are wanted, and the counts of each status above."""
     frame = results.runs(sweep)
     counts = Counter(frame["status"])
     shown = (
@@ -35,7 +35,7 @@ def table(results: store.Store, sweep: str, rows: int | None = None) -> rich.tab
     grid = rich.table.Table(
         title=f"{sweep}: {summary(counts)}",
         title_justify="left",
-        caption=f"{left_out} more runs are not shown" if left_out else None,
+        caption=f"{left_out:,} more runs are not shown" if left_out else None,
         caption_justify="left",
         box=None,
         pad_edge=False,
@@ -68,7 +68,7 @@ def _cells(results: store.Store, row: Mapping[str, Any]) -> list[rich.text.Text 
         step, owner = (f"{status['step']:,}/{steps:,}", status["owner"]) if status["attempt"] else (f"{steps:,}", "")
     elif row["status"] == "finished":
         step = f"{steps:,}"
-    words = row["status"] if not row["reason"] else f"{row['status']}: {row['reason']}"
+    words = f"{row['status']}: {row['reason']}" if isinstance(row["reason"], str) else row["status"]
     return [
         row["run_id"],
         f"{row['family']} {row['width']}×{row['depth']}",

@@ -67,28 +67,29 @@ def work(results: store.Store, sweep_name: str, *, log: Callable[[str], None], r
     with waiting.until_signal(log) as stop:
         outages = waiting.Outages(stop, log)
         results = results.waiting(outages)
-        sweep = results.sweep(sweep_name)
-        settings = config.Sweep.model_validate(sweep["config"])
-        if retry_failed:
-            for member in sweep["members"]:
-                results.retry(member["run_id"])
         about = surroundings.environment()
-        work = Work(results, settings, sweep_name, about, stop, outages, log)
-        work.check_memory()
-        owner = f"{socket.gethostname()}:{os.getpid()}"
-        for claims in work.queue.claims(owner, about, work.most, lambda: stop() or tally.broken):
-            with contextlib.ExitStack() as beating:
-                for claim in claims:
-                    beating.enter_context(claim.lease.beating(log))
-                beside = work.compile_next(claims)
-                for ended in work.train(claims):
-                    setattr(tally, ended, getattr(tally, ended) + 1)
-                if beside is not None and not stop():
-                    beside.join()
-            tally.broken = work.broken
-            work.recover()
-        if not tally.broken:
-            work.compile_later()
+        with outages.given_up():
+            sweep = results.sweep(sweep_name)
+            settings = config.Sweep.model_validate(sweep["config"])
+            if retry_failed:
+                for member in sweep["members"]:
+                    results.retry(member["run_id"])
+            work = Work(results, settings, sweep_name, about, stop, outages, log)
+            work.check_memory()
+            owner = f"{socket.gethostname()}:{os.getpid()}"
+            for claims in work.queue.claims(owner, about, work.most, lambda: stop() or tally.broken):
+                with contextlib.ExitStack() as beating:
+                    for claim in claims:
+                        beating.enter_context(claim.lease.beating(log))
+                    beside = work.compile_next(claims)
+                    for ended in work.train(claims):
+                        setattr(tally, ended, getattr(tally, ended) + 1)
+                    if beside is not None and not stop():
+                        beside.join()
+                tally.broken = work.broken
+                work.recover()
+            if not tally.broken:
+                work.compile_later()
         tally.signal = stop.signal
     return tally
 

@@ -1,6 +1,7 @@
 """The worker with a training that only pretends: what it stores of runs that finish, fail, stop or are lost."""
 
 import dataclasses
+import errno
 import os
 import signal
 import threading
@@ -10,8 +11,8 @@ from typing import Any
 import pytest
 
 from scaling import config
+from scaling.sweep import atomic, outages, store, worker
 from scaling.sweep import lease as leases
-from scaling.sweep import outages, store, worker
 
 Make = Callable[..., config.Run]
 Fill = Callable[..., list[str]]
@@ -234,3 +235,157 @@ def test_a_tracker_that_fails_warns_once_and_training_goes_on(
     told = [line for line in log if "no network" in line]
     assert len(told) == 1
     assert "training goes on" in told[0]
+
+
+# Faults
+
+
+class XlaRuntimeError(RuntimeError):
+    """Named as JAX's."""
+
+
+def test_out_of_memory_is_tried_once_more_with_half_the_microbatch(
+    results: store.Store, make_run: Make, fill: Fill, pretend: Any, outcome: Any, log: list[str]
+) -> None:
+    good, bad = fill(results, [make_run(batch_size=4, tokens=1280), make_run(batch_size=4, tokens=1280, seed=1)])
+    tried: list[tuple[int, Any]] = []
+
+    def train(run: config.Run, execution: config.Execution, *_: Any, **__: Any) -> Any:
+        tried.append((run.seed, execution.microbatch))
+        if execution.microbatch == "auto" or run.seed == 1:
+            raise XlaRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes")
+        return outcome("finished", step=run.steps, loss=2.0)
+
+    pretend(train)
+    tally = worker.work(results, "small", log=log.append)
+    assert (tally.finished, tally.failed, tally.exit_code) == (1, 1, 0)
+    assert sorted(tried, key=str) == [(0, "auto"), (0, 1), (1, "auto"), (1, 1)] or sorted(tried, key=str) == [
+        (0, 1), (0, "auto"), (1, 1), (1, "auto"),
+    ]  # fmt: skip
+    ended, failed = results.status(good), results.status(bad)
+    assert (ended["status"], ended["microbatch"], ended["faults"]) == ("finished", 1, {"out_of_memory": 1})
+    assert (failed["status"], failed["faults"]) == ("failed", {"out_of_memory": 2})
+    assert "RESOURCE_EXHAUSTED" in failed["reason"]
+    assert any("tried once more with microbatches of 1 sequences, not 2" in line for line in log)
+
+
+def test_infrastructure_is_tried_again_as_often_as_it_takes(
+    results: store.Store, make_run: Make, fill: Fill, pretend: Any, outcome: Any, log: list[str]
+) -> None:
+    (run_id,) = fill(results, [make_run()])
+    errors = [OSError(errno.ENOSPC, "No space left on device"), ConnectionResetError("server"), TimeoutError("server")]
+
+    def train(run: config.Run, *_: Any, **__: Any) -> Any:
+        if errors:
+            raise errors.pop(0)
+        return outcome("finished", step=run.steps, loss=2.0)
+
+    pretend(train)
+    assert worker.work(results, "small", log=log.append).finished == 1
+    assert results.status(run_id)["faults"] == {"infrastructure": 3}
+    assert sum("paused, and trying again until it passes" in line for line in log) == 1
+
+
+def test_a_device_that_is_gone_ends_the_worker_to_be_started_again(
+    results: store.Store, make_run: Make, fill: Fill, pretend: Any, log: list[str]
+) -> None:
+    """No training in this process can succeed: it claims nothing more."""
+    first, second = fill(results, [make_run(tokens=1280), make_run()])
+
+    def train(*_: Any, **__: Any) -> Any:
+        raise XlaRuntimeError("UNAVAILABLE: the device is gone")
+
+    pretend(train)
+    assert worker.work(results, "small", log=log.append).exit_code == worker.AGAIN
+    assert results.status(first)["reason"].endswith("the device is gone; it is tried again")
+    assert results.status(second)["attempt"] == 0
+
+
+def test_a_run_that_kills_its_workers_waits_for_all_others(
+    results: store.Store, make_run: Make, fill: Fill, pretend: Any, outcome: Any, log: list[str]
+) -> None:
+    """It is the longest, and would be first; it is tried when nothing else is left."""
+    killer, _ = fill(results, [make_run(tokens=1280), make_run()])
+    for number in range(leases.SUSPECT):
+        lease = results.claim(killer, f"victim {number}")
+        assert lease is not None
+        os.utime(results.folder(killer) / leases.key_of(lease.attempt), (0, 0))
+    order: list[int] = []
+
+    def train(run: config.Run, *_: Any, **__: Any) -> Any:
+        order.append(run.tokens)
+        return outcome("finished", step=run.steps, loss=2.0)
+
+    pretend(train)
+    assert worker.work(results, "small", log=log.append).finished == 2
+    assert order == [640, 1280]
+    assert results.status(killer)["faults"] == {"vanished": leases.SUSPECT}
+
+
+def test_a_store_that_is_away_is_waited_for_and_nothing_is_lost(
+    results: store.Store, make_run: Make, fill: Fill, pretend: Any, outcome: Any, log: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The disk is full for a while in the middle of a run, for metrics, checkpoints and the result."""
+    (run_id,) = fill(results, [make_run()])
+    create, full = atomic.create, [0]
+
+    def on_a_full_disk(*given: Any) -> Any:
+        full[0] += 1
+        if full[0] < 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return create(*given)
+
+    def train(run: config.Run, *_: Any, record: Any, **__: Any) -> Any:
+        record([{"kind": "train", "step": 1, "loss": 5.0}])
+        monkeypatch.setattr(atomic, "create", on_a_full_disk)
+        return outcome("finished", step=run.steps, loss=2.0)
+
+    pretend(train)
+    assert worker.work(results, "small", log=log.append).finished == 1
+    assert results.status(run_id)["status"] == "finished"
+    assert any("No space left on device" in line for line in log)
+    assert any(line.startswith("going on after a pause of") for line in log)
+
+
+def test_a_checkpoint_on_a_full_disk_is_written_when_there_is_room(
+    results: store.Store, make_run: Make, fill: Fill, pretend_packs: Any, log: list[str]
+) -> None:
+    fill(results, [make_run()])
+    written: list[int] = []
+
+    def train(members: Any, execution: Any, corpus: Any) -> list[Any]:
+        from scaling import loop
+
+        def write() -> None:
+            written.append(len(written))
+            if len(written) < 3:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        members[0].save(write)
+        return [loop.Outcome("finished", "", 20, 1.0, 2.0, 0.1, 2.0)]
+
+    pretend_packs(train)
+    assert worker.work(results, "small", log=log.append).finished == 1
+    assert written == [0, 1, 2]
+
+
+def test_sigterm_while_the_store_is_away_ends_the_worker(
+    results: store.Store, make_run: Make, fill: Fill, pretend: Any, outcome: Any, log: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """It cannot release its lease: that runs out, and the run goes on from its last checkpoint."""
+    fill(results, [make_run()])
+
+    def away(*_: Any) -> Any:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def train(run: config.Run, *_: Any, **__: Any) -> Any:
+        monkeypatch.setattr(atomic, "create", away)
+        monkeypatch.setattr(atomic, "replace", away)
+        threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+        return outcome("finished", step=run.steps, loss=2.0)
+
+    pretend(train)
+    assert worker.work(results, "small", log=log.append).exit_code == 143
+    assert any("could not be released" in line for line in log)
