@@ -8,6 +8,7 @@ import errno
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -110,6 +111,14 @@ class Bucket(Storage):
     def remove(self, key: str) -> None:
         with _told(), contextlib.suppress(FileNotFoundError):
             self.fs.rm(f"{self.root}/{key}", recursive=True)
+
+    def upload(self, path: Path, key: str) -> None:
+        with _told():
+            self.fs.put_file(str(path), f"{self.root}/{key}")
+
+    def download(self, key: str, path: Path) -> None:
+        with _told():
+            self.fs.get_file(f"{self.root}/{key}", str(path))
 
 
 def of(url: str) -> Bucket:

@@ -7,6 +7,7 @@ are those of the file system or the service.
 import abc
 import contextlib
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -71,6 +72,14 @@ class Storage(abc.ABC):
     @abc.abstractmethod
     def remove(self, key: str) -> None:
         """Remove a file, or a folder with all that is in it; nothing where there is none."""
+
+    @abc.abstractmethod
+    def upload(self, path: Path, key: str) -> None:
+        """Write a file whole, from one of this machine, however large."""
+
+    @abc.abstractmethod
+    def download(self, key: str, path: Path) -> None:
+        """Copy a file to this machine. Raises FileNotFoundError where there is none."""
 
     def local(self) -> Path | None:
         """Its path, where it is a folder."""
@@ -148,6 +157,18 @@ class Folder(Storage):
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+    def upload(self, path: Path, key: str) -> None:
+        draft = self.path / f"{key}.{secrets.token_hex(4)}.draft"
+        draft.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copyfile(path, draft)
+            draft.rename(self.path / key)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def download(self, key: str, path: Path) -> None:
+        shutil.copyfile(self.path / key, path)
 
 
 class Outages(Protocol):
@@ -227,6 +248,12 @@ class Patient(Storage):
 
     def remove(self, key: str) -> None:
         self._patiently(lambda: self.inner.remove(key))
+
+    def upload(self, path: Path, key: str) -> None:
+        self._patiently(lambda: self.inner.upload(path, key))
+
+    def download(self, key: str, path: Path) -> None:
+        self._patiently(lambda: self.inner.download(key, path))
 
     def _patiently(self, do: Callable[[], Value]) -> Value:
         return patiently(do, self.outages)

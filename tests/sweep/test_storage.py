@@ -101,6 +101,17 @@ def test_what_was_written_a_moment_ago_by_another_is_seen(place: str) -> None:
     assert mine.read("leases/1") == b"[]"
 
 
+def test_large_files_go_there_and_back(files: storage.Storage, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 2**16
+    (tmp_path / "here").write_bytes(content)
+    files.upload(tmp_path / "here", "checkpoints/5/state.npz")
+    files.download("checkpoints/5/state.npz", tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == content
+    assert files.names("checkpoints/5") == ["state.npz"]
+    with pytest.raises(FileNotFoundError):
+        files.download("checkpoints/6/state.npz", tmp_path / "none")
+
+
 def test_time_is_that_of_the_storage(files: storage.Storage) -> None:
     before = files.now()
     files.replace("late", "")
