@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from scaling import config, launch, schema
+from scaling.sweep import outages, store
 
 KINDS = typing.get_args(launch.Kind)
 POLL_SECONDS = 0.2
@@ -31,6 +32,10 @@ class Job:
     runs: int
     workers: int | None = None
     config_path: Path | None = None
+
+    def results(self, log: Callable[[str], None] = print) -> store.Store:
+        """The store, for as long as workers are looked after: while it is away, that is told and it is waited for."""
+        return store.Store(self.store_path).waiting(outages.Outages(lambda: False, log))
 
     def worker_command(self, python: str = sys.executable) -> list[str]:
         """The command line of one worker."""

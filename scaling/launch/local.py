@@ -73,7 +73,7 @@ class Local(launcher.Launcher):
 
     def start(self, job: launcher.Job) -> "Workers":
         """Start workers, at most one a run. Raises ValueError where the machine has too few devices for one run."""
-        return Workers(store.Store(job.store_path), job.sweep_name, self._slots(job), job.worker_command())
+        return Workers(job.results(), job.sweep_name, self._slots(job), job.worker_command())
 
     def _slots(self, job: launcher.Job) -> list[Slot]:
         accelerators = grouped(find_accelerators(), job.mesh.least)

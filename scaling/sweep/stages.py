@@ -8,7 +8,7 @@ from scaling import config
 from scaling.data import corpus as corpora
 from scaling.launch import launcher as launchers
 from scaling.launch import local
-from scaling.sweep import plan, store, timing, watch
+from scaling.sweep import outages, plan, store, timing, watch
 
 
 def run(
@@ -30,7 +30,7 @@ def run(
     Starting it again goes on where it stopped. The tune stage is a sweep of its own in the store, NAME.tune, so that
     its runs never enter the law. Raises ValueError where tuning failed, before the ladder is started.
     """
-    results = store.Store(store_path)
+    results = store.Store(store_path).waiting(outages.Outages(lambda: False, log))
     launcher = launcher or local.Local()
     prepare = functools.partial(corpora.prepare, log=log)
     resolved, workers = _resolve(sweep, prepare, results, launcher, workers)

@@ -1,0 +1,1 @@
+"""Schedulers and servers for real, in small, on this machine: marked `engines`."""
