@@ -54,8 +54,7 @@ def measure(run: config.Run, execution: config.Execution, corpus: corpora.Corpus
     program = loop.program_of(run, execution, 1, corpus)
     count = min(program.steps_per_dispatch, run.steps)
     data = batches.Batches(corpus.train, run.context, run.batch_size, run.seed)
-    share = run.batch_size // jax.process_count()
-    mine = slice(share * jax.process_index(), share * (jax.process_index() + 1))
+    mine = mesh.rows(program.mesh, run.batch_size)
     resident = program.resident is not None
     tokens = mesh.put(program.mesh, np.asarray(corpus.train) if resident else np.empty(0, np.int32), (None,))
     still = np.zeros(count, np.float32)  # rates: the parameters stay, and every round does the same work

@@ -3,6 +3,10 @@
 Every attempt at a run writes to a folder of its own; a later attempt restores the newest step of all of them. Orbax is
 imported when something large is first saved or restored: a run's first steps do not wait for it, and small states, of
 which a sweep has many, are written as one file of NumPy's.
+
+Of several processes that train a run together each writes its part, by Orbax, and reads what it needs. Process 0 alone
+looks for checkpoints and removes them, so that all go on from the same one. Other processes and devices may restore
+them than saved them.
 """
 
 import contextlib
@@ -15,6 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import numpy as np
+
+from scaling import processes
 
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp
@@ -54,22 +60,29 @@ class Checkpoints:
         With `at` only that step will do. `shapes` gives structure, shapes, dtypes and shardings. Raises ValueError for
         a checkpoint of another config, and where there are checkpoints and none can be read.
         """
-        found = [(step, folder) for folder in self.folders for step in steps(folder) if at in (None, step)]
         damaged = ""
-        for step, folder in sorted(found, key=lambda pair: (pair[0], str(pair[1])), reverse=True):
+        for step, place in sorted(processes.by_one(lambda: self._found(at)), reverse=True):
+            folder = self.folders[place]
+            read, wrong = None, ""
             try:
-                state, notes = self._read(step, folder, shapes)
+                read = self._read(step, folder, shapes)
             except AnotherConfigError:
                 raise
             except Exception as error:  # whatever a file cut short makes Orbax raise: the checkpoint before it may do
-                damaged += f"{folder / str(step)}: {type(error).__name__}: {error}\n"
-                continue
-            return state, notes
+                wrong = f"{folder / str(step)}: {type(error).__name__}: {error}\n"
+            wrong = "".join(processes.gather(wrong))
+            if read is not None and not wrong:
+                return read
+            damaged += wrong
         if damaged:
             raise DamagedError(
                 f"none of the checkpoints of this run can be read; remove them to start it anew\n{damaged}"
             )
         return None
+
+    def _found(self, at: int | None) -> list[list[int]]:
+        """Each step that there is a checkpoint of, and in which of the folders."""
+        return [[step, i] for i, folder in enumerate(self.folders) for step in steps(folder) if at in (None, step)]
 
     def _read(self, step: int, folder: Path, shapes: Tree) -> tuple[Tree, dict[str, Any]]:
         if (folder / str(step) / FILE).exists():
@@ -90,7 +103,7 @@ class Checkpoints:
                 array = array.view(wanted.dtype)
             if array.shape != wanted.shape or array.dtype != wanted.dtype:
                 raise ValueError(f"{path} is {array.dtype}{array.shape}, not {wanted.dtype}{wanted.shape}")
-            return jax.device_put(array, wanted.sharding)
+            return jax.make_array_from_callback(array.shape, wanted.sharding, array.__getitem__)
 
         with np.load(folder / str(step) / FILE, allow_pickle=False) as stored:
             notes = json.loads(stored["notes"].tobytes())
@@ -107,7 +120,7 @@ class Checkpoints:
     def save(self, step: int, state: Any, notes: dict[str, Any]) -> None:
         """Save: a large state in the background, once it is copied off the devices. Raises OSError for a full disk."""
         notes = {**notes, "step": step, "fingerprint": self.fingerprint}
-        if size_bytes(state) <= SMALL_BYTES and jax.process_count() == 1:
+        if size_bytes(state) <= SMALL_BYTES and not processes.several():
             self._dump(step, state, notes)
             return
         import orbax.checkpoint as ocp
@@ -160,7 +173,7 @@ class Checkpoints:
         """Remove the checkpoints of all attempts: the run is over and nothing needs them."""
         self.close()
         for folder in self.folders:
-            if folder.is_dir():
+            if processes.leads() and folder.is_dir():
                 shutil.rmtree(folder)
 
     def remove_older_attempts(self) -> None:
@@ -169,6 +182,8 @@ class Checkpoints:
         An attempt that has steps to keep which this one lacks stays.
         """
         self.close()
+        if not processes.leads():
+            return
         own = steps(self.folders[-1])
         for folder in self.folders[:-1]:
             if own and folder.is_dir() and not set(self.keep) & set(steps(folder)) - set(own):
@@ -199,13 +214,20 @@ def size_bytes(state: Any) -> int:
 def check_space(folder: Path, state: Any, keep: int = 0) -> None:
     """Refuse, before anything is written, a disk that cannot hold the checkpoints kept and the one being written.
 
-    `keep` is the number of those that stay beside the newest.
+    `keep` is the number of those that stay beside the newest. The folder need not exist yet.
     """
     count = KEPT + 1 + keep
     needed = count * size_bytes(state)
-    free = shutil.disk_usage(folder).free
+    free = processes.by_one(lambda: shutil.disk_usage(_existing(folder)).free)
     if needed > free:
         raise OSError(
             f"checkpoints of this run need {needed / 1e9:.3g} GB ({count} × {needed / count / 1e9:.3g} GB) and "
             f"{folder} has {free / 1e9:.3g} GB free; free some space or put the store on a larger disk"
         )
+
+
+def _existing(folder: Path) -> Path:
+    """The nearest parent that exists."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from scaling import devices
+from scaling import devices, processes
 
 Tree = TypeVar("Tree")
 
@@ -72,6 +72,6 @@ def options(large: bool) -> dict[str, str | bool] | None:
     backend = jax.default_backend()
     if backend == "gpu" and large:
         return {"xla_gpu_enable_triton_gemm": False}
-    if backend != "cpu" or len(devices.cores()) > 1:
+    if backend != "cpu" or max(processes.gather(len(devices.cores()))) > 1:  # the order of all processes is the same
         return None
     return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}

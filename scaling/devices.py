@@ -1,5 +1,7 @@
 """What devices there are, and what they can do: peak rates and memory by their makers' data sheets. No JAX here."""
 
+import glob
+import importlib.util
 import os
 import time
 
@@ -36,6 +38,13 @@ USUAL_FRACTION = 0.75  # where that is not set
 def cores() -> list[int]:
     """The CPU cores that this process may use, by number."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def on_tpu() -> bool:
+    """Whether JAX will use the TPU chips of this machine, all of which belong to one process."""
+    if os.environ.get("JAX_PLATFORMS") == "cpu" or not importlib.util.find_spec("libtpu"):
+        return False
+    return bool(glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*"))
 
 
 def memory_bytes(device_kind: str, fraction: float | None = None) -> float | None:

@@ -9,12 +9,11 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
 
-from scaling import checkpoint, config, devices, mesh, step
+from scaling import checkpoint, config, devices, mesh, processes, step
 from scaling.data import batches
 from scaling.data import corpus as corpora
 from scaling.members import Chunk, Job, Member, Outcome, Trunk, Validation, chunks
@@ -25,16 +24,16 @@ __all__ = ["Member", "Outcome", "Trunk", "Validation", "program_of", "train", "v
 def train(members: Sequence[Member], execution: config.Execution, corpus: corpora.Corpus) -> list[Outcome]:
     """Train runs that share a program until each finishes, diverges, or is stopped, saved so that it can go on."""
     program = program_of(members[0].run, execution, len(members), corpus)
+    processes.gather(None)  # some compile longer than others wait for them at their first computation together
     tokens = np.empty(0, np.int32) if program.resident is None else corpus.train
-    checkpoint.check_space(
-        _existing(members[0].checkpoints[-1]), [program.shapes] * len(members), len(members[0].branches)
-    )
+    checkpoint.check_space(members[0].checkpoints[-1], [program.shapes] * len(members), len(members[0].branches))
     jobs = [Job(index, member, execution, corpus) for index, member in enumerate(members)]
     state = program.stack([job.begin(program) for job in jobs])
     on_device = mesh.put(program.mesh, np.asarray(tokens), (None,))
     clock = Clock(jobs)
     pending: Chunk | None = None
     last_save = time.monotonic()
+    anyone = mesh.Anyone(program.mesh)
 
     for chunk, data in _feed(chunks(jobs, program.steps_per_dispatch), program):
         chunk = chunk.of_those_going()
@@ -47,8 +46,13 @@ def train(members: Sequence[Member], execution: config.Execution, corpus: corpor
         for job, count in zip(jobs, chunk.counts, strict=True):
             job.at += count
         due = [job for job in jobs if job.going and job.at in job.ends]
-        stopping = [job for job in jobs if job.going and job.member.stop()]
-        late = time.monotonic() - last_save >= execution.checkpoint_seconds
+        late, *asked = anyone.says(
+            [
+                time.monotonic() - last_save >= execution.checkpoint_seconds,
+                *(job.going and job.member.stop() for job in jobs),
+            ]
+        )
+        stopping = [job for job, stop in zip(jobs, asked, strict=True) if job.going and stop]
         saving = [job for job in jobs if job.going and (late or job in stopping or job.at in job.member.branches)]
         if due or saving:
             _read(pending, clock)
@@ -62,6 +66,7 @@ def train(members: Sequence[Member], execution: config.Execution, corpus: corpor
             job.save(program, state)
         if late:
             last_save = time.monotonic()
+            anyone.forget()
         for job in stopping:
             job.end("stopped", "asked to stop")
 
@@ -143,8 +148,7 @@ def validate(program: step.Program, params: step.Params, run: config.Run, corpus
     """
     windows = batches.validation_windows(corpus, run.context)
     size = program.validation_batch
-    share = size // jax.process_count()
-    mine = slice(share * jax.process_index(), share * (jax.process_index() + 1))
+    mine = mesh.rows(program.mesh, size)
     blocks = []
     for first in range(0, len(windows), size):
         block = _pad(windows[first : first + size], size)
@@ -162,10 +166,3 @@ def validate(program: step.Program, params: step.Params, run: config.Run, corpus
 def _pad(array: np.ndarray, length: int) -> np.ndarray:
     """The array with rows of zeros up to `length`: shapes stay those that were compiled."""
     return np.concatenate([array, np.zeros((length - len(array), *array.shape[1:]), array.dtype)])
-
-
-def _existing(folder: Path) -> Path:
-    """The nearest parent that exists."""
-    while not folder.exists():
-        folder = folder.parent
-    return folder

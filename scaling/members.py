@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
-from scaling import checkpoint, config, counting, noise, step
+from scaling import checkpoint, config, counting, mesh, noise, processes, step
 from scaling.data import batches
 from scaling.data import corpus as corpora
 
@@ -182,7 +181,8 @@ class Job:
             keep = bool(self.keep_last and self.outcome.status == "finished")  # a diverged state is of no use
             if keep:
                 self.save(program, pack)
-            if not self.member.stop():  # else another may have the run by now, restoring what would be removed
+            # else another may have the run by now, restoring what would be removed
+            if not processes.by_one(self.member.stop):
                 if keep or self.member.branches:
                     self.saved.remove_older_attempts()
                 else:
@@ -218,8 +218,7 @@ class Chunk:
         """This process's rows of the batches of each job, or where they begin in the tokens on the device."""
         found = []
         for job, at, count in zip(self.jobs, self.starts, self.counts, strict=True):
-            share = job.data.batch_size // jax.process_count()
-            mine = slice(share * jax.process_index(), share * (jax.process_index() + 1))
+            mine = mesh.rows(program.mesh, job.data.batch_size)
             found.append((job.data.chunk if program.resident is None else job.data.starts)(at, count, mine))
         return found
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from scaling import config, families
+from scaling import config, families, processes
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -152,10 +152,54 @@ def shape_of(
 
 
 def put(mesh: jax.sharding.Mesh, local: np.ndarray, axes: tuple[str | None, ...]) -> jax.Array:
-    """A global array from this process's part of it: split over `batch`, whole along the other dimensions."""
-    processes = jax.process_count()
-    shape = tuple(n * processes if axis == "batch" else n for n, axis in zip(local.shape, axes, strict=True))
+    """A global array from this process's part of it: its `rows` along `batch`, all along the other dimensions."""
+    parts = batch_shards(mesh), len(_shards_here(mesh))
+    shape = tuple(n * parts[0] // parts[1] if axis == "batch" else n for n, axis in zip(local.shape, axes, strict=True))
     return jax.make_array_from_process_local_data(sharding(mesh, shape, axes), local, shape)
+
+
+def rows(mesh: jax.sharding.Mesh, size: int) -> np.ndarray:
+    """Which rows of a batch of `size`, a multiple of `batch_shards`, this process's devices hold, in order.
+
+    Processes whose devices split the weights, and not the batch, hold the same ones.
+    """
+    width = size // batch_shards(mesh)
+    return (_shards_here(mesh)[:, None] * width + np.arange(width)).ravel()
+
+
+@functools.lru_cache(maxsize=8)
+def _shards_here(mesh: jax.sharding.Mesh) -> np.ndarray:
+    """Which parts of a batch this process's devices hold."""
+    here = np.vectorize(lambda device: device.process_index == jax.process_index(), otypes=[bool])(mesh.devices)
+    return np.flatnonzero(here.any(axis=AXES.index("tensor")))
+
+
+class Anyone:
+    """Whether any process says so: asked once a dispatch by all of them, for as many questions each time.
+
+    What several processes say is gathered on the devices, after the work that they were given, so that the answer is
+    that of the time before; then nobody waits for it. A process alone has its answer at once.
+    """
+
+    def __init__(self, mesh: jax.sharding.Mesh):
+        self.mesh = mesh
+        self._said: jax.Array | None = None
+        whole = replicated(mesh)
+        self._or = jax.jit(lambda said: said.any(axis=0), out_shardings=whole)
+
+    def says(self, mine: Sequence[bool]) -> list[bool]:
+        """What any process said, this time or the time before. Nobody has said anything at first."""
+        if not processes.several():
+            return list(mine)
+        before = self._said
+        each = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec(AXES))  # a row a device
+        here = np.asarray(mine, bool)[None]
+        self._said = self._or(jax.make_array_from_callback((self.mesh.size, len(mine)), each, lambda _: here))
+        return [False] * len(mine) if before is None else np.asarray(before).tolist()
+
+    def forget(self) -> None:
+        """Drop what was said and not answered yet: it was said before something was done about it."""
+        self._said = None
 
 
 def number(mesh: jax.sharding.Mesh, value: ArrayLike, dtype: DTypeLike) -> jax.Array:

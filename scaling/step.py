@@ -19,7 +19,7 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
-from scaling import compiling, config, counting, families, loss, memory, mesh, models, noise
+from scaling import compiling, config, counting, families, loss, memory, mesh, models, noise, processes
 from scaling.models import kernels, lean
 
 Params = dict[str, Array]
@@ -147,7 +147,7 @@ _COMPILING: dict[Any, threading.Lock] = {}
 def _fitting(
     run: config.Run, execution: config.Execution, members: int, resident: tuple[int, np.dtype[Any]] | None
 ) -> Program:
-    """The program of the largest microbatch that fits the device."""
+    """The program of the largest microbatch that fits the device; of processes that compute together, every device."""
     count, cpu = jax.device_count(), jax.default_backend() == "cpu"
 
     def need(size: int) -> float:
@@ -156,16 +156,18 @@ def _fitting(
     def build(size: int) -> Program:
         return _program(run, execution.edit({"microbatch": size}), members, resident)
 
-    sizes, limit = memory.microbatches(run, execution, count), memory.limit()
+    sizes, limit = memory.microbatches(run, execution, count), processes.least(memory.limit())
     if limit is None:
         return build(sizes[0])
     return memory.largest_fitting(sizes, need, build, _measured, limit)
 
 
 def _measured(program: Program) -> float:
-    """Bytes that a pack takes: in a step, or where its state is copied to be stacked or saved."""
+    """Bytes that a pack takes: in a step, or where its state is copied to be stacked or saved. The most of any process,
+    since the next size to be compiled, together, follows from it."""
     state = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.shapes))
-    return max(memory.compiled(program.train), (program.members + 1) * state / program.mesh.shape["fsdp"])
+    found = max(memory.compiled(program.train), (program.members + 1) * state / program.mesh.shape["fsdp"])
+    return max(processes.gather(found))
 
 
 @functools.lru_cache(maxsize=64)

@@ -12,6 +12,8 @@ from scaling.data import errors
 DRAWN_WINDOWS = 2**16
 """Up to so many windows an order is drawn whole; Grain's cipher, which needs no table, is slow below its 16 bits."""
 
+Rows = slice | Integer[np.ndarray, "rows"]
+
 CIPHER_ROUNDS = 8
 """Grain's own shuffle takes 4, whose neighbours in the order are correlated (0.04 at 131,072 windows); 8 show none."""
 
@@ -36,18 +38,16 @@ class Batches:
         self._windows = np.lib.stride_tricks.sliding_window_view(self._tokens, context + 1)
         self._epoch = functools.lru_cache(maxsize=4)(self._draw_epoch)
 
-    def at(self, step: int, rows: slice = slice(None)) -> Int32[np.ndarray, "rows context+1"]:
+    def at(self, step: int, rows: Rows = slice(None)) -> Int32[np.ndarray, "rows context+1"]:
         """Rows of the batch of a step; tokens of other rows are not touched."""
         return self.chunk(step, 1, rows)[0]
 
-    def chunk(
-        self, start_step: int, steps: int, rows: slice = slice(None)
-    ) -> Int32[np.ndarray, "steps rows context+1"]:
+    def chunk(self, start_step: int, steps: int, rows: Rows = slice(None)) -> Int32[np.ndarray, "steps rows context+1"]:
         """The same rows of each of `steps` batches from `start_step` on."""
         starts = self.starts(start_step, steps, rows)
         return self._read(starts.ravel()).reshape(*starts.shape, self.context + 1)
 
-    def starts(self, start_step: int, steps: int, rows: slice = slice(None)) -> Int64[np.ndarray, "steps rows"]:
+    def starts(self, start_step: int, steps: int, rows: Rows = slice(None)) -> Int64[np.ndarray, "steps rows"]:
         """Where in the ring of tokens each window of these batches begins."""
         chosen = np.arange(self.batch_size, dtype=np.int64)[rows]
         places = np.arange(start_step, start_step + steps, dtype=np.int64)[:, None] * self.batch_size + chosen

@@ -266,9 +266,7 @@ def find_accelerators() -> list[dict[str, str]]:
         here = [str(number) for number in range(len(glob.glob("/proc/driver/nvidia/gpus/*")))]
         names = here if visible is None else [name for name in visible.split(",") if name]
         return [{"CUDA_VISIBLE_DEVICES": name} for name in names]
-    if importlib.util.find_spec("libtpu") and glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*"):
-        return [{}]
-    return []
+    return [{}] if devices.on_tpu() else []
 
 
 def grouped(accelerators: Sequence[dict[str, str]], size: int) -> list[dict[str, str]]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO
 
-from scaling import config, devices, schema
+from scaling import config, devices, processes, schema
 
 WAIT_SECONDS = 0.05
 PATIENCE_SECONDS = 600.0  # for another process at the same program, which may hang; then it is compiled here too
@@ -41,7 +41,8 @@ class Programs:
         self.stop = stop
         self.log = log
         kept = os.environ.get(KEPT_IN)
-        self.folder = Path(kept) if kept and "://" not in kept else None
+        self.together = processes.several()  # they compile together: none may wait for another to have done it
+        self.folder = Path(kept) if kept and "://" not in kept and not self.together else None
         self._find = later
         self._later: list[config.Run] | None = None
 

@@ -5,7 +5,10 @@ that diverged: never.
 """
 
 import errno
+import typing
 from typing import Literal
+
+from scaling import processes
 
 Kind = Literal["infrastructure", "out_of_memory", "bug"]
 
@@ -36,6 +39,8 @@ def passes(error: BaseException) -> bool:
 
 def kind(error: BaseException) -> Kind:
     """The kind of an error that ended a training."""
+    if isinstance(error, processes.PartedError):
+        return typing.cast(Kind, error.kind)
     if isinstance(error, MemoryError):
         return "out_of_memory"
     if passes(error):

@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from scaling.sweep import faults
+from scaling import processes
+from scaling.sweep import faults, group
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LAUNCHER = "SCALING_LAUNCHER_PID"  # the process whose end a worker takes for a request to stop
@@ -28,6 +29,12 @@ class Stop:
             self.signal = signal.SIGHUP
         return self.signal is not None
 
+    def anywhere(self) -> bool:
+        """Whether this worker was, or another process that trains its runs with it."""
+        if not self() and (numbers := processes.said()):
+            self.signal = numbers[0]
+        return self.signal is not None
+
 
 @contextlib.contextmanager
 def until_signal(log: Callable[[str], None]) -> Iterator[Stop]:
@@ -39,7 +46,7 @@ def until_signal(log: Callable[[str], None]) -> Iterator[Stop]:
 
     def note(number: int, frame: object) -> None:
         stop.signal = number
-        signal.signal(number, before[number])
+        signal.signal(number, signal.SIG_IGN if group.joined() else before[number])  # the parent acts on a second one
         log(f"{signal.Signals(number).name}: saving the run and stopping; a second one stops at once")
 
     before = {int(number): signal.signal(number, note) for number in SIGNALS}

@@ -6,7 +6,8 @@ the others sees how they end and starts a worker anew where a run is left (`scal
 
 Exit codes (`Tally.exit_code`): 0 nothing is left to claim, runs may have failed; 143 stopped by SIGTERM and 130 by
 SIGINT, 129 by SIGHUP: the run is saved, its lease released, and a new worker goes on; 75 a device or a peer is gone,
-and a new process is needed; 2 refused, by an error that trying again does not mend. Any other code is a crash.
+and a new process is needed; 2 refused, by an error that trying again does not mend. Any other code is a crash. Where
+several processes train each run together (`group`), all end with the same code, or with 75 where one died.
 
 What becomes of a run whose training raises depends on what was raised (`faults.kind`). Infrastructure: its lease is
 released and it is tried again, for ever. Out of memory: tried once more with half the microbatch. A bug: failed, with
@@ -26,16 +27,17 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from scaling import config, devices, memory, tracking
-from scaling.sweep import ahead, faults, packing, queue, record, storage, store, surroundings
+from scaling import config, devices, memory, processes, tracking
+from scaling.sweep import ahead, faults, group, mirror, packing, queue, record, storage, store, surroundings
 from scaling.sweep import lease as leases
 from scaling.sweep import outages as waiting
 
 if TYPE_CHECKING:
     from scaling import loop
+    from scaling.data import corpus as corpora
 
 WORKERS = "SCALING_WORKERS"  # how many workers the launcher started
-AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command, started again, goes on
+AGAIN = group.AGAIN  # the same command, started again, goes on
 
 
 @dataclasses.dataclass
@@ -77,7 +79,7 @@ def work(results: store.Store, sweep_name: str, *, log: Callable[[str], None], r
             work = Work(results, settings, sweep_name, about, stop, outages, log)
             work.check_memory()
             owner = f"{socket.gethostname()}:{os.getpid()}"
-            for claims in work.queue.claims(owner, about, work.most, lambda: stop() or tally.broken):
+            for claims in work.queue.claims(owner, about, work.most, lambda: stop.anywhere() or tally.broken):
                 with contextlib.ExitStack() as beating:
                     for claim in claims:
                         beating.enter_context(claim.lease.beating(log))
@@ -100,7 +102,13 @@ def main(results: store.Store, sweep_name: str, *, retry_failed: bool = False) -
     def log(line: str) -> None:
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", flush=True)
 
-    return work(results, sweep_name, log=log, retry_failed=retry_failed).exit_code
+    def serve() -> int:
+        if processes.leads():
+            return mirror.lead(lambda: work(results, sweep_name, log=log, retry_failed=retry_failed).exit_code)
+        with waiting.until_signal(log) as stop:
+            return mirror.follow(results, lambda: stop.signal if stop() else None, log)
+
+    return group.run(serve, waiting.SIGNALS, waiting.LAUNCHER, log)
 
 
 class Work:
@@ -166,6 +174,7 @@ class Work:
             outcomes = self._outcomes(attempts) if attempts else []
         except Exception as error:  # the runs' own failure, whatever it is: kept with them, and the others go on
             trace = traceback.format_exc()
+            self.broken = isinstance(error, processes.PartedError)
             return ended + [self._failed(attempt, error, trace, len(attempts)) for attempt in attempts]
         self._away = None
         return ended + [self._ended(attempt, outcome) for attempt, outcome in zip(attempts, outcomes, strict=True)]
@@ -196,25 +205,22 @@ class Work:
         return Attempt(item, lease, self.trackers[index])
 
     def _outcomes(self, attempts: Sequence["Attempt"]) -> "list[loop.Outcome]":
-        """Train on the corpus that the records name. Raises ValueError where the data has changed since the plan."""
-        from scaling import loop
-        from scaling.data import corpus as corpora
+        """Train the runs, here and in the processes that train them with this one."""
+        items, microbatch = [attempt.item for attempt in attempts], attempts[0].lease.microbatch
+        execution = self.execution if microbatch is None else self.execution.edit({"microbatch": microbatch})
+        members = [self._member(attempt) for attempt in attempts]
+        pack = mirror.Pack([item.run_id for item in items], members, [item.stored for item in items], execution)
+        mirror.tell(pack)
+        return processes.together(lambda: pack.train(self.log, self._begin), faults.kind)
 
-        corpus = corpora.prepare(attempts[0].item.run.data, self.log)
-        for item in (attempt.item for attempt in attempts):
-            for name, planned in dataclasses.asdict(item.stored).items():
-                if getattr(corpus, name) != planned:
-                    raise ValueError(
-                        f"the corpus of run {item.run_id} has {name} {getattr(corpus, name)} and was planned with "
-                        f"{planned}; restore the data, or start the sweep again to plan runs on the new data"
-                    )
-        execution, run = self.execution, attempts[0].item.run
-        if attempts[0].lease.microbatch is not None:
-            execution = execution.edit({"microbatch": attempts[0].lease.microbatch})
-        else:
-            self.programs.compile(run, len(attempts))
-        self._sequences = loop.program_of(run, execution, len(attempts), corpus).microbatch
-        return loop.train([self._member(attempt) for attempt in attempts], execution, corpus)
+    def _begin(self, pack: mirror.Pack, corpus: "corpora.Corpus") -> None:
+        """Have the program of a pack compiled, and note how many sequences it computes at once."""
+        from scaling import loop
+
+        run, members = pack.members[0].run, len(pack.members)
+        if pack.execution == self.execution:
+            self.programs.compile(run, members)
+        self._sequences = loop.program_of(run, pack.execution, members, corpus).microbatch
 
     def _member(self, attempt: "Attempt") -> "loop.Member":
         """What the loop is told of a run. Without a trunk to be had, a branch is trained from its own start."""
@@ -237,7 +243,10 @@ class Work:
     def _save(self, lease: leases.Lease, write: Callable[[], None]) -> None:
         """Write a checkpoint when the metrics before it are written; where the disk is full, when it no longer is."""
         lease.flush()
-        storage.patiently(write, self.outages)
+        if processes.several():  # they write together, once
+            write()
+        else:
+            storage.patiently(write, self.outages)
 
     def _failed(self, attempt: "Attempt", error: Exception, trace: str, members: int) -> str:
         """End an attempt whose training raised, so that what may mend it is tried; see the head of this file."""
@@ -320,7 +329,7 @@ class Work:
         """Compile the program of the next runs while these train, where there are cores to spare."""
         key = packing.key(claims[0].item.run)[0]
         left = [item for item in self.queue.left() if packing.key(item.run)[0] != key and self.queue.ready(item)]
-        if len(devices.cores()) == 1 or not left:
+        if len(devices.cores()) == 1 or not left or processes.several():  # these compile together
             return None
 
         arguments = left[0].run, self.most(left[0])
@@ -346,7 +355,7 @@ class Work:
         """Runs of the sweep, of this stage and the next, that train alone on this device."""
         import jax
 
-        if jax.process_count() > 1:  # processes that compute together compile together
+        if processes.several():  # these compile together
             return []
         kind, runs = jax.local_devices()[0].device_kind, [item.run for item in self.queue.left()]
         runs += [point.run for point in settings.points()]
