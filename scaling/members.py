@@ -6,7 +6,6 @@ The loop advances a pack of these together; here each is looked after by itself.
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from scaling import checkpoint, config, counting, mesh, noise, processes, step
 from scaling.data import batches
 from scaling.data import corpus as corpora
+from scaling.sweep import storage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Validation:
 class Trunk:
     """Where a branch starts: the trunk's checkpoints, its run id, and the step at which the branch leaves it."""
 
-    checkpoints: Sequence[Path]
+    checkpoints: Sequence[storage.Place]
     run_id: str
     step: int
 
@@ -56,14 +56,14 @@ class Trunk:
 class Member:
     """A run to be trained and where its traces go.
 
-    `checkpoints` are the folders of the run's attempts, oldest first, the last one this attempt's own. `record` takes
+    `checkpoints` are where those of the attempts lie, oldest first, the last one this attempt's own. `record` takes
     rows of metrics: `kind` "train" (one a step) and "validation". The run is saved and left when `stop()` is true.
     After the steps of `branches` a checkpoint is saved and kept, for the branches that start there. `save` is given
     what writes a checkpoint: to do it when all that was recorded before is safe, and again where what failed may pass.
     """
 
     run: config.Run
-    checkpoints: Sequence[Path]
+    checkpoints: Sequence[storage.Place]
     record: Callable[[list[dict[str, Any]]], None]
     stop: Callable[[], bool]
     trunk: Trunk | None = None

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling import checkpoint
+from scaling import checkpoint, shelf
 
 
 @pytest.fixture(autouse=True, params=["small", "by Orbax"])
@@ -98,7 +98,7 @@ def test_steps_to_keep_stay(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         saved.save(step, state(float(step)), {})
     saved.close()
-    assert sorted(checkpoint.steps(tmp_path)) == [1, 3, 4]
+    assert shelf.of(tmp_path).steps() == [1, 3, 4]
     found = checkpoint.Checkpoints([tmp_path], "mine").restore(shapes(), at=1)
     assert found is not None
     same(found[0], state(1.0))
@@ -107,7 +107,7 @@ def test_steps_to_keep_stay(tmp_path: Path) -> None:
 def test_small_states_are_one_file_and_restored_without_orbax(tmp_path: Path, kind: str) -> None:
     save([tmp_path], [3])
     files = [path.name for path in (tmp_path / "3").rglob("*") if path.is_file()]
-    assert (files == [checkpoint.FILE]) == (kind == "small")
+    assert (files == [shelf.FILE]) == (kind == "small")
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove", "empty"])

@@ -229,10 +229,10 @@ class Work:
         item, lease = attempt.item, attempt.lease
         trunk = None
         if item.trunk is not None and self.queue.has_trunk(item):
-            trunk = loop.Trunk(self.results.checkpoints(item.trunk), item.trunk, item.branch_step)  # type: ignore[arg-type]
+            trunk = loop.Trunk(self.results.checkpoints(item.trunk), item.trunk, item.branch_step)
         return loop.Member(
             item.run,
-            lease.checkpoints,  # type: ignore[arg-type]
+            lease.checkpoints,
             attempt.keep,
             lambda: self.stop() or lease.lost,
             trunk,
@@ -323,7 +323,7 @@ class Work:
         row = self.results.result(trunk)
         if row is not None:
             last = self.queue.item(trunk).run.steps if self.execution.keep_last_checkpoint else None
-            checkpoint.remove_all_but(self.results.checkpoints(trunk), last)  # type: ignore[arg-type]
+            checkpoint.remove_all_but(self.results.checkpoints(trunk), last)
 
     def compile_next(self, claims: Sequence[queue.Claim]) -> threading.Thread | None:
         """Compile the program of the next runs while these train, where there are cores to spare."""
