@@ -10,13 +10,19 @@ import numpy as np
 import pytest
 
 from scaling import checkpoint, shelf
+from scaling.sweep import storage
 
 
-@pytest.fixture(autouse=True, params=["small", "by Orbax"])
+@pytest.fixture(autouse=True, params=["small", "by Orbax", "in a bucket", "in a bucket, behind"])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways to write a checkpoint: the states here are small enough for one file."""
-    if request.param != "small":
+    """All ways to write a checkpoint: the states here are small enough for one file, and to be sent at once.
+
+    A bucket's shelf is used upon a folder here; tests of storages and of a whole sweep have a real server.
+    """
+    if request.param in ("by Orbax", "in a bucket, behind"):
         monkeypatch.setattr(checkpoint, "SMALL_BYTES", 0)
+    if "bucket" in request.param:
+        monkeypatch.setattr(shelf, "of", lambda place: shelf.Bucket(storage.Folder(Path(place))))
     return str(request.param)
 
 
@@ -107,7 +113,7 @@ def test_steps_to_keep_stay(tmp_path: Path) -> None:
 def test_small_states_are_one_file_and_restored_without_orbax(tmp_path: Path, kind: str) -> None:
     save([tmp_path], [3])
     files = [path.name for path in (tmp_path / "3").rglob("*") if path.is_file()]
-    assert (files == [shelf.FILE]) == (kind == "small")
+    assert (files == [shelf.FILE]) == (kind != "by Orbax")
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove", "empty"])
