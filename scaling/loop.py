@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from scaling import checkpoint, config, devices, mesh, processes, step
+from scaling import checkpoint, config, counting, devices, mesh, processes, step
 from scaling.data import batches
 from scaling.data import corpus as corpora
 from scaling.members import Chunk, Job, Member, Outcome, Trunk, Validation, chunks
@@ -35,7 +35,8 @@ def train(members: Sequence[Member], execution: config.Execution, corpus: corpor
     last_save = time.monotonic()
     anyone = mesh.Anyone(program.mesh)
 
-    for chunk, data in _feed(chunks(jobs, program.steps_per_dispatch), program):
+    most = processes.by_one(lambda: at_once(members[0].run, len(members), program.steps_per_dispatch))
+    for chunk, data in _feed(chunks(jobs, most), program):
         chunk = chunk.of_those_going()
         if not any(chunk.counts):
             break
@@ -84,6 +85,19 @@ def program_of(run: config.Run, execution: config.Execution, members: int, corpu
     """The program by which `train` trains a pack of runs like this one; compiled here if nowhere before."""
     tokens = (len(corpus.train), corpus.train.dtype) if corpus.train.nbytes <= RESIDENT_BYTES else None
     return step.program(run, execution, members, tokens)
+
+
+DISPATCH_SECONDS = 10.0  # a request to stop is heeded after a dispatch or two: well within what clusters grant
+SHARE = 0.3  # of a device's peak that a step of a large model reaches at least
+CPU_FLOPS = 2e10  # a second and core, likewise
+
+
+def at_once(run: config.Run, members: int, most: int) -> int:
+    """How many steps of a pack to dispatch at once: `most`, or as many as take about `DISPATCH_SECONDS` here."""
+    work = members * run.batch_tokens * counting.flops_per_token(run.model, run.vocabulary_size, run.context)
+    peak = devices.peak_flops(jax.local_devices()[0].device_kind)
+    rate = CPU_FLOPS * len(devices.cores()) if peak is None else SHARE * peak * jax.device_count()
+    return max(1, min(most, int(DISPATCH_SECONDS * rate / work)))
 
 
 class Clock:

@@ -315,3 +315,17 @@ def test_a_warm_up_as_long_as_the_run_is_refused(tiny: Make, tmp_path: Path) -> 
 def test_a_corpus_shorter_than_a_batch_is_refused(tiny: Make, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="fewer than a batch of 4; use more tokens"):
         train(tiny(data__train_tokens=50), tmp_path)
+
+
+def test_a_request_to_stop_need_not_wait_for_long_dispatches(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dispatch takes about ten seconds where a step takes long, and all steps that it may where it does not."""
+    monkeypatch.setattr(loop.devices, "cores", lambda: [0, 1])
+    small, large = tiny(), tiny(model__width=2048, model__depth=24, batch_size=32, tokens=32 * tiny().context * 100)
+    work = large.batch_tokens * loop.counting.flops_per_token(large.model, large.vocabulary_size, large.context)
+    assert loop.at_once(small, 1, 32) == loop.at_once(small, 8, 32) == 32
+    assert loop.at_once(large, 1, 32) == max(1, int(10 * 2 * loop.CPU_FLOPS / work)) < 32
+    monkeypatch.setattr(loop.devices, "peak_flops", lambda kind: 1e15)
+    assert loop.at_once(large, 1, 32) == 32
+    monkeypatch.setattr(loop.devices, "peak_flops", lambda kind: work)
+    assert loop.at_once(large, 1, 32) == 3
+    assert loop.at_once(large, 8, 32) == 1
