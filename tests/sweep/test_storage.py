@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -239,32 +238,6 @@ def test_a_creation_whose_reply_was_lost_is_ours(files: storage.Storage) -> None
         assert files.create("lease", "mine")
         assert files.create("lease", "mine")
         assert not files.create("lease", "another's")
-
-
-class XlaRuntimeError(RuntimeError):
-    """Named as JAX's."""
-
-
-@pytest.mark.parametrize(
-    ("error", "kind"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), "infrastructure"),
-        (ConnectionResetError("peer"), "infrastructure"),
-        (FileNotFoundError("corpus"), "bug"),
-        (ValueError("shape"), "bug"),
-        (MemoryError(), "out_of_memory"),
-        (XlaRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes"), "out_of_memory"),
-        (XlaRuntimeError("UNAVAILABLE: peer is gone"), "infrastructure"),
-        (XlaRuntimeError("INTERNAL: Gloo all-reduce failed: Connection closed by peer"), "infrastructure"),
-        (XlaRuntimeError("INTERNAL: bad lowering"), "bug"),
-        (XlaRuntimeError("INVALID_ARGUMENT: shapes"), "bug"),
-    ],
-)
-def test_errors_are_told_apart(error: Exception, kind: str) -> None:
-    assert faults.kind(error) == kind
-    outer: Any = RuntimeError("while training")
-    outer.__cause__ = error
-    assert faults.kind(outer) == kind
 
 
 @pytest.mark.parametrize("url", ["http://host/store", "s3://", "s3://bucket/../other", "gs:///x//y"])
