@@ -23,7 +23,8 @@ class Job:
     """A sweep whose open runs want workers: all that a launcher is told.
 
     `runs` counts those that have no result; `workers` is what was asked for, None where the launcher is to choose.
-    `config_path` is the sweep's Python file, where it may define a model family: workers read it.
+    `config_path` is the sweep's Python file, where it may define a model family: workers read it. `tracking` says
+    whether workers need the key of a tracker.
     """
 
     store_path: str
@@ -32,6 +33,7 @@ class Job:
     runs: int
     workers: int | None = None
     config_path: Path | None = None
+    tracking: config.Tracking = dataclasses.field(default_factory=config.Tracking)
 
     def results(self, log: Callable[[str], None] = print) -> store.Store:
         """The store, for as long as workers are looked after: while it is away, that is told and it is waited for."""

@@ -95,7 +95,7 @@ def _job(
     config_path: Path | None,
 ) -> launchers.Job:
     left = sum(p.run_id is None or results.status(p.run_id)["status"] in store.OPEN for p in planned)
-    return launchers.Job(str(results.path), name, sweep.execution.mesh, left, workers, config_path)
+    return launchers.Job(str(results.path), name, sweep.execution.mesh, left, workers, config_path, sweep.tracking)
 
 
 def _train(

@@ -1,0 +1,186 @@
+"""TPU slices of GKE: a JobSet a slice, whose one job has a pod a host, behind a queue of Kueue where one is named.
+
+A JobSet a slice, not one for all: slices are then admitted, preempted and started anew one by one, and nothing takes
+them for one multislice program. Needs JobSet 0.10 or newer (jobset.sigs.k8s.io), for rules by message.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from scaling.launch import launcher, local, slices
+
+if TYPE_CHECKING:
+    from scaling.launch.tpu import Tpu
+
+CONTAINER = "worker"
+CONFIG = Path("/etc/scaling/sweep.py")
+CACHE = "/cache"
+# A worker saves its run after the dispatch that it is in. Of a spot node, GKE grants pods at most 15 s of its last 30:
+# cloud.google.com/kubernetes-engine/docs/concepts/spot-vms; what is deleted or drained otherwise has all of it.
+GRACE_SECONDS = 120
+KEPT_SECONDS = 24 * 3600  # how long a JobSet that has ended can still be looked at
+
+
+def files(settings: "Tpu", job: launcher.Job) -> dict[str, str]:
+    """The manifest: the sweep's Python file, where it has one, and a JobSet a slice."""
+    documents = [] if job.config_path is None else [_config_map(settings, job, job.config_path.read_text())]
+    documents += [_jobset(settings, job, number) for number in range(slices.workers(job))]
+    text = yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return {"jobset.yaml": text}
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, with text of several lines written as such."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)
+_Dumper.ignore_aliases = lambda self, data: True  # type: ignore[method-assign]  # no anchors: a person reads it
+
+
+def _config_map(settings: "Tpu", job: launcher.Job, text: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": _config_name(job), "namespace": settings.namespace, "labels": _labels(job)},
+        "data": {CONFIG.name: text},
+    }
+
+
+def _config_name(job: launcher.Job) -> str:
+    return f"{slices.base_name(job)}-config"
+
+
+def _labels(job: launcher.Job) -> dict[str, str]:
+    return {"app.kubernetes.io/name": "scaling", "app.kubernetes.io/instance": slices.base_name(job)}
+
+
+def _jobset(settings: "Tpu", job: launcher.Job, number: int) -> dict[str, Any]:
+    labels = _labels(job)
+    if settings.queue is not None:
+        labels |= {"kueue.x-k8s.io/queue-name": settings.queue}
+    metadata: dict[str, Any] = {
+        "name": f"{slices.base_name(job)}-{number}",
+        "namespace": settings.namespace,
+        "labels": labels,
+    }
+    if settings.slice.hosts > 1:  # a slice of several hosts is a node pool: all pods in one, and no others in it
+        metadata["annotations"] = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": metadata,
+        "spec": {
+            "ttlSecondsAfterFinished": KEPT_SECONDS,
+            "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},  # hosts find each other by name
+            "failurePolicy": _failure_policy(),
+            "replicatedJobs": [{"name": "slice", "replicas": 1, "template": {"spec": _job(settings, job)}}],
+        },
+    }
+
+
+def _failure_policy() -> dict[str, Any]:
+    """Refused: failed for good. Infrastructure: all pods anew, for ever. Any other end: anew, a few times.
+
+    What failed is told by the message of the job's failure, which names the rule of `_pod_failure_policy` by its
+    index; a failure that none of them matched has another reason (BackoffLimitExceeded), and counts.
+    """
+    matched = {"onJobFailureReasons": ["PodFailurePolicy"]}
+    return {
+        "maxRestarts": local.RESTARTS,
+        "rules": [
+            {
+                "name": "refused",
+                "action": "FailJobSet",
+                **matched,
+                "onJobFailureMessagePatterns": ["matching FailJob rule at index 0$"],
+            },
+            {"name": "infrastructure", "action": "RestartJobSetAndIgnoreMaxRestarts", **matched},
+        ],
+    }
+
+
+def _pod_failure_policy() -> dict[str, Any]:
+    def codes(*values: int) -> dict[str, Any]:
+        return {"containerName": CONTAINER, "operator": "In", "values": list(values)}
+
+    return {
+        "rules": [
+            {"action": "FailJob", "onExitCodes": codes(local.REFUSED)},
+            {"action": "FailJob", "onExitCodes": codes(*slices.RESUMED)},
+            {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        ]
+    }
+
+
+def _job(settings: "Tpu", job: launcher.Job) -> dict[str, Any]:
+    hosts = settings.slice.hosts
+    return {
+        "completionMode": "Indexed",  # GKE takes a pod's index for its TPU_WORKER_ID
+        "parallelism": hosts,
+        "completions": hosts,
+        "backoffLimit": 0,  # no pod is replaced alone: hosts of a slice only start together
+        "podFailurePolicy": _pod_failure_policy(),
+        "template": {"metadata": {"labels": _labels(job)}, "spec": _pod(settings, job)},
+    }
+
+
+def _pod(settings: "Tpu", job: launcher.Job) -> dict[str, Any]:
+    chosen = settings.slice
+    selector = {
+        "cloud.google.com/gke-tpu-accelerator": chosen.generation.label,
+        "cloud.google.com/gke-tpu-topology": chosen.topology,
+    }
+    tolerations = [{"key": "google.com/tpu", "operator": "Exists", "effect": "NoSchedule"}]
+    if settings.spot:
+        selector["cloud.google.com/gke-spot"] = "true"
+        spot = {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}
+        tolerations.append(spot)
+    volumes: list[dict[str, Any]] = [{"name": "cache", "emptyDir": {}}]
+    if job.config_path is not None:
+        volumes.append({"name": "config", "configMap": {"name": _config_name(job)}})
+    account = {} if settings.service_account is None else {"serviceAccountName": settings.service_account}
+    return {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        **account,
+        "nodeSelector": selector,
+        "tolerations": tolerations,
+        "containers": [_container(settings, job)],
+        "volumes": volumes,
+    }
+
+
+def _container(settings: "Tpu", job: launcher.Job) -> dict[str, Any]:
+    variables = {
+        **slices.environment(job),
+        "SCALING_CACHE": CACHE,
+        "JAX_COMPILATION_CACHE_DIR": f"{CACHE}/compiled",
+    }
+    environment: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in variables.items()]
+    if job.tracking.wandb == "online":
+        source = {"secretKeyRef": {"name": settings.secret, "key": "WANDB_API_KEY"}}
+        environment.append({"name": "WANDB_API_KEY", "valueFrom": source})
+    mounts: list[dict[str, Any]] = [{"name": "cache", "mountPath": CACHE}]
+    inside = job
+    if job.config_path is not None:
+        inside = dataclasses.replace(job, config_path=CONFIG)
+        mounts.append({"name": "config", "mountPath": str(CONFIG.parent), "readOnly": True})
+    chips = {"google.com/tpu": settings.slice.chips_per_host}
+    return {
+        "name": CONTAINER,
+        "image": settings.image,
+        # Kubernetes puts variables for $(NAME), and $(NAME) for $$(NAME).
+        "command": [word.replace("$", "$$") for word in inside.worker_command("python")],
+        "env": environment,
+        "resources": {"requests": chips, "limits": chips},
+        # The device files of TPUs belong to root, and a device plugin gives them to no other user.
+        "securityContext": {"runAsUser": 0, "allowPrivilegeEscalation": False},
+        "volumeMounts": mounts,
+    }
