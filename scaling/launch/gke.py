@@ -26,7 +26,7 @@ KEPT_SECONDS = 24 * 3600  # how long a JobSet that has ended can still be looked
 
 def files(settings: "Tpu", job: launcher.Job) -> dict[str, str]:
     """The manifest: the sweep's Python file, where it has one, and a JobSet a slice."""
-    documents = [] if job.config_path is None else [_config_map(settings, job, job.config_path.read_text())]
+    documents = [] if job.config_path is None else [_config_map(settings, job, job.config_path.read_text("utf-8"))]
     documents += [_jobset(settings, job, number) for number in range(slices.workers(job))]
     text = yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     return {"jobset.yaml": text}
@@ -37,7 +37,9 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+    unusual = any(mark in text for mark in "\x85\u2028\u2029")  # ends of lines to YAML, which reads others for them
+    style = '"' if unusual else "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 _Dumper.add_representer(str, _text)

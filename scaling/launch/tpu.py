@@ -110,7 +110,7 @@ class Tpu(launcher.Launcher):
         folder = self.folder(job)
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in self.files(job).items():
-            (folder / name).write_text(text)
+            (folder / name).write_text(text, "utf-8")
         status = shlex.join(["scaling", "status", job.sweep_name, "--store", job.store_path, "--follow"])
         if self.system == "gke":
             manifest = shlex.quote(str(folder / "jobset.yaml"))

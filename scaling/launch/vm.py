@@ -27,7 +27,7 @@ def files(settings: "Tpu", job: launcher.Job) -> dict[str, str]:
             f"{CHECKOUT} lacks {lacking[0]}, and system vm copies the code of a checkout to the slices; run from one"
         )
     texts = {"run.sh": _run(settings, job), "worker.sh": _worker(settings, job)}
-    return texts if job.config_path is None else {**texts, CONFIG: job.config_path.read_text()}
+    return texts if job.config_path is None else {**texts, CONFIG: job.config_path.read_text("utf-8")}
 
 
 def _run(settings: "Tpu", job: launcher.Job) -> str:
@@ -77,4 +77,4 @@ def _script(body: str, head: dict[str, str | int | list[str]], exports: dict[str
         text = f"({shlex.join(value)})" if isinstance(value, list) else shlex.quote(str(value))
         lines.append(f"{name}={text}")
     lines += [f"export {name}={shlex.quote(value)}" for name, value in exports.items()]
-    return "\n".join(lines) + "\n\n" + (importlib.resources.files("scaling.launch") / body).read_text()
+    return "\n".join(lines) + "\n\n" + (importlib.resources.files("scaling.launch") / body).read_text("utf-8")

@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2154,SC2317  # the settings are above; functions are also called by traps
+# shellcheck shell=bash disable=SC2154  # the settings are above
 # Asks Cloud TPU for slices, runs a worker on each until its sweep has nothing left, and deletes them. Where a slice is
 # taken away it is deleted and asked for again; a worker whose machines failed is started again on the same ones.
 #
@@ -114,6 +114,7 @@ slice() {
   return "$code"
 }
 
+# shellcheck disable=SC2317  # by the trap below
 stop() {
   local i
   touch "$stopping"
