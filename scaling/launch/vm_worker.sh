@@ -41,10 +41,8 @@ run() {
       worker "${command[@]}" </dev/null >/dev/null 2>&1 &
     until [ -s worker.pid ]; do sleep 0.1; done
   fi
-  tail --lines="$lines" --follow worker.log &
+  tail --lines="$lines" --follow --pid="$(cat worker.pid)" worker.log
   flock worker.lock true
-  sleep 1 # for the last lines
-  kill $!
   exit "$(cat worker.code 2>/dev/null || echo 75)" # without a word: the machine is going down
 }
 
