@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 
 CONTAINER = "worker"
 CONFIG = Path("/etc/scaling/sweep.py")
-CACHE = "/cache"
+FOLDER = "/work"  # where workers run: with their text and caches, on the disk of the node
 # A worker saves its run after the dispatch that it is in. Of a spot node, GKE grants pods at most 15 s of its last 30:
 # cloud.google.com/kubernetes-engine/docs/concepts/spot-vms; what is deleted or drained otherwise has all of it.
 GRACE_SECONDS = 120
+# Device files belong to root, and Kubernetes gives them to no other user unless the node's runtime is told to:
+# kubernetes.io/blog/2021/11/09/non-root-containers-and-devices.
+SECURITY = {"runAsUser": 0, "allowPrivilegeEscalation": False}
 KEPT_SECONDS = 24 * 3600  # how long a JobSet that has ended can still be looked at
 
 
@@ -144,9 +147,12 @@ def _pod(settings: "Tpu", job: launcher.Job) -> dict[str, Any]:
         selector["cloud.google.com/gke-spot"] = "true"
         spot = {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}
         tolerations.append(spot)
-    volumes: list[dict[str, Any]] = [{"name": "cache", "emptyDir": {}}]
+    volumes: list[dict[str, Any]] = [{"name": "work", "emptyDir": {}}]
     if job.config_path is not None:
         volumes.append({"name": "config", "configMap": {"name": _config_name(job)}})
+    fetching: dict[str, Any] = {}
+    if settings.text is not None:
+        fetching["initContainers"] = [_fetcher(settings, settings.text)]
     account = {} if settings.service_account is None else {"serviceAccountName": settings.service_account}
     return {
         "restartPolicy": "Never",
@@ -154,22 +160,39 @@ def _pod(settings: "Tpu", job: launcher.Job) -> dict[str, Any]:
         **account,
         "nodeSelector": selector,
         "tolerations": tolerations,
+        **fetching,
         "containers": [_container(settings, job)],
         "volumes": volumes,
     }
 
 
+def _fetcher(settings: "Tpu", text: str) -> dict[str, Any]:
+    return {
+        "name": "text",
+        "image": settings.image,
+        "command": _literal(slices.fetch_command(text, "python")),
+        "workingDir": FOLDER,
+        "securityContext": SECURITY,
+        "volumeMounts": [{"name": "work", "mountPath": FOLDER}],
+    }
+
+
+def _literal(command: list[str]) -> list[str]:
+    """A command that Kubernetes leaves as it is: it puts variables for $(NAME), and $ for $$."""
+    return [word.replace("$", "$$") for word in command]
+
+
 def _container(settings: "Tpu", job: launcher.Job) -> dict[str, Any]:
     variables = {
         **slices.environment(job),
-        "SCALING_CACHE": CACHE,
-        "JAX_COMPILATION_CACHE_DIR": f"{CACHE}/compiled",
+        "SCALING_CACHE": f"{FOLDER}/cache",
+        "JAX_COMPILATION_CACHE_DIR": f"{FOLDER}/cache/compiled",
     }
     environment: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in variables.items()]
     if job.tracking.wandb == "online":
         source = {"secretKeyRef": {"name": settings.secret, "key": "WANDB_API_KEY"}}
         environment.append({"name": "WANDB_API_KEY", "valueFrom": source})
-    mounts: list[dict[str, Any]] = [{"name": "cache", "mountPath": CACHE}]
+    mounts: list[dict[str, Any]] = [{"name": "work", "mountPath": FOLDER}]
     inside = job
     if job.config_path is not None:
         inside = dataclasses.replace(job, config_path=CONFIG)
@@ -178,11 +201,10 @@ def _container(settings: "Tpu", job: launcher.Job) -> dict[str, Any]:
     return {
         "name": CONTAINER,
         "image": settings.image,
-        # Kubernetes puts variables for $(NAME), and $(NAME) for $$(NAME).
-        "command": [word.replace("$", "$$") for word in inside.worker_command("python")],
+        "command": _literal(inside.worker_command("python")),
+        "workingDir": FOLDER,
         "env": environment,
         "resources": {"requests": chips, "limits": chips},
-        # The device files of TPUs belong to root, and a device plugin gives them to no other user.
-        "securityContext": {"runAsUser": 0, "allowPrivilegeEscalation": False},
+        "securityContext": SECURITY,
         "volumeMounts": mounts,
     }

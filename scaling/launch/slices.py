@@ -8,7 +8,7 @@ from scaling.launch import launcher, local
 from scaling.sweep import worker
 
 # Exit codes of a worker that saved its run, or whose machines failed: a new one goes on.
-RESUMED = (75, *sorted(local.STOPPED))
+RESUMED = (worker.AGAIN, *sorted(local.STOPPED))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +129,11 @@ def base_name(job: launcher.Job) -> str:
     stem = stem if stem[0].isalpha() else f"s-{stem}"
     room = 63 - len("-999-slice-0-511-abcde") - len("-123456")
     return f"{stem[:room].rstrip('-')}-{schema.digest([job.store_path.rstrip('/'), job.sweep_name])[:6]}"
+
+
+def fetch_command(text: str, python: str) -> list[str]:
+    """The command line that copies a sweep's text to where its worker runs."""
+    return [python, "-m", "scaling.launch.fetch", text, "text"]
 
 
 def environment(job: launcher.Job) -> dict[str, str]:

@@ -30,7 +30,8 @@ class Tpu(launcher.Launcher):
     `spot` slices are cheap and are taken away at any time, which costs a sweep at most what it trained since its last
     checkpoint. `service_account` may write to the store: one of Kubernetes on GKE, an address of Google Cloud on VMs.
     `secret` holds the key of Weights & Biases, needed where a sweep tracks online: a secret of Kubernetes with the key
-    WANDB_API_KEY, or one of Secret Manager. Files go to `out`, in a folder of the sweep's name.
+    WANDB_API_KEY, or one of Secret Manager. `text` is a folder of a bucket that workers find as the folder "text" where
+    they run: a source of files "text/…" reads it. Files go to `out`, in a folder of the sweep's name.
 
     On GKE: `image`, the container (see Dockerfile); `queue`, a LocalQueue of Kueue; `namespace`. On VMs: `project`,
     `zone`, and `runtime`, the software version, where it is not the generation's usual one.
@@ -42,6 +43,7 @@ class Tpu(launcher.Launcher):
     spot: bool = True
     service_account: Word | None = None
     secret: Word | None = None
+    text: Annotated[str, pydantic.Field(pattern=f"^{BUCKET.pattern}$")] | None = None
     out: Path = Path("launch")
     image: Annotated[str, pydantic.Field(pattern=r"^[^\s\x00-\x1f\x7f]+$")] | None = None
     queue: Label | None = None

@@ -64,6 +64,7 @@ def _worker(settings: "Tpu", job: launcher.Job) -> str:
     online = job.tracking.wandb == "online"
     head: dict[str, str | int | list[str]] = {
         "command": command,
+        "fetch": [] if settings.text is None else slices.fetch_command(settings.text, "venv/bin/python"),
         "secret": str(settings.secret) if online else "",
         "project": str(settings.project),
     }

@@ -106,6 +106,9 @@ def worker(arguments: list[str]) -> int:
     """What `venv/bin/python -m scaling.cli worker …` does on a host; host 0 says what, the others mirror it."""
     home = Path(os.environ["HOME"])
     name, number = home.parent.name, home.name
+    if arguments[1] == "scaling.launch.fetch":
+        record("fetch", name=name, arguments=arguments)
+        return 0
     variables = {key: value for key, value in os.environ.items() if key.startswith(("JAX_", "SCALING_", "WANDB_"))}
     record("worker", name=name, host=int(number), arguments=arguments, environment=variables)
     print(f"hello from host {number}", flush=True)

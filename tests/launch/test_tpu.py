@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from scaling import config, devices
-from scaling.launch import gke, launcher, slices, tpu
+from scaling.launch import fetch, gke, launcher, slices, tpu
 from scaling.sweep import store
 from tests.launch import golden
 
@@ -66,7 +66,9 @@ def test_the_manifest_is_the_recorded_one() -> None:
 
 
 @pytest.mark.parametrize("accelerator", [each.accelerator for each in slices.SLICES])
-@pytest.mark.parametrize("settings", [(), ("spot=false", "queue=tpu", "secret=wandb", "service_account=scaling")])
+@pytest.mark.parametrize(
+    "settings", [(), ("spot=false", "queue=tpu", "secret=wandb", "service_account=scaling", "text=gs://bucket/x")]
+)
 def test_manifests_are_what_the_published_schemas_allow(accelerator: str, settings: tuple[str, ...]) -> None:
     tracking = config.Tracking(wandb="online" if settings else "offline")
     asked = job(mesh=config.Mesh(), tracking=tracking, config_path=golden.CONFIG if settings else None)
@@ -197,6 +199,34 @@ def test_what_a_user_says_arrives_as_it_was(folder: str, text: str) -> None:
     assert yaml.safe_load(dumped) == {"text": text, "lines": text + "\n" + text}
 
 
+def test_text_is_copied_before_the_worker_starts_where_it_runs() -> None:
+    made = pod(jobsets(on_gke("text=gs://my-bucket/some text"), job())[0])
+    fetcher, worker = made["initContainers"][0], made["containers"][0]
+    assert fetcher["command"] == ["python", "-m", "scaling.launch.fetch", "gs://my-bucket/some text", "text"]
+    assert fetcher["workingDir"] == worker["workingDir"] == worker["volumeMounts"][0]["mountPath"]
+    assert fetcher["volumeMounts"][0] == worker["volumeMounts"][0]
+    assert "initContainers" not in pod(jobsets(on_gke(), job())[0])
+
+
+def test_a_folder_is_copied_whole_and_once(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "text"
+    (source / "inner").mkdir(parents=True)
+    (source / "a.txt").write_text("a")
+    (source / "inner" / "b.txt").write_text("b")
+    (tmp_path / "text.part").mkdir()
+    (tmp_path / "text.part" / "old.txt").write_text("of a copy that was interrupted")
+    fetch.fetch(f"file://{source}", target)
+    assert {path.relative_to(target).as_posix(): path.read_text() for path in target.rglob("*.txt")} == {
+        "a.txt": "a",
+        "inner/b.txt": "b",
+    }
+    (source / "a.txt").write_text("changed")
+    fetch.fetch(f"file://{source}", target)
+    assert (target / "a.txt").read_text() == "a"
+    with pytest.raises(ValueError, match="there is nothing in"):
+        fetch.fetch(f"file://{tmp_path}/nowhere", tmp_path / "other")
+
+
 # Names
 
 NAMES = st.from_regex(store.SWEEP_NAME, fullmatch=True)
@@ -284,6 +314,7 @@ def test_slices_as_google_describes_them(
         ),
         (["system=gke", "accelerator=v4-8", "image=i j"], "image"),
         (["system=gke", "accelerator=v4-8", "image=i", "queue=Q"], "queue"),
+        (["system=gke", "accelerator=v4-8", "image=i", "text=texts/"], "text"),
         (["system=slurm", "accelerator=v4-8"], "system"),
         (["accelerator=v4-8"], "system"),
     ],

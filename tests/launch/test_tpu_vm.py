@@ -65,7 +65,7 @@ class Cloud:
 
     def asked(self, name: str = FIRST) -> list[str]:
         """What was asked of a slice, in order, without what its hosts did."""
-        inside = ("worker", "uv venv", "uv pip", "describe")
+        inside = ("worker", "fetch", "uv venv", "uv pip", "describe")
         return [each["what"] for each in self.calls() if each["name"] == name and each["what"] not in inside]
 
     def left(self) -> list[str]:
@@ -173,8 +173,10 @@ def test_workers_get_the_code_their_command_and_their_environment(cloud: Cloud) 
         assert environment["SCALING_WORKERS"] == "1"
         assert environment["WANDB_API_KEY"] == "very-secret"  # from Secret Manager, by the host
         assert environment["JAX_COMPILATION_CACHE_DIR"].startswith(str(cloud.folder / "hosts"))
+    fetched = [each["arguments"] for each in cloud.calls() if each["what"] == "fetch"]
+    assert fetched == [["-m", "scaling.launch.fetch", "gs://my-bucket/text", "text"]] * 2
     pip = next(each["arguments"] for each in cloud.calls() if each["what"] == "uv pip")
-    assert pip[-3:] == ["--constraint", "code/constraints.txt", "./code[tpu,gcs]"]
+    assert pip[-3:] == ["--constraint", "source/constraints.txt", "./source[tpu,gcs]"]
     copied = next(each for each in cloud.calls() if each["what"] == "scp")["arguments"]
     assert copied[:4] == ["worker.sh", "code.tgz", "sweep.py", f"{FIRST}:scaling/"]
     packed = subprocess.run(["tar", "-tzf", cloud.launch / "code.tgz"], capture_output=True, text=True, check=True)
@@ -301,7 +303,7 @@ def test_other_code_ends_the_worker_before_it_is_installed(cloud: Cloud, host: P
     subprocess.run(["tar", "-czf", host / "scaling" / "code.tgz", "-C", vm.CHECKOUT, "LICENSE"], check=True)
     assert on_host(host, "install").wait(20) == 0
     assert worker.wait(20) == 143
-    assert sorted(path.name for path in (host / "scaling" / "code").iterdir()) == ["LICENSE"]
+    assert sorted(path.name for path in (host / "scaling" / "source").iterdir()) == ["LICENSE"]
 
 
 def test_without_tracking_online_no_key_is_asked_for(cloud: Cloud) -> None:

@@ -25,6 +25,7 @@ GKE = tpu.Tpu(
     accelerator="v5litepod-16",
     service_account="scaling",
     secret="wandb",
+    text="gs://my-bucket/text",
     image="europe-docker.pkg.dev/my-project/scaling/scaling:tpu",
     queue="tpu-queue",
     namespace="research",
@@ -34,6 +35,7 @@ VM = tpu.Tpu(
     accelerator="v5litepod-16",
     service_account="scaling@my-project.iam.gserviceaccount.com",
     secret="wandb",
+    text="gs://my-bucket/text",
     project="my-project",
     zone="us-west4-a",
 )

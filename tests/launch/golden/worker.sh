@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Written by `scaling sweep --launcher tpu`; change the sweep, not this file.
 command=(venv/bin/python -m scaling.cli worker gs://my-bucket/scaling isoflop.v2 --config sweep.py)
+fetch=(venv/bin/python -m scaling.launch.fetch gs://my-bucket/text text)
 secret=wandb
 project=my-project
 export PYTHONUNBUFFERED=1
@@ -28,10 +29,10 @@ install() {
   sum="$(sha256sum <code.tgz)"
   if [ "$sum" = "$(cat installed 2>/dev/null)" ]; then return 0; fi
   stop # it is of other code
-  rm -rf code venv && mkdir code && tar -xzf code.tgz -C code &&
+  rm -rf source venv && mkdir source && tar -xzf code.tgz -C source &&
     python3 -m pip install --quiet --user uv && # the machines' own Python is older than 3.11
     ~/.local/bin/uv venv --quiet --python 3.11 venv &&
-    ~/.local/bin/uv pip install --quiet --python venv/bin/python --constraint code/constraints.txt './code[tpu,gcs]' &&
+    ~/.local/bin/uv pip install --quiet --python venv/bin/python --constraint source/constraints.txt './source[tpu,gcs]' &&
     echo "$sum" >installed
 }
 
@@ -43,6 +44,7 @@ run() {
       WANDB_API_KEY="$(gcloud secrets versions access latest --secret="$secret" --project="$project")" || exit 1
       export WANDB_API_KEY
     fi
+    [ "${#fetch[@]}" -eq 0 ] || "${fetch[@]}" || exit 1
     rm -f worker.pid worker.code
     : >worker.log
     lines=+1
