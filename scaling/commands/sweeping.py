@@ -37,7 +37,8 @@ def run(
         meanwhile=reported,
     )
     if not done:
-        print(f"not all runs have a result yet; start the same command again to go on (store {store_path})")
+        what = "start the workers as above, and" if launcher.hands_over else "start"
+        print(f"not all runs have a result yet; {what} the same command again to go on (store {store_path})")
         return 1
     if reported:
         from scaling.commands import drawing  # SciPy and matplotlib: seconds, which no worker waits for

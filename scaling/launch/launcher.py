@@ -10,6 +10,7 @@ import time
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from scaling import config, launch, schema
 from scaling.sweep import outages, store
@@ -96,6 +97,8 @@ class Workers(abc.ABC):
 class Launcher(schema.Variant):
     """Where workers are started, and with what resources: `--launcher KIND --cluster FIELD=VALUE`."""
 
+    hands_over: ClassVar[bool] = False  # whether a person starts the workers, from what `start` writes
+
     def device(self, job: Job) -> tuple[str, float | None]:
         """The kind of device that workers get, "cpu" or its name, and the bytes for arrays on one, where known."""
         raise NotImplementedError
@@ -109,7 +112,7 @@ class Launcher(schema.Variant):
         raise NotImplementedError
 
     def start(self, job: Job) -> Workers | None:
-        """Start workers for the open runs; None where a person starts them, from what was written."""
+        """Start workers for the open runs; None where it `hands_over`."""
         raise NotImplementedError
 
 

@@ -8,7 +8,7 @@ workers anew where the infrastructure fails, and leaves them ended where they en
 import re
 import shlex
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import pydantic
 
@@ -36,6 +36,8 @@ class Tpu(launcher.Launcher):
     On GKE: `image`, the container (see Dockerfile); `queue`, a LocalQueue of Kueue; `namespace`. On VMs: `project`,
     `zone`, and `runtime`, the software version, where it is not the generation's usual one.
     """
+
+    hands_over: ClassVar[bool] = True
 
     kind: str = "tpu"
     system: Literal["gke", "vm"]
