@@ -15,6 +15,7 @@ from scaling.sweep import store
 
 RESUBMISSIONS = 3  # in a row, in which no run ended
 QUEUE_SECONDS = 10.0  # between questions to Slurm's controller, which everyone on the cluster shares
+STOPPING_SECONDS = 3.0  # the same while a person waits for the jobs to end
 STORE_SECONDS = 1.0  # between looks at the store, or more where it is slow:
 SHARE = 0.05  # of a core that they may take
 # A job in any other state is still in the queue, or comes back to it.
@@ -110,7 +111,7 @@ class Workers(launcher.Workers):
 
     def _ask_queue(self) -> None:
         """Ask Slurm what became of the jobs; where they are to stop, see to it that they do."""
-        self._next_question = time.monotonic() + QUEUE_SECONDS
+        self._next_question = time.monotonic() + (STOPPING_SECONDS if self.stopping else QUEUE_SECONDS)
         try:
             found = listed(self.name)
         except ConnectionError as error:  # a controller that is busy or restarted: the jobs go on

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from scaling import config
-from scaling.launch import launcher, slurm
-from scaling.sweep import grid, store
+from scaling.launch import launcher, local, slurm
+from scaling.sweep import grid, stages, store
 from tests.engines import slurm_cluster
 
 pytestmark = pytest.mark.engines
@@ -23,11 +23,10 @@ ROOT = Path(__file__).parents[2]
 SETTINGS = ["--launcher", "slurm", "--cluster", "minutes=30", "--cluster", "partition=low"]
 # In its first life each process of the group only waits to be told to end, in its second they compute together.
 TOGETHER = """
-import os, signal, sys, jax
+import os, signal, jax
 if "SLURM_RESTART_COUNT" not in os.environ:
     print("FOUND waits", os.environ["SLURMD_NODENAME"], flush=True)
-    signal.sigwait([signal.SIGHUP])
-    sys.exit(129)
+    signal.pause()
 jax.distributed.initialize(
     os.environ["JAX_COORDINATOR_ADDRESS"], int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
 )
@@ -50,14 +49,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
 
 
 @pytest.fixture
-def make_sweep(tiny: Make, tmp_path: Path) -> Callable[[str, int, int], None]:
+def make_sweep(tiny: Make, tmp_path: Path) -> Callable[[str, int, int], config.Sweep]:
     """Saves a sweep of some seeds of some steps as NAME.json: its runs are trained alone and in short dispatches."""
 
-    def make(name: str, seeds: int, steps: int) -> None:
+    def make(name: str, seeds: int, steps: int) -> config.Sweep:
         execution = config.Execution(steps_per_dispatch=8, checkpoint_seconds=1e9, pack=1)
         seeded = grid.Axis(field="seed", values=tuple(range(seeds)))
         sweep = config.Sweep(name=name, base=tiny(tokens=64 * steps), grid=seeded, execution=execution)
         (tmp_path / f"{name}.json").write_text(sweep.to_json())
+        return sweep
 
     return make
 
@@ -95,7 +95,7 @@ def steps(results: store.Store, run_id: str) -> list[int]:
 
 
 def test_a_sweep_is_shared_by_two_nodes(
-    cluster: dict[str, str], make_sweep: Callable[[str, int, int], None], tmp_path: Path
+    cluster: dict[str, str], make_sweep: Callable[[str, int, int], config.Sweep], tmp_path: Path
 ) -> None:
     make_sweep("shared", 4, 400)
     planned = sweeping("shared", tmp_path, cluster, *SETTINGS, "--workers", "2", "--dry-run").communicate()[0]
@@ -137,11 +137,10 @@ def test_a_run_over_two_nodes_is_one_group_of_processes(
 
 
 def test_runs_that_are_cancelled_stopped_warned_and_preempted_end_as_if_undisturbed(
-    cluster: dict[str, str], make_sweep: Callable[[str, int, int], None], tmp_path: Path
+    cluster: dict[str, str], make_sweep: Callable[[str, int, int], config.Sweep], tmp_path: Path
 ) -> None:
-    make_sweep("disturbed", 2, 2400)
-    unhurt = ["--store", "undisturbed", "--workers", "2", "--cluster", "pin=false"]
-    assert sweeping("disturbed", tmp_path, cluster, *unhurt).wait() == 0
+    sweep = make_sweep("disturbed", 2, 2400)
+    assert stages.run(sweep, tmp_path / "undisturbed", workers=2, launcher=local.Local(pin=False))
     expected = store.Store(tmp_path / "undisturbed").runs("disturbed").set_index("run_id")["loss"].to_dict()
     results = store.Store(tmp_path / "results")
 
