@@ -34,7 +34,7 @@ class State:
 
 
 class Workers(launcher.Workers):
-    """Jobs in the queue of a cluster, which are submitted anew where all are gone and runs are left.
+    """Jobs in the queue of a cluster, which are submitted anew where they were lost, or are gone and runs are left.
 
     `submit` submits so many, all of one `name`, and gives the log of each by its id.
     """
@@ -58,6 +58,7 @@ class Workers(launcher.Workers):
         self._states: dict[str, str] = {}  # theirs, when Slurm was last asked
         self._left: list[str] = []  # the statuses of runs that are still to end
         self._next_question = self._next_look = 0.0
+        self._lost = 0  # workers that ended too early and may be replaced
         self._resubmissions, self._left_then = 0, 0
         self._add(count)
 
@@ -77,9 +78,9 @@ class Workers(launcher.Workers):
             self._ask_queue()
             self._cancel("PENDING")  # they would find nothing to do; those that run end by themselves
             return False
-        if not due or self.jobs or "planned" not in self._left:
-            return True
-        return self._resubmit()
+        if due and "planned" in self._left and (self._lost or not self.jobs):
+            return self._resubmit(self._lost if self.jobs else self.usable) or bool(self.jobs)
+        return True
 
     def stop(self) -> None:
         """Ask every worker to save its run and end; jobs that wait in the queue leave it."""
@@ -131,7 +132,7 @@ class Workers(launcher.Workers):
             self._cancel("RUNNING", "--signal=INT")  # again where a job had not begun to listen: it is heard once
 
     def _ended(self, job: str, state: State | None) -> None:
-        """Say why a job ended too early; do without it where another would end as it did."""
+        """Say why a job ended too early, and count it as lost; not where another would end as it did."""
         log = self.jobs.pop(job)
         if state is None or state.name == "COMPLETED" or self.stopping:
             return
@@ -141,14 +142,17 @@ class Workers(launcher.Workers):
         if state.name == "CANCELLED" or (state.name == "FAILED" and state.code in (local.REFUSED, *local.STOPPED)):
             self.usable -= 1
             how += " and is given up"
+        else:
+            self._lost += 1
         end = f"its log {log} ends:\n{local.tail(log)}" if log.exists() else f"it wrote no log {log}"
         self.messages.append(f"{how}; {end}")
 
-    def _resubmit(self) -> bool:
-        """Submit workers for the runs that are left; False where that did not help, or is not wanted."""
+    def _resubmit(self, count: int) -> bool:
+        """Submit up to so many workers for the runs that are left; False where that has not helped, or none may be."""
+        self._lost = 0
         if len(self._left) < self._left_then:
             self._resubmissions = 0
-        if not self.usable:
+        if not count:
             return False
         if self._resubmissions == RESUBMISSIONS:
             self.messages.append(f"{len(self._left)} runs are left, of which none ended in {RESUBMISSIONS} submissions")
@@ -156,11 +160,11 @@ class Workers(launcher.Workers):
         self._resubmissions += 1
         self._left_then = len(self._left)
         self.messages.append(
-            f"no job is in the queue and {len(self._left)} runs are left; submitted again ({self._resubmissions} of "
-            f"{RESUBMISSIONS}, until a run ends)"
+            f"{len(self._left)} runs are left to {len(self.jobs)} jobs in the queue; submitted anew "
+            f"({self._resubmissions} of {RESUBMISSIONS}, until a run ends)"
         )
         try:
-            self._add(min(self.usable, self._left.count("planned")))
+            self._add(min(count, self._left.count("planned")))
         except ValueError as error:  # perhaps for now
             self.messages.append(str(error))
         return True

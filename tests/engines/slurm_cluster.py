@@ -12,6 +12,7 @@ import getpass
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -162,7 +163,8 @@ def _end(daemon: subprocess.Popen[bytes]) -> None:
 
 
 def main(command: list[str]) -> int:
-    """Run a command while the cluster does; gives its exit code."""
+    """Run a command while the cluster does; gives its exit code. SIGTERM ends the cluster, too."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder, running(Path(folder)) as environment:
         return subprocess.run(command, env=environment).returncode
 

@@ -95,25 +95,36 @@ def test_it_is_over_when_the_runs_are_and_idle_jobs_leave_the_queue(
     assert message == f"3 workers are in the queue as scaling-small, job 1; logs in {cluster.folder}"
 
 
-def test_jobs_are_submitted_anew_where_all_are_gone_and_runs_are_left(
+def test_jobs_that_are_lost_are_replaced_where_runs_wait(
     cluster: Cluster, results: store.Store, left: list[str]
 ) -> None:
     workers = follow(cluster, results, 3)
     cluster.say(j1_0="NODE_FAIL", j1_1="TIMEOUT|1", j1_2="RUNNING")
     (cluster.folder / "1_0.out").write_text("the node went away")
     assert workers.poll()
-    assert cluster.submitted == [3]
-    finish(results, left[0])
-    finish(results, left[1])
-    cluster.say(j1_2="FAILED|256")
+    assert cluster.submitted == [3, 2]
     assert workers.poll()
-    assert cluster.submitted == [3, 2]  # as many as runs are left
+    assert cluster.submitted == [3, 2]
     told = workers.take_messages()
     assert "worker 1_0 ended as node fail; its log" in told[1]
     assert "the node went away" in told[1]
     assert "worker 1_1 ended as timeout; it wrote no log" in told[2]
-    assert "worker 1_2 ended with exit code 1" in told[3]
-    assert "2 runs are left; submitted again (1 of 3" in told[4]
+    assert told[3] == "4 runs are left to 1 jobs in the queue; submitted anew (1 of 3, until a run ends)"
+
+
+def test_jobs_are_submitted_anew_where_all_are_gone_and_runs_are_left(
+    cluster: Cluster, results: store.Store, left: list[str]
+) -> None:
+    workers = follow(cluster, results, 3)
+    cluster.say(j1_0="COMPLETED", j1_1="COMPLETED", j1_2="RUNNING")
+    assert workers.poll()
+    assert cluster.submitted == [3]
+    finish(results, left[0])
+    finish(results, left[1])
+    cluster.say(j1_2="COMPLETED")
+    assert workers.poll()
+    assert cluster.submitted == [3, 2]  # as many as runs are left
+    assert workers.take_messages()[1].startswith("2 runs are left to 0 jobs in the queue; submitted anew (1 of 3")
 
 
 def test_submitting_anew_ends_where_it_does_not_help(
