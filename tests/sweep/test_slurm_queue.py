@@ -145,6 +145,21 @@ def test_submitting_anew_ends_where_it_does_not_help(
     assert "3 runs are left, of which none ended in 3 submissions" in workers.take_messages()[-1]
 
 
+def test_what_jobs_did_is_seen_before_any_are_submitted_anew(
+    cluster: Cluster, results: store.Store, left: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers = follow(cluster, results, 1)
+    assert workers.poll()
+    monkeypatch.setattr(slurm_queue, "STORE_SECONDS", 1e9)
+    assert workers.poll()
+    for run_id in left:
+        finish(results, run_id)
+    assert workers.poll()  # the store has been looked at
+    cluster.say(j1_0="COMPLETED")
+    assert not workers.poll()
+    assert cluster.submitted == [1]
+
+
 @pytest.mark.parametrize("state", ["CANCELLED|15", f"FAILED|{2 << 8}", f"FAILED|{130 << 8}", f"FAILED|{143 << 8}"])
 def test_a_worker_that_was_refused_or_stopped_by_a_person_is_not_replaced(
     cluster: Cluster, results: store.Store, left: list[str], state: str
