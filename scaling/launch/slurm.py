@@ -18,7 +18,7 @@ import pydantic
 from scaling import config, devices, memory
 from scaling.data import cache
 from scaling.launch import launcher, local, slurm_queue, slurm_task
-from scaling.sweep import store, worker
+from scaling.sweep import worker
 
 WORKERS = 32  # at most so many, where nobody says how many
 TIMEOUTS = 100  # requeues of one job because its time was up
@@ -95,9 +95,7 @@ class Slurm(launcher.Launcher):
         def submit(count: int) -> dict[str, Path]:
             return self._submit(dataclasses.replace(job, workers=count))
 
-        return slurm_queue.Workers(
-            store.Store(job.store_path), job.sweep_name, self._name(job), submit, self._count(job)
-        )
+        return slurm_queue.Workers(job.results(), job.sweep_name, self._name(job), submit, self._count(job))
 
     def _count(self, job: launcher.Job) -> int:
         return min(job.workers or WORKERS, job.runs)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from scaling import config
-from scaling.launch import launcher, local, slurm
+from scaling.launch import local
 from scaling.sweep import grid, stages, store
 from tests.engines import slurm_cluster
 
@@ -21,21 +21,6 @@ pytestmark = pytest.mark.engines
 Make = Callable[..., config.Run]
 ROOT = Path(__file__).parents[2]
 SETTINGS = ["--launcher", "slurm", "--cluster", "minutes=30", "--cluster", "partition=low"]
-# In its first life each process of the group only waits to be told to end, in its second they compute together.
-TOGETHER = """
-import os, signal, jax
-if "SLURM_RESTART_COUNT" not in os.environ:
-    print("FOUND waits", os.environ["SLURMD_NODENAME"], flush=True)
-    signal.pause()
-jax.distributed.initialize(
-    os.environ["JAX_COORDINATOR_ADDRESS"], int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
-)
-mesh = jax.make_mesh((2,), ("data",))
-mine = jax.numpy.full((1,), 1.0 + jax.process_index())
-parts = jax.make_array_from_process_local_data(jax.NamedSharding(mesh, jax.P("data")), mine)
-total = jax.jit(lambda x: x.sum(), out_shardings=jax.NamedSharding(mesh, jax.P()))(parts)
-print("FOUND", os.environ["SLURMD_NODENAME"], "process", jax.process_index(), "of", jax.process_count(), "sum", total)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -114,26 +99,30 @@ def test_a_sweep_is_shared_by_two_nodes(
     assert planned.partition("\n")[2].startswith(script.read_text())
 
 
-def test_a_run_over_two_nodes_is_one_group_of_processes(
-    cluster: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_over_two_nodes_is_saved_requeued_and_finished_by_both_of_its_processes(
+    cluster: dict[str, str], make_sweep: Callable[[str, int, int], config.Sweep], tmp_path: Path
 ) -> None:
-    for name in ("PATH", "SLURM_CONF", "JAX_PLATFORMS"):
-        monkeypatch.setenv(name, cluster[name])
-    monkeypatch.setattr(launcher.Job, "worker_command", lambda job: [sys.executable, "-c", TOGETHER])
-    two = slurm.Slurm(minutes=30, partition="low", nodes=2)
-    workers = two.start(launcher.Job(str(tmp_path / "store"), "together", config.Mesh(data=2), 1))
-    (job,) = workers.jobs
-
-    def found() -> list[str]:
-        return [line for log in logs("together").values() for line in log.splitlines() if line.startswith("FOUND")]
-
-    wait_until(lambda: len(found()) == 2, "together")
-    subprocess.run(["scancel", "--signal=USR2", job], check=True)
-    wait_until(lambda: queue(cluster)[job][0] == "COMPLETED", "together")
-    assert sorted(found()) == [
-        "FOUND node1 process 0 of 2 sum 3.0", "FOUND node2 process 1 of 2 sum 3.0", "FOUND waits node1",
-        "FOUND waits node2",
-    ]  # fmt: skip
+    sweep = make_sweep("together", 1, 600)
+    assert stages.run(sweep, tmp_path / "alone", workers=1)
+    two = ["--cluster", "nodes=2", "--set", "execution.mesh.data=2", "--workers", "1"]
+    started = sweeping("together", tmp_path, cluster, *SETTINGS, *two)
+    results = store.Store(tmp_path / "results")
+    (expected,) = store.Store(tmp_path / "alone").runs("together").to_dict("records")
+    run = expected["run_id"]
+    wait_until(lambda: (results.folder(run) / "metrics" / "000001.jsonl").is_file(), "together")
+    (job,) = [job for job, (state, _) in queue(cluster).items() if state == "RUNNING"]
+    subprocess.run(["scancel", "--signal=USR2", job], env=cluster, check=True)
+    said = started.communicate()[0]
+    assert started.returncode == 0, (said, logs("together"))
+    (row,) = results.runs("together").to_dict("records")
+    assert row["loss"] == pytest.approx(expected["loss"], rel=1e-4)  # another order of sums, over 600 steps
+    assert row["device"] == "2 × cpu"
+    assert steps(results, run) == list(range(1, 601))
+    for index, node in enumerate(slurm_cluster.NODES):
+        log = logs("together")[f"{job}_{index}_log.out"]
+        assert f"process {index} of 2 on {node}, requeued 0 times" in log
+        assert f"process {index} of 2 on {node}, requeued 1 times" in log
+        assert log.count(f"process {index} of 2 that train each run together") == 2
 
 
 def test_runs_that_are_cancelled_stopped_warned_and_preempted_end_as_if_undisturbed(
