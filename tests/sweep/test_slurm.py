@@ -1,5 +1,6 @@
 """The launcher for Slurm without Slurm: what it would submit, and what it refuses."""
 
+import re
 import stat
 import sys
 from collections.abc import Callable
@@ -159,3 +160,13 @@ def test_without_submitit_or_slurm_it_says_what_is_missing(
     monkeypatch.setattr(slurm.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'scaling\[slurm\]'"):
         slurm.Slurm(minutes=10).describe(job())
+
+
+def test_the_page_names_every_setting_and_no_other() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "slurm.md").read_text()
+    _, rows, *_ = re.split(r"\|---.*\|\n", page)
+    named = [
+        name for row in rows.splitlines() if row.startswith("| `") for name in re.findall(r"`(\w+)`", row.split("|")[1])
+    ]
+    assert sorted(named) == sorted(name for name in slurm.Slurm.model_fields if name != "kind")
+    assert set(re.findall(r"--cluster '?(\w+)=", page)) < set(named)
