@@ -65,7 +65,7 @@ def queue(env: dict[str, str]) -> dict[str, tuple[str, str]]:
     return {job: (state, node) for job, state, node in (line.split("|") for line in shown.stdout.splitlines())}
 
 
-def wait_until(condition: Callable[[], bool], about: str, seconds: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], about: str, seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"waited {seconds} s; {logs(about)}"
