@@ -178,7 +178,7 @@ class Workers(launcher.Workers):
         else:
             slot.given_up = True
             self.messages.append(
-                f"worker {slot.number} {how} and is given up; its log {slot.log} ends:\n{_tail(slot.log)}"
+                f"worker {slot.number} {how} and is given up; its log {slot.log} ends:\n{tail(slot.log)}"
             )
 
 
@@ -311,5 +311,6 @@ def _signal_name(number: int) -> str:
     return signal.Signals(number).name
 
 
-def _tail(log: Path) -> str:
+def tail(log: Path) -> str:
+    """The last lines of a log. Raises FileNotFoundError where there is none."""
     return log.read_bytes()[-TAIL_BYTES:].decode(errors="replace").strip()
