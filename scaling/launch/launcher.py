@@ -134,12 +134,13 @@ def load(kind: str, overrides: Sequence[str] = ()) -> Launcher:
 
 @contextlib.contextmanager
 def _interrupts() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise KeyboardInterrupt in the body, as Ctrl-C does."""
+    """SIGTERM and SIGHUP raise KeyboardInterrupt in the body, as Ctrl-C does; not where `nohup` has one ignored."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heeded = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heeded}
     try:
         yield
     finally:
