@@ -55,6 +55,7 @@ class Checkpoints:
         self.shelves = [shelf.of(place) for place in places]
         self.fingerprint = fingerprint
         self.keep = keep
+        self._begun = False  # to save
         self._writer: ocp.CheckpointManager | None = None
         self._sender: concurrent.futures.ThreadPoolExecutor | None = None
         self._sent: concurrent.futures.Future[None] | None = None
@@ -130,8 +131,9 @@ class Checkpoints:
         if not isinstance(place, shelf.Folder):
             self._send(step, state, notes)
             return
-        if not place.steps():
+        if not self._begun:
             check_space(place.path, state, len(self.keep))
+            self._begun = True
         if size_bytes(state) <= SMALL_BYTES and not processes.several():
             self._put(step, _whole(state), notes)
             return

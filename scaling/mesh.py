@@ -3,7 +3,7 @@
 import functools
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import numpy as np
@@ -174,6 +174,11 @@ def _shards_here(mesh: jax.sharding.Mesh) -> np.ndarray:
     return np.flatnonzero(here.any(axis=AXES.index("tensor")))
 
 
+@functools.lru_cache(maxsize=8)
+def _any(mesh: jax.sharding.Mesh) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda said: said.any(axis=0), out_shardings=replicated(mesh))
+
+
 class Anyone:
     """Whether any process says so: asked once a dispatch by all of them, for as many questions each time.
 
@@ -184,8 +189,6 @@ class Anyone:
     def __init__(self, mesh: jax.sharding.Mesh):
         self.mesh = mesh
         self._said: jax.Array | None = None
-        whole = replicated(mesh)
-        self._or = jax.jit(lambda said: said.any(axis=0), out_shardings=whole)
 
     def says(self, mine: Sequence[bool]) -> list[bool]:
         """What any process said, this time or the time before. Nobody has said anything at first."""
@@ -194,7 +197,7 @@ class Anyone:
         before = self._said
         each = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec(AXES))  # a row a device
         here = np.asarray(mine, bool)[None]
-        self._said = self._or(jax.make_array_from_callback((self.mesh.size, len(mine)), each, lambda _: here))
+        self._said = _any(self.mesh)(jax.make_array_from_callback((self.mesh.size, len(mine)), each, lambda _: here))
         return [False] * len(mine) if before is None else np.asarray(before).tolist()
 
     def forget(self) -> None:

@@ -14,7 +14,7 @@ ROOM = "scaling"  # of our keys among those of JAX and Orbax
 LOOK_SECONDS = 1.0  # between looks, while waiting, at whether another process has failed
 # In which processes that fail by themselves all do so, and after which one that fails knows the others to be elsewhere.
 # Less than the time in which JAX ends everything, so that process 0 can still say why.
-MEETING_SECONDS = 15.0
+MEETING_SECONDS = 10.0
 
 GONE = "infrastructure"  # the kind of an error that comes of something that is gone
 DEVICE = "JaxRuntimeError"

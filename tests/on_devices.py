@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -82,19 +83,29 @@ def largest(text: str) -> int:
 
 
 def trained_by_the_loop(case: dict[str, Any]) -> dict[str, Any]:
-    """The outcome and the losses of a whole run, by `loop.train`; no checkpoint is kept."""
+    """The outcome and the losses of a whole run, or of it until `stop_at` steps, by `loop.train`.
+
+    Checkpoints go to the `folders` of attempts, if any are given.
+    """
     run = config.Run.model_validate(case["run"])
     rows: list[dict[str, Any]] = []
     settings = {"checkpoint_seconds": 3600.0, "keep_last_checkpoint": False, **case["execution"]}
+
+    def stop() -> bool:
+        return "stop_at" in case and len(rows) >= case["stop_at"]
+
     with tempfile.TemporaryDirectory() as folder:
-        member = loop.Member(run, [Path(folder)], rows.extend, lambda: False)
+        folders = [Path(name) for name in case.get("folders", [folder])]
         corpus = corpora.prepare(run.data, lambda line: None)
-        outcome = loop.train([member], config.Execution.model_validate(settings), corpus)[0]
+        outcome = loop.train(
+            [loop.Member(run, folders, rows.extend, stop)], config.Execution.model_validate(settings), corpus
+        )[0]
     return {
         "devices": jax.device_count(),
         "loss": [row["loss"] for row in rows if row["kind"] == "train"],
         "validation": outcome.loss,
         "status": outcome.status,
+        "step": outcome.step,
     }
 
 
@@ -108,7 +119,20 @@ def start(cases: list[dict[str, Any]], devices: int, *arguments: str) -> "subpro
     )  # fmt: skip
 
 
-def results(process: "subprocess.Popen[str]") -> list[dict[str, Any]]:
+def start_several(cases: list[dict[str, Any]], count: int, devices: int = 1) -> "list[subprocess.Popen[str]]":
+    """Processes that do the cases together, over loopback, each with so many devices."""
+    at = address()
+    return [start(cases, devices, at, str(count), str(number)) for number in range(count)]
+
+
+def address() -> str:
+    """Where process 0 of several on this machine may listen."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def results(process: "subprocess.Popen[str]") -> list[Any]:
     """What became of each case."""
     out, error = process.communicate(timeout=500)
     assert process.returncode == 0, error

@@ -5,7 +5,6 @@ Devices are forced host devices, each number of them in a process of its own.
 
 import functools
 import itertools
-import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -150,19 +149,63 @@ def test_heads_hidden_units_and_logits_split_by_tensor(programs: dict[str, dict[
 
 # Several processes
 
+TOGETHER = {"evaluations": 2, "steps_per_dispatch": 2, "keep_last_checkpoint": True}
 
-def test_two_processes_train_and_validate_as_one(tiny: Make) -> None:
-    """Over loopback, each with a device and its half of every batch; up to the order of float32 sums."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    case = {"run": tiny().model_dump(mode="json"), "execution": {"evaluations": 2, "mesh": {"fsdp": 2}}, "loop": True}
-    both = [on_devices.start([case], 1, address, "2", str(number)) for number in (0, 1)]
-    first, second = (on_devices.results(process)[0] for process in both)
-    alone = on_devices.trained_by_the_loop({**case, "execution": {"evaluations": 2}})
-    assert first["devices"] == 2
-    assert alone["devices"] == 1
-    assert first == second
-    assert first["status"] == "finished"
-    np.testing.assert_allclose(first["loss"], alone["loss"], rtol=1e-4)
-    np.testing.assert_allclose(first["validation"], alone["validation"], rtol=1e-4)
+
+@pytest.fixture(scope="module")
+def trained(tiny: Make, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """A run of 20 steps, whole and in two parts, by one, two and four processes over loopback, of a device each.
+
+    The second part goes on from the checkpoint of the first, which other processes saved.
+    """
+    root, run = tmp_path_factory.mktemp("checkpoints"), tiny().model_dump(mode="json")
+
+    def case(folder: str, attempts: int = 1, mesh: dict[str, int] | None = None, **more: Any) -> dict[str, Any]:
+        folders = [str(root / folder / f"{attempt:06d}") for attempt in range(1, attempts + 1)]
+        return {"run": run, "execution": {**TOGETHER, "mesh": mesh or {}}, "loop": True, "folders": folders, **more}
+
+    def several(count: int, cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        each = [on_devices.results(process) for process in on_devices.start_several(list(cases.values()), count)]
+        assert all(one == each[0] for one in each)  # all processes know all losses
+        return dict(zip(cases, each[0], strict=True))
+
+    def alone(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        return {name: on_devices.trained_by_the_loop(case) for name, case in cases.items()}
+
+    found = alone({"1": case("1"), "1 →": case("1 to 2", stop_at=4)})
+    halves = {"fsdp": 2}
+    found |= several(4, {"4": case("4", mesh=halves), "4 →": case("4 to 2", mesh=halves, stop_at=4)})
+    found |= several(
+        2,
+        {
+            "2": case("2", mesh=halves),
+            "2 →": case("2 to 1", mesh=halves, stop_at=4),
+            "1 → 2": case("1 to 2", 2, halves),
+            "4 → 2": case("4 to 2", 2, halves),
+        },
+    )
+    return found | alone({"2 → 1": case("2 to 1", 2)})
+
+
+@pytest.mark.parametrize("processes", ["2", "4"])
+def test_several_processes_train_and_validate_as_one(trained: dict[str, dict[str, Any]], processes: str) -> None:
+    """Up to the order of float32 sums; each process reads its part of every batch and holds half of the weights."""
+    one, some = trained["1"], trained[processes]
+    assert (one["devices"], some["devices"]) == (1, int(processes))
+    assert (one["status"], some["status"], len(some["loss"])) == ("finished", "finished", 20)
+    print(f"{processes} processes: losses differ by {np.max(np.abs(np.divide(some['loss'], one['loss']) - 1)):.1e}")
+    np.testing.assert_allclose(some["loss"], one["loss"], rtol=1e-6)
+    np.testing.assert_allclose(some["validation"], one["validation"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("change", ["4 → 2", "2 → 1", "1 → 2"])
+def test_a_run_goes_on_with_other_processes_than_those_that_saved_it(
+    trained: dict[str, dict[str, Any]], change: str
+) -> None:
+    """The position in the data is a number of steps, and a checkpoint that of no device."""
+    one, first, second = trained["1"], trained[change[:3]], trained[change]
+    assert (first["status"], second["status"]) == ("stopped", "finished")
+    assert 4 <= first["step"] <= 10
+    assert len(second["loss"]) == 20 - first["step"]
+    np.testing.assert_allclose(second["loss"], one["loss"][first["step"] :], rtol=1e-6)
+    np.testing.assert_allclose(second["validation"], one["validation"], rtol=1e-6)

@@ -158,6 +158,7 @@ def _code(status: int, passed: set[int], log: Callable[[str], None]) -> int:
     if -status == signal.SIGABRT:
         log(f"aborted, as JAX does where another process has died; ending with exit code {AGAIN}")
         return AGAIN
-    signal.signal(-status, signal.SIG_DFL)
+    if -status != signal.SIGKILL:
+        signal.signal(-status, signal.SIG_DFL)
     os.kill(os.getpid(), -status)  # as it died: killed from outside, or by a bug
     return 128 - status

@@ -211,7 +211,9 @@ class Work:
         members = [self._member(attempt) for attempt in attempts]
         pack = mirror.Pack([item.run_id for item in items], members, [item.stored for item in items], execution)
         mirror.tell(pack)
-        return processes.together(lambda: pack.train(self.log, self._begin), faults.kind)
+        outcomes = processes.together(lambda: pack.train(self.log, self._begin), faults.kind)
+        self.stop.anywhere()  # which signal stopped them, where another process got it
+        return outcomes
 
     def _begin(self, pack: mirror.Pack, corpus: "corpora.Corpus") -> None:
         """Have the program of a pack compiled, and note how many sequences it computes at once."""
