@@ -1,8 +1,6 @@
 """What all tests share: a cache of their own, and small runs on a source of known entropy that train in a second."""
 
-import logging
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -58,31 +56,3 @@ def tiny() -> Callable[..., config.Run]:
         return run.edit({name.replace("__", "."): value for name, value in changes.items()})
 
     return make
-
-
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    """The address of an S3 server on loopback."""
-    from moto.moto_server import threaded_moto_server
-
-    server = threaded_moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket of one test on that server; the environment holds what is needed to use it."""
-    import s3fs
-
-    settings = {"ENDPOINT_URL": s3_server, "ACCESS_KEY_ID": "any", "SECRET_ACCESS_KEY": "any", "REGION": "us-east-1"}
-    for name, value in settings.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    name = f"bucket-{secrets.token_hex(6)}"
-    s3fs.S3FileSystem().mkdir(name)
-    yield f"s3://{name}"
-    s3fs.S3FileSystem.clear_instance_cache()

@@ -32,12 +32,11 @@ import time
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 
-from scaling import config, optim
+from scaling import config, optim, shelf
 from scaling.sweep import lease as leases
 from scaling.sweep import storage, store
 
 KEPT = 2  # as `checkpoint.KEPT`, which imports JAX
-FILE = "state.npz"  # as `checkpoint.FILE`
 FINISHED = "_CHECKPOINT_METADATA"  # which Orbax writes into a checkpoint
 STRAY_SECONDS = 3600.0
 
@@ -108,10 +107,12 @@ def find(results: store.Store) -> Found:
     folder is a link, which may lead out of the store.
     """
     needs = _needs(results)
-    ended, unfinished, strays = {}, {}, []
+    ended: dict[str, list[Removal]] = {}
+    unfinished: dict[str, list[Removal]] = {}
+    strays: list[Removal] = []
     left: dict[str, int] = {}
     for folder in ("", *(f"sweeps/{name}" for name in results.sweeps())):
-        strays += _strays(results.files, folder, lambda: frozenset())
+        strays += _strays(results.files, folder, frozenset)
     for run_id in results.run_ids():
         run = results.run(run_id)
         why = "" if run_id in needs.ended else _left(results, run)
@@ -129,7 +130,7 @@ def find(results: store.Store) -> Found:
 def remove(
     results: store.Store, found: Found, told: Callable[[Removal], None], warn: Callable[[str], None] = print
 ) -> None:
-    """Remove what was found; `told` of each when it is gone. What another process removes meanwhile is left out.
+    """Remove what was found; `told` of each when it is gone.
 
     Of unfinished runs what may go under their lease; those that someone else took meanwhile are left as they are.
     """
@@ -138,18 +139,26 @@ def remove(
         _drop(results.files, removals, told)
         _tidy(results.run(run_id))
     for run_id in found.unfinished:
-        before = results.status(run_id)
-        about = {name: before[name] for name in ("versions", "device", "git_commit")}  # type: ignore[literal-required]
-        held = results.claim(run_id, f"gc {socket.gethostname()}:{os.getpid()}", about, suspects=False)
-        if held is None:
-            continue
-        held.step = before["step"]
-        with held.beating(warn):
-            try:
-                _drop(results.files, _of_run(results, run_id, found.needs), told, lambda held=held: held.lost)
+        _under_lease(results, run_id, found.needs, told, warn)
+
+
+def _under_lease(
+    results: store.Store, run_id: str, needs: Needs, told: Callable[[Removal], None], warn: Callable[[str], None]
+) -> None:
+    """Take an unfinished run, remove what can go, and leave the run as it was; nothing where it cannot be had."""
+    before = results.status(run_id)
+    about = {"versions": before["versions"], "device": before["device"], "git_commit": before["git_commit"]}
+    held = results.claim(run_id, f"gc {socket.gethostname()}:{os.getpid()}", about, suspects=False)
+    if held is None:
+        return
+    held.step = before["step"]
+    with held.beating(warn):
+        try:
+            _drop(results.files, _of_run(results, run_id, needs), told, lambda: held.lost)
+            if not held.lost:
                 _tidy(results.run(run_id))
-            finally:
-                held.release(before["reason"], traceback=before["traceback"])
+        finally:
+            held.release(before["reason"], traceback=before["traceback"])
 
 
 def _left(results: store.Store, run: storage.Storage) -> str:
@@ -263,7 +272,7 @@ def _readable(run: storage.Storage, copy: Copy) -> bool:
     place = run.local()
     if place is None:
         return True
-    file = place / copy.key / FILE
+    file = place / copy.key / shelf.FILE
     if not file.exists():
         return (place / copy.key / FINISHED).exists()
     try:
@@ -301,19 +310,15 @@ def _drop(
     told: Callable[[Removal], None],
     lost: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Remove, until the right to is `lost`. A checkpoint in a folder is none any more from one moment to the next."""
-    place = files.local()
+    """Remove, until the right to is `lost`."""
     for removal in removals:
         if lost():
             return
-        key = removal.key
-        if place is not None and key.rpartition("/")[2].isdecimal():
-            key = f"{key}.dropped"
-            try:
-                (place / removal.key).rename(place / key)
-            except FileNotFoundError:  # another process was faster
-                continue
-        files.remove(key)
+        folder, _, name = removal.key.rpartition("/")
+        if name.isdecimal():
+            shelf.of(files.sub(folder).place()).drop(int(name))
+        else:
+            files.remove(removal.key)
         told(removal)
 
 
