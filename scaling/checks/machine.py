@@ -79,6 +79,8 @@ def devices(seen: Seen, has: Hardware, environment: Mapping[str, str]) -> list[f
     check = "devices"
     if seen.error:
         remedy = "mend the installation (`python -c 'import jax; jax.devices()'` shows all of it)"
+        if environment.get("JAX_PLATFORMS"):
+            remedy = f"JAX_PLATFORMS={environment['JAX_PLATFORMS']} allows nothing else: unset it, or {remedy}"
         if has.gpus or has.tpus:
             remedy += "; where a process trains on them now, ask again when it has ended"
         return [finding.wrong(check, f"JAX finds none: {seen.error}", remedy)]

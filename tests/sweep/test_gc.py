@@ -301,14 +301,16 @@ def test_temporary_files_of_the_dead_go_at_once_and_others_when_they_are_old(
         path.write_text("{")
     mine = Path(results.path) / ".mine.json"
     mine.write_text("{")
+    (Path(results.path) / ".doctor.1-01234567").mkdir()
+    (Path(results.path) / ".doctor.1-01234567" / "whole").write_text("of a doctor that was killed")
     clean(results)
     assert [path.name for path in files if path.exists()] == [p.name for p in files if f".{dead}-" not in p.name]
-    for path in (*files, mine):
+    for path in (*files, mine, Path(results.path) / ".doctor.1-01234567"):
         if path.exists():
             os.utime(path, (0, 0))
     clean(results)
     assert not any(path.exists() for path in files)
-    assert mine.exists()
+    assert sorted(os.listdir(results.path)) == [".mine.json", "runs", "sweeps"]
     lease = results.claim(run_id, "next")
     assert lease is not None
     assert lease.attempt == 2
