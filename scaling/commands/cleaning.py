@@ -27,7 +27,9 @@ def collect(store_path: str, dry_run: bool) -> None:
         gc.remove(results, found, tell)
     for why, count in found.left.items():
         print(f"{count} runs {why}: left as they are")
-    print(f"{'would remove' if dry_run else 'removed'} {len(gone)} of them, {megabytes(sum(r.size for r in gone))}")
+    print(
+        f"{'would remove' if dry_run else 'removed'} {len(gone)} checkpoints and files, {megabytes(sum(r.size for r in gone))}"
+    )
 
 
 def megabytes(size: int) -> str:

@@ -383,10 +383,10 @@ def test_the_command_says_what_goes_and_a_dry_run_removes_nothing(
         f"runs/{run_ids[1]}/checkpoints/000001/1 (0.0 MB): later steps are there",
         "1 runs are being trained: left as they are",
     ]
-    assert shown.stdout.splitlines() == [*expected, f"would remove 2 of them, {2 * size / 1e6:.1f} MB"]
+    assert shown.stdout.splitlines() == [*expected, f"would remove 2 checkpoints and files, {2 * size / 1e6:.1f} MB"]
     assert tree(results) == before
     shown = command(results.path)
-    assert shown.stdout.splitlines() == [*expected, f"removed 2 of them, {2 * size / 1e6:.1f} MB"]
+    assert shown.stdout.splitlines() == [*expected, f"removed 2 checkpoints and files, {2 * size / 1e6:.1f} MB"]
     assert [checkpoints(results, run_id) for run_id in run_ids] == [["1/20"], ["1/2", "1/3"], []]
     assert not held.lost
 
