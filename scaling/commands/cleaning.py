@@ -27,9 +27,8 @@ def collect(store_path: str, dry_run: bool) -> None:
         gc.remove(results, found, tell)
     for why, count in found.left.items():
         print(f"{count} runs {why}: left as they are")
-    print(
-        f"{'would remove' if dry_run else 'removed'} {len(gone)} checkpoints and files, {megabytes(sum(r.size for r in gone))}"
-    )
+    done, total = "would remove" if dry_run else "removed", sum(removal.size for removal in gone)
+    print(f"{done} {len(gone)} checkpoints and files, {megabytes(total)}")
 
 
 def megabytes(size: int) -> str:
