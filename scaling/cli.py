@@ -140,6 +140,35 @@ def status(
     sweeping.status(store, sweep, follow, rows)
 
 
+def doctor(store: str | None = None, tracking: Literal["disabled", "offline", "online"] = "disabled") -> None:
+    """Check devices, versions, folders, tracker and a store for what a sweep needs, and say what to mend.
+
+    A line a check: ok, warning or wrong. Ends with exit code 1 where anything is wrong.
+
+    Args:
+        store: Folder for results, or a bucket (s3://…, gs://…): what workers rely on is tried in it, and removed again.
+        tracking: What the tracker will be asked for, where no sweep of the store asks for more.
+    """
+    from scaling.commands import doctor as doctors
+
+    sys.exit(doctors.show(store, tracking))
+
+
+def gc(store: Store, dry_run: bool = False) -> None:
+    """Remove the checkpoints of a store that nothing needs, and what killed workers left half written; never results.
+
+    Unfinished runs keep what they go on from, and ended runs the last checkpoint where execution.keep_last_checkpoint
+    says so. Runs that are being trained, or that failed, are left as they are.
+
+    Args:
+        store: Folder of the results, or a bucket (s3://…, gs://…).
+        dry_run: Print what would be removed, and remove nothing.
+    """
+    from scaling.commands import cleaning
+
+    cleaning.collect(store, dry_run)
+
+
 def fit(
     table: Table, law: str = "hoffmann", objective: Objective = Objective(), resamples: int = 1000,
     save: Path | None = None,
@@ -282,8 +311,8 @@ def reproduce(name: Name, scale: Literal["cpu"] = "cpu", store: str = RESULTS, w
 def main() -> None:
     """Entry point: errors of the user are one message without a traceback (SCALING_DEBUG=1 shows it)."""
     commands = (
-        plan, prepare, train, sweep, worker, status, laws, fit, predict, compare, backtest, next_runs, plot, report,
-        reproduce,
+        plan, prepare, train, sweep, worker, status, doctor, gc, laws, fit, predict, compare, backtest, next_runs,
+        plot, report, reproduce,
     )  # fmt: skip
     try:
         tyro.extras.subcommand_cli_from_dict(

@@ -10,6 +10,8 @@ import time
 import urllib.request
 from collections.abc import Iterator
 
+import s3fs
+
 BUCKET = "laws"
 
 
@@ -53,12 +55,14 @@ class Server:
 
 @contextlib.contextmanager
 def server() -> Iterator[Server]:
-    """A server while the body runs."""
+    """A server while the body runs. Clients of this process made before it, or in the body, are forgotten."""
     running = Server()
+    s3fs.S3FileSystem.clear_instance_cache()
     try:
         yield running
     finally:
         running.stop()
+        s3fs.S3FileSystem.clear_instance_cache()
 
 
 class Gate:

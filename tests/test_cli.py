@@ -91,6 +91,8 @@ def test_help_is_quick_and_imports_nothing_heavy(tmp_path: Path) -> None:
         "plan",
         "sweep",
         "status",
+        "doctor",
+        "gc",
         "laws",
         "fit",
         "predict",

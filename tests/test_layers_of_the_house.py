@@ -100,7 +100,7 @@ LIGHT = [
     "scaling", "scaling.config", "scaling.counting", "scaling.cli", "scaling.sweep.plan", "scaling.sweep.grid",
     "scaling.sweep.rates", "scaling.sweep.store", "scaling.sweep.lease", "scaling.sweep.record", "scaling.sweep.files",
     "scaling.launch.local", "scaling.launch.slurm", "scaling.commands.planning", "scaling.commands.sweeping",
-    "scaling.devices", "scaling.memory",
+    "scaling.devices", "scaling.memory", "scaling.sweep.gc", "scaling.commands.cleaning", "scaling.commands.doctor",
 ]  # fmt: skip
 
 

@@ -200,16 +200,21 @@ def compiled_programs() -> dict[str, str]:
     return {"JAX_COMPILATION_CACHE_DIR": str(compile_cache()), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
-def compile_cache() -> Path:
-    """The folder of compiled programs, one a kind of CPU, under SCALING_CACHE; made, and private to the user.
-
-    Raises ValueError where it belongs to someone else: what lies in it is executed.
-    """
+def compile_folder() -> Path:
+    """Where compiled programs are kept: a folder for each kind of CPU, under SCALING_CACHE. It need not exist yet."""
     cpu = b""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
         cpu = b"\n".join(sorted({line for line in lines if line.startswith((b"flags", b"Features", b"model name"))}))
-    folder = cache.root() / "compiled" / hashlib.sha256(cpu).hexdigest()[:12]
+    return cache.root() / "compiled" / hashlib.sha256(cpu).hexdigest()[:12]
+
+
+def compile_cache() -> Path:
+    """The folder of compiled programs, made, and private to the user.
+
+    Raises ValueError where it belongs to someone else: what lies in it is executed.
+    """
+    folder = compile_folder()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if folder.stat().st_uid != os.getuid():
         raise ValueError(

@@ -108,6 +108,10 @@ class Bucket(Storage):
                 self.fs.rm_file(path)
         return at + self._clock[1]
 
+    def size(self, key: str) -> int:
+        with _told():
+            return sum(found["size"] for found in self.fs.find(f"{self.root}/{key}", detail=True).values())
+
     def remove(self, key: str) -> None:
         with _told(), contextlib.suppress(FileNotFoundError):
             self.fs.rm(f"{self.root}/{key}", recursive=True)

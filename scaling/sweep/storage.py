@@ -9,6 +9,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -68,6 +69,10 @@ class Storage(abc.ABC):
     @abc.abstractmethod
     def now(self) -> float:
         """What the storage's clock shows now; needs the right to write."""
+
+    @abc.abstractmethod
+    def size(self, key: str) -> int:
+        """Bytes of a file, or of all files in a folder; 0 where there is nothing."""
 
     @abc.abstractmethod
     def remove(self, key: str) -> None:
@@ -149,6 +154,16 @@ class Folder(Storage):
     def now(self) -> float:
         with atomic.temporary(self.path / "clock", "") as beside:
             return beside.stat().st_mtime
+
+    def size(self, key: str) -> int:
+        path = self.path / key
+        paths = [path, *(Path(folder) / name for folder, _, names in os.walk(path) for name in names)]
+        total = 0
+        for each in paths:
+            with contextlib.suppress(FileNotFoundError):  # another process removes it meanwhile
+                found = each.lstat()
+                total += found.st_size if stat.S_ISREG(found.st_mode) else 0
+        return total
 
     def remove(self, key: str) -> None:
         path = self.path / key
@@ -245,6 +260,9 @@ class Patient(Storage):
 
     def now(self) -> float:
         return self._patiently(self.inner.now)
+
+    def size(self, key: str) -> int:
+        return self._patiently(lambda: self.inner.size(key))
 
     def remove(self, key: str) -> None:
         self._patiently(lambda: self.inner.remove(key))
