@@ -16,7 +16,7 @@ import pytest
 import rich.console
 
 from scaling import config, memory
-from scaling.launch import launcher, local
+from scaling.launch import launcher, local, slots
 from scaling.sweep import stages, store, watch
 
 Make = Callable[..., config.Run]
@@ -135,7 +135,7 @@ def test_a_worker_that_always_crashes_is_given_up_with_the_end_of_its_log(
     fill(results, [make_run()])
     place = pretend("raise SystemExit('planted')")
     told = run(launch(results.path, "small", 1))
-    assert len(list(place.iterdir())) == 1 + local.RESTARTS
+    assert len(list(place.iterdir())) == 1 + slots.RESTARTS
     assert "is given up" in told[-1]
     assert "planted" in told[-1]
     assert results.statuses("small").popitem()[1] == "planned"
@@ -157,7 +157,7 @@ def test_runs_that_another_machine_leaves_are_taken_over(
 ) -> None:
     """The launcher waits for a run that another holds, and starts a worker when that one is gone."""
     run_ids = fill(results, [make_run(), make_run(seed=1)])
-    monkeypatch.setattr(local, "PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(slots, "PAUSE_SECONDS", 0.1)
     other = results.claim(run_ids[0], "another machine")
     assert other is not None
     pretend("")
@@ -341,7 +341,7 @@ def test_on_the_cpu_a_worker_has_the_devices_of_its_mesh(
     fill(results, [make_run(seed=seed) for seed in range(3)], execution=execution)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
-    monkeypatch.setattr(local.Workers, "_start", lambda self, slot: None)
+    monkeypatch.setattr(local.Workers, "start", lambda self, slot: None)
     monkeypatch.setattr(local.devices, "cores", lambda: list(range(9)))
     monkeypatch.setattr(memory, "available", lambda: 40e9)
     slots = launch(results.path, "small", None).slots
