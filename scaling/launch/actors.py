@@ -1,7 +1,8 @@
 """The actors of a Ray cluster in which workers run, and who looks after them from where the sweep was started.
 
-An actor holds the resources of one process of a worker. The process is its child, and ends by itself, its run saved,
-when the actor is gone. Importing this imports Ray.
+An actor holds the resources of one process of a worker, which is its child. Ray ends the child with the actor, also
+where who started the sweep is gone; if it cannot, the child sees that its parent is gone, saves its run and ends.
+Importing this imports Ray.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,14 +23,13 @@ import ray.exceptions
 import ray.util
 import ray.util.scheduling_strategies as strategies
 
-from scaling.launch import local, slots
+from scaling.launch import launcher, local, slots
 from scaling.launch import ray as asked
-from scaling.sweep import store
+from scaling.sweep import store, worker
 
 POLL_SECONDS = 1.0
 WAIT_SECONDS = 10.0  # for places, before it is said that there are none
 LEFT_SECONDS = 90.0  # for the other processes of a worker to end by themselves when one has failed
-KILL_SECONDS = 5.0
 CALLS = 8  # at once: one waits for the child's end, more where connections broke, and one sends it a signal
 
 
@@ -60,6 +61,8 @@ class Process:
     def __init__(self, task: Task, number: int) -> None:
         self.task = task
         self.child: Popen[bytes] | None = None
+        self.stopped: int | None = None  # by which signal, which may come before there is a child
+        self.lock = threading.Lock()
         logs = Path(task.logs or tempfile.mkdtemp(prefix="scaling-"))
         self.log = logs / f"{socket.gethostname()}-{os.getpid()}-{number}.log"
 
@@ -72,13 +75,14 @@ class Process:
         return Place(node, host, ray.util.get_node_ip_address(), port, f"{host}:{self.log}")
 
     def run(self, environment: Mapping[str, str]) -> slots.End:
-        """Start the process with this beside the task's environment, and wait until it has ended."""
+        """Start the process with this beside the task's environment, unless asked to stop, and wait for its end."""
         os.environ |= {**self.task.environment, **environment}  # this process serves nothing else
         os.environ |= {**local.environment(), **local.host_devices(self.task.cpu_devices)}
-        folder = Path(self.task.folder)
-        self.child = local.spawn(
-            [sys.executable, *self.task.command[1:]], os.environ, self.log, folder if folder.is_dir() else None
-        )
+        command, folder = [sys.executable, *self.task.command[1:]], Path(self.task.folder)
+        with self.lock:
+            if self.stopped is not None:
+                return slots.End(128 + self.stopped, "was stopped before it began", str(self.log), "")
+            self.child = local.spawn(command, os.environ, self.log, folder if folder.is_dir() else None)
         return self.wait()
 
     def wait(self) -> slots.End:
@@ -89,9 +93,11 @@ class Process:
         return slots.End(code, slots.in_words(code), f"{socket.gethostname()}:{self.log}", local.tail(self.log))
 
     def signal(self, number: int) -> None:
-        """Send the process a signal, if it runs."""
-        if self.child is not None:
-            self.child.send_signal(number)
+        """Send the process a signal that asks it to stop."""
+        with self.lock:
+            self.stopped = number
+            if self.child is not None:
+                self.child.send_signal(number)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -180,11 +186,10 @@ class Workers(slots.Workers[Slot]):
             slot.failed = slot.failed or time.monotonic()
             if time.monotonic() - slot.failed < LEFT_SECONDS:
                 return None
-            self._signal([slot], signal.SIGKILL)
         self._give_back([slot])
         end = max(ends, key=_weight)
         # Who has the node taken away is asked to stop first; only Ctrl-C here means that nobody is to go on.
-        return dataclasses.replace(end, code=None) if end.code in slots.STOPPED else end
+        return dataclasses.replace(end, code=None) if end.code in launcher.STOPPED else end
 
     def stop(self) -> None:
         """Ask every worker to save its run and end; those that wait for places are not started."""
@@ -199,7 +204,6 @@ class Workers(slots.Workers[Slot]):
         """End every worker at once; their runs go on from their last checkpoints."""
         self.stopping = True
         self._next_poll = 0.0
-        self._signal([slot for slot in self.slots if slot.places], signal.SIGKILL)
         self._give_back(self.slots)
 
     def _run(self, slot: Slot, places: list[Place]) -> None:
@@ -227,13 +231,8 @@ class Workers(slots.Workers[Slot]):
             log = "none, for it never ran," if place is None else place.log
             return slots.End(-signal.SIGKILL, "ended with its actor", log, str(error))
 
-    def _signal(self, these: Sequence[Slot], number: int) -> None:
-        sent = [actor.signal.remote(number) for slot in these for actor in slot.actors]
-        if sent:
-            ray.wait(sent, num_returns=len(sent), timeout=KILL_SECONDS)
-
     def _give_back(self, these: Sequence[Slot]) -> None:
-        """Give what slots have of the cluster back to it."""
+        """Give what slots have of the cluster back to it; Ray ends what still runs there."""
         for slot in these:
             for actor in slot.actors:
                 ray.kill(actor)
@@ -259,6 +258,6 @@ class Workers(slots.Workers[Slot]):
 
 def _weight(end: slots.End) -> int:
     """Of several processes that ended together, whose end says most about why."""
-    if end.code in slots.STOPPED:
+    if end.code in launcher.STOPPED:
         return 2
-    return {slots.REFUSED: 5, None: 4, slots.INFRASTRUCTURE: 1, 0: 0}.get(end.code, 3)
+    return {launcher.REFUSED: 5, None: 4, worker.AGAIN: 1, 0: 0}.get(end.code, 3)

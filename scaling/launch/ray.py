@@ -63,9 +63,9 @@ class Ray(launcher.Launcher):
     """Workers on the Ray cluster at `address`: HOST:PORT, or "auto" for the one that this machine belongs to.
 
     A worker has the devices of one run's mesh: GPUs where the cluster has any, on `hosts` machines, by default the
-    fewest that hold it; `gpus` and `cpus` are those of each machine. `gpu` names the kind ("H100") that memory and times
-    are planned for, and that workers are placed on where nodes say what they have. `env` names variables that workers
-    get as they are here. The address "local" starts a cluster in this process, to try things out.
+    fewest that hold it; `gpus` and `cpus` are those of each machine. `gpu` names the kind ("H100") that memory and
+    times are planned for, and that workers are placed on where nodes say what they have. `env` names variables that
+    workers get as they are here. The address "local" starts a cluster in this process, to try things out.
     """
 
     kind: str = "ray"

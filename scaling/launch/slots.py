@@ -8,15 +8,11 @@ from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from scaling.launch import launcher
-from scaling.sweep import lease, outages, store
+from scaling.sweep import lease, store, worker
 
-RESTARTS = 3  # crashes of one worker after which it is given up
 PAUSE_SECONDS = 5.0  # between the end of a worker and the start of one for runs that others left
 LOOK_SECONDS = 1.0  # between two looks at the store, at least
 SHARE = 0.05  # of the time that looking at the store may take
-REFUSED = 2  # the exit code of the command line for errors of its user, which trying again does not mend
-INFRASTRUCTURE = 75  # the exit code of a worker that failed by no fault of its runs or its code
-STOPPED = tuple(128 + number for number in outages.SIGNALS)  # exit codes of workers that were asked to stop
 
 
 @dataclasses.dataclass
@@ -101,20 +97,20 @@ class Workers(launcher.Workers, Generic[S]):
 
     def _ended(self, slot: S, end: End) -> None:
         """Restart a worker that crashed, and say so; give it up after `RESTARTS` crashes, or where it was refused."""
-        slot.ended, slot.lost = time.monotonic(), end.code in (None, INFRASTRUCTURE)
+        slot.ended, slot.lost = time.monotonic(), end.code in (None, worker.AGAIN)
         if end.code == 0 or self.stopping:
             return
         if slot.lost:
             self.messages.append(f"worker {slot.number} {end.how}; another goes on where runs are left, log {end.log}")
             return
-        if end.code in STOPPED:
+        if end.code in launcher.STOPPED:
             slot.given_up = True
             self.messages.append(f"worker {slot.number} {end.how}")
             return
         slot.crashes += 1
-        if slot.crashes <= RESTARTS and end.code != REFUSED:
+        if slot.crashes <= launcher.RESTARTS and end.code != launcher.REFUSED:
             self.messages.append(
-                f"worker {slot.number} {end.how}; restarted ({slot.crashes} of {RESTARTS}), log {end.log}"
+                f"worker {slot.number} {end.how}; restarted ({slot.crashes} of {launcher.RESTARTS}), log {end.log}"
             )
             self.start(slot)
         else:
@@ -126,7 +122,7 @@ def in_words(code: int) -> str:
     """How a process with this exit code ended, below 0 the signal that ended it: "was ended by SIGKILL"."""
     if code < 0:
         return f"was ended by {signal.Signals(-code).name}"
-    if code in STOPPED:
+    if code in launcher.STOPPED:
         return f"was stopped by {signal.Signals(code - 128).name} from outside"
     return f"ended with exit code {code}"
 

@@ -1,7 +1,8 @@
 """Sweeps on a real Ray cluster of three nodes, each with one core and a cache of its own, as three machines have."""
 
-import contextlib
+import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ import psutil
 import pytest
 
 from scaling import config
-from scaling.launch import launcher, slots
+from scaling.launch import launcher
 from scaling.launch import ray as rays
 from scaling.sweep import grid, store
 
@@ -24,8 +25,8 @@ cluster_utils = pytest.importorskip("ray.cluster_utils")
 pytestmark = pytest.mark.engines
 
 Make = Callable[..., config.Run]
-ROOT = Path(__file__).parents[2]
-RUNS = 7
+PATH = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+RUNS = 6
 # A node is taken for dead when it has not answered for 2 s; by default for some 15.
 SYSTEM = {"health_check_period_ms": 500, "health_check_failure_threshold": 4, "health_check_initial_delay_ms": 0}
 OBJECTS = 80 * 2**20  # bytes; the least that Ray takes is 75 MiB
@@ -72,14 +73,21 @@ class Nodes:
         return [raylet, *raylet.children(recursive=True)]
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+@pytest.fixture(scope="module", autouse=True)
+def settings() -> Iterator[None]:
+    """What Ray's processes find: this code, and that neither tokens in the home folder nor statistics are wanted."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", PATH)
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # else it depends on what was started before
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
-        nodes = Nodes(tmp_path_factory.mktemp("caches"))
-        yield nodes
-        nodes.cluster.shutdown()
+        yield
+
+
+@pytest.fixture(scope="module")
+def cluster(settings: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    nodes = Nodes(tmp_path_factory.mktemp("caches"))
+    yield nodes
+    nodes.cluster.shutdown()
 
 
 @pytest.fixture
@@ -91,53 +99,55 @@ def three(cluster: Nodes) -> Nodes:
 
 @pytest.fixture(scope="module")
 def sweep(tiny: Make) -> config.Sweep:
-    """Runs of a few seconds each, which differ in their seed; a checkpoint every half second."""
+    """Runs of a few seconds each, which differ in their seed; a checkpoint every 0.2 s."""
     return config.Sweep(
         name="seeds",
-        base=tiny(tokens=64 * 3000, schedule={"kind": "constant", "warmup": {"kind": "fraction", "fraction": 0.1}}),
+        base=tiny(tokens=64 * 1500),
         grid=grid.Axis(field="seed", values=tuple(range(RUNS))),
-        execution=config.Execution(checkpoint_seconds=0.5),
+        execution=config.Execution(checkpoint_seconds=0.2),
     )
 
 
-def start(file: Path, address: str, **more: str) -> subprocess.Popen[str]:
-    """`scaling sweep` on a Ray cluster, in a folder where the config is."""
-    command = [sys.executable, "-m", "scaling.cli", "sweep", file.name, "--launcher", "ray"]
+def start(folder: Path, sweep: config.Sweep, address: str) -> subprocess.Popen[str]:
+    """`scaling sweep` on a Ray cluster, with its results in a folder."""
+    (folder / "seeds.json").write_text(sweep.to_json())
+    command = [sys.executable, "-m", "scaling.cli", "sweep", "seeds.json", "--launcher", "ray"]
     return subprocess.Popen(
         [*command, "--cluster", f"address={address}"],
-        cwd=file.parent,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+        cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def attempts(results: store.Store) -> dict[str, int]:
+    """Attempts at each run: its segments of metrics."""
+    return {run: len(list((Path(results.path) / "runs" / run / "metrics").iterdir())) for run in results.run_ids()}
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster: Nodes, sweep: config.Sweep, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def undisturbed(cluster: Nodes, sweep: config.Sweep, tmp_path_factory: pytest.TempPathFactory) -> store.Store:
     """The sweep when nothing happens."""
     cluster.fill()
     folder = tmp_path_factory.mktemp("undisturbed")
-    (folder / "seeds.json").write_text(sweep.to_json())
-    shown, _ = start(folder / "seeds.json", cluster.address).communicate()
-    return folder, shown
+    training = start(folder, sweep, cluster.address)
+    print(training.communicate()[0])
+    assert training.returncode == 0
+    return store.Store(folder / "results")
 
 
-def test_a_sweep_is_trained_on_all_nodes(cluster: Nodes, undisturbed: tuple[Path, str]) -> None:
-    folder, shown = undisturbed
-    print(shown)
-    frame = store.Store(folder / "results").runs("seeds")
+def test_a_sweep_is_trained_on_all_nodes(cluster: Nodes, undisturbed: store.Store) -> None:
+    frame = undisturbed.runs("seeds")
     assert frame["status"].tolist() == ["finished"] * RUNS
+    assert frame["loss"].nunique() == RUNS
+    assert set(attempts(undisturbed).values()) == {1}
     for name in ("head", "node-1", "node-2"):
         assert list((cluster.folder / name / "compiled").glob("*/*")), f"no worker ran on {name}"
 
 
-def test_when_a_node_dies_its_run_goes_on_elsewhere(
-    three: Nodes, undisturbed: tuple[Path, str], sweep: config.Sweep, tmp_path: Path
+def test_the_run_of_a_node_that_dies_goes_on_elsewhere(
+    three: Nodes, undisturbed: store.Store, sweep: config.Sweep, tmp_path: Path
 ) -> None:
-    (tmp_path / "seeds.json").write_text(sweep.to_json())
     results = store.Store(tmp_path / "results")
-    training = start(tmp_path / "seeds.json", three.address)
+    training = start(tmp_path, sweep, three.address)
     killed = None
     while killed is None and training.poll() is None:
         time.sleep(0.05)
@@ -148,9 +158,179 @@ def test_when_a_node_dies_its_run_goes_on_elsewhere(
                 three.kill(pid)
                 killed = run_id
                 break
-    shown, _ = training.communicate()
+    shown = training.communicate()[0]
     print(shown)
-    frame, expected = results.runs("seeds"), store.Store(undisturbed[0] / "results").runs("seeds")
     assert training.returncode == 0, shown
+    assert "was lost with its node" in shown
+    assert attempts(results) == {run_id: 1 + (run_id == killed) for run_id in results.run_ids()}
+    frame, expected = results.runs("seeds"), undisturbed.runs("seeds")
     assert frame["status"].tolist() == ["finished"] * RUNS
-    assert frame["loss"].tolist() == expected["loss"].tolist()
+    assert frame[["run_id", "loss"]].to_dict("list") == expected[["run_id", "loss"]].to_dict("list")
+    assert min(segment_steps(results, str(killed), 2)) > 1, "the run began anew instead of at its checkpoint"
+
+
+def segment_steps(results: store.Store, run_id: str, attempt: int) -> list[int]:
+    text = (Path(results.path) / "runs" / run_id / "metrics" / f"{attempt:06d}.jsonl").read_text()
+    return [json.loads(line)["step"] for line in text.splitlines()]
+
+
+# Workers that only pretend to train
+
+WORKER = """
+import json, os, signal, sys, time
+from pathlib import Path
+from scaling.sweep import store
+results, sweep, place = store.Store(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+stopped = []
+signal.signal(signal.SIGTERM, lambda *_: stopped.append(143))
+FIRST
+for member in results.sweep(sweep)["members"]:
+    lease = results.claim(member["run_id"], f"worker {os.getpid()}", {"device": "cpu"})
+    if lease is not None:
+        BODY
+        lease.publish({"run_id": lease.run_id, "status": "finished", "reason": None})
+"""
+SEEN = "(place / str(os.getpid())).write_text(json.dumps({**os.environ, 'parent': os.getppid()}))\n"
+
+
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
+    """Makes workers of a few lines of Python, and gives the folder in which they leave traces."""
+    place = tmp_path / "traces"
+    place.mkdir()
+
+    def use(body: str = "pass", first: str = SEEN) -> Path:
+        program = WORKER.replace("FIRST", first).replace("BODY", body.replace("\n", "\n        "))
+        monkeypatch.setattr(
+            launcher.Job,
+            "worker_command",
+            lambda job: ["python of the nodes", "-c", program, job.store_path, job.sweep_name, str(place)],
+        )
+        return place
+
+    return use
+
+
+def seen(place: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in place.iterdir()]
+
+
+@pytest.fixture
+def results(tiny: Make, tmp_path: Path) -> store.Store:
+    """A store with a sweep of three runs that nobody has trained."""
+    planned = store.Store(tmp_path / "store")
+    run_ids = [f"{number:016x}" for number in range(3)]
+    for run_id in run_ids:
+        planned.add_run(run_id, {"format": store.FORMAT, "run": run_id})
+    sweep = config.Sweep(name="small", base=tiny())
+    planned.add_sweep("small", sweep.model_dump(mode="json"), [{"run_id": each, "labels": {}} for each in run_ids])
+    return planned
+
+
+def launch(results: store.Store, *settings: str, workers: int | None = None, **mesh: int) -> Any:
+    runs = len(results.statuses("small"))
+    job = launcher.Job(str(results.path), "small", config.Mesh(**mesh), runs, workers)
+    return launcher.load("ray", settings).start(job)
+
+
+def run(workers: Any) -> list[str]:
+    """Wait for the workers; gives what was told."""
+    told: list[str] = []
+    workers.wait(lambda: told.extend(workers.take_messages()), poll_seconds=0.05)
+    return told + workers.take_messages()
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The cluster that "local" starts in this process has two cores and takes two GPUs for its own."""
+    monkeypatch.setattr(rays.devices, "cores", lambda: [0, 1])
+    monkeypatch.setattr(rays.local, "find_accelerators", lambda: [{"CUDA_VISIBLE_DEVICES": "0"}] * 2)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("here")
+def test_each_worker_has_its_gpu_and_others_wait_for_one(
+    results: store.Store, pretend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scaling.launch import actors
+
+    monkeypatch.setattr(actors, "WAIT_SECONDS", 0.5)
+    place = pretend("time.sleep(2)")
+    told = run(launch(results, "address=local", workers=3))
+    assert list(results.statuses("small").values()) == ["finished"] * 3
+    assert told[-1].endswith("(each takes CPU 1, GPU 1; free is CPU 0, GPU 0 in all)")
+    environments = seen(place)
+    assert {each["CUDA_VISIBLE_DEVICES"] for each in environments} == {"0", "1"}
+    for each in environments:
+        assert int(each["SCALING_LAUNCHER_PID"]) == each["parent"]
+        assert each["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+        assert each["SCALING_WORKERS"] == "3"
+        assert "NPROC" not in each
+
+
+@pytest.mark.usefixtures("here")
+def test_what_crashes_is_given_up_and_what_is_asked_to_stop_saves_its_run(
+    results: store.Store, pretend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher, "RESTARTS", 1)
+    place = pretend(first=SEEN + "sys.exit('planted')")
+    told = run(launch(results, "address=local", workers=1))
+    assert len(list(place.iterdir())) == 2
+    assert "ended with exit code 1; restarted (1 of 1)" in told[0]
+    assert told[-1].startswith("worker 0 ended with exit code 1 and is given up")
+    assert told[-1].endswith("planted")
+
+    pretend(first="print('refused: planted'); sys.exit(2)")
+    assert [line.splitlines()[1] for line in run(launch(results, "address=local", workers=1))] == ["refused: planted"]
+
+    pretend("while not stopped: time.sleep(0.01)\nlease.release('asked to stop')\nsys.exit(143)")
+    workers = launch(results, "address=local", "gpus=0", workers=3)  # two run, one waits
+
+    def interrupt() -> None:
+        while list(results.statuses("small").values()).count("running") < 2:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    assert run(workers)[-1] == "stopped; start the same command again to go on"
+    assert [results.status(run_id)["reason"] for run_id in results.run_ids()].count("asked to stop") == 2
+    assert set(results.statuses("small").values()) == {"planned"}
+
+
+@pytest.fixture
+def connected(three: Nodes) -> Iterator[Nodes]:
+    """This process is connected to the cluster when it starts workers there."""
+    yield three
+    ray.shutdown()
+
+
+TOGETHER = """
+import jax
+from jax.experimental import multihost_utils
+jax.distributed.initialize(
+    os.environ["JAX_COORDINATOR_ADDRESS"], int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
+)
+own = jax.numpy.asarray([jax.process_index() + 1])
+counts = [jax.process_count(), jax.device_count(), jax.local_device_count()]
+counts.append(int(multihost_utils.process_allgather(own).sum()))
+(place / str(os.getpid())).write_text(json.dumps({**os.environ, "counts": counts}))
+if jax.process_index() != 0:
+    sys.exit(0)
+"""
+
+
+def test_a_run_spans_nodes(connected: Nodes, results: store.Store, pretend: Any) -> None:
+    """On the CPU, with two of JAX's devices on each."""
+    place = pretend(first=TOGETHER)
+    settings = (f"address={connected.address}", "hosts=2", "cpus=1")
+    workers = launch(results, *settings, data=4)
+    assert len(workers.slots) == 1  # three nodes hold one such worker
+    assert run(workers) == []
+    assert list(results.statuses("small").values()) == ["finished"] * 3
+    first, second = sorted(seen(place), key=lambda each: each["JAX_PROCESS_ID"])
+    assert first["counts"] == second["counts"] == [2, 4, 2, 1 + 2]
+    assert first["SCALING_CACHE"] != second["SCALING_CACHE"]  # they were on different nodes
+    assert first["JAX_PLATFORMS"] == "cpu"
+    assert first["NPROC"] == "1"
+    assert [each["state"] for each in ray.util.placement_group_table().values()] == ["REMOVED"]
