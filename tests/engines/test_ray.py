@@ -26,7 +26,8 @@ pytestmark = pytest.mark.engines
 
 Make = Callable[..., config.Run]
 PATH = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
-RUNS = 6
+RUNS = 7
+SHORT = 64 * 40  # tokens of one of them
 # A node is taken for dead when it has not answered for 2 s; by default for some 15.
 SYSTEM = {"health_check_period_ms": 500, "health_check_failure_threshold": 4, "health_check_initial_delay_ms": 0}
 OBJECTS = 80 * 2**20  # bytes; the least that Ray takes is 75 MiB
@@ -99,21 +100,27 @@ def three(cluster: Nodes) -> Nodes:
 
 @pytest.fixture(scope="module")
 def sweep(tiny: Make) -> config.Sweep:
-    """Runs of a few seconds each, which differ in their seed; a checkpoint every 0.2 s."""
+    """Runs of a few seconds each, which differ in their seed, and a short one; a checkpoint every 0.2 s."""
     return config.Sweep(
         name="seeds",
-        base=tiny(tokens=64 * 1500),
-        grid=grid.Axis(field="seed", values=tuple(range(RUNS))),
+        base=tiny(tokens=64 * 1000),
+        grid=grid.Chain(
+            parts=(
+                grid.Axis(field="seed", values=tuple(range(RUNS - 1))),
+                grid.Axis(field="tokens", values=(SHORT,)),
+            )
+        ),
         execution=config.Execution(checkpoint_seconds=0.2),
     )
 
 
-def start(folder: Path, sweep: config.Sweep, address: str) -> subprocess.Popen[str]:
+def start(folder: Path, sweep: config.Sweep, address: str, *settings: str) -> subprocess.Popen[str]:
     """`scaling sweep` on a Ray cluster, with its results in a folder."""
     (folder / "seeds.json").write_text(sweep.to_json())
     command = [sys.executable, "-m", "scaling.cli", "sweep", "seeds.json", "--launcher", "ray"]
+    cluster = [word for setting in (f"address={address}", *settings) for word in ("--cluster", setting)]
     return subprocess.Popen(
-        [*command, "--cluster", f"address={address}"],
+        [*command, *cluster],
         cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
@@ -167,6 +174,21 @@ def test_the_run_of_a_node_that_dies_goes_on_elsewhere(
     assert frame["status"].tolist() == ["finished"] * RUNS
     assert frame[["run_id", "loss"]].to_dict("list") == expected[["run_id", "loss"]].to_dict("list")
     assert min(segment_steps(results, str(killed), 2)) > 1, "the run began anew instead of at its checkpoint"
+
+
+def test_a_run_spans_nodes(three: Nodes, undisturbed: store.Store, sweep: config.Sweep, tmp_path: Path) -> None:
+    """Trained by a process on each of two nodes, with two of JAX's devices each."""
+    wide = sweep.edit({"grid": grid.Axis(field="tokens", values=(SHORT,)), "execution.mesh.data": 4})
+    training = start(tmp_path, wide, three.address, "hosts=2", "cpus=1")
+    print(training.communicate()[0])
+    assert training.returncode == 0
+    results = store.Store(tmp_path / "results")
+    (run_id,) = results.run_ids()
+    assert results.status(run_id)["device"] == "4 × cpu"
+    assert attempts(results) == {run_id: 1}
+    assert len(list(results.logs("seeds").iterdir())) == 2
+    alone, together = undisturbed.result(run_id), results.result(run_id)
+    assert together["loss"] == pytest.approx(alone["loss"], rel=1e-5)  # the sums are of another order
 
 
 def segment_steps(results: store.Store, run_id: str, attempt: int) -> list[int]:
@@ -270,7 +292,7 @@ def test_each_worker_has_its_gpu_and_others_wait_for_one(
 
 
 @pytest.mark.usefixtures("here")
-def test_what_crashes_is_given_up_and_what_is_asked_to_stop_saves_its_run(
+def test_what_crashes_is_given_up_and_what_its_node_stops_goes_on(
     results: store.Store, pretend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launcher, "RESTARTS", 1)
@@ -284,6 +306,15 @@ def test_what_crashes_is_given_up_and_what_is_asked_to_stop_saves_its_run(
     pretend(first="print('refused: planted'); sys.exit(2)")
     assert [line.splitlines()[1] for line in run(launch(results, "address=local", workers=1))] == ["refused: planted"]
 
+    monkeypatch.setattr(slots, "PAUSE_SECONDS", 0.1)  # its node is about to be taken away, or was
+    pretend("if lease.attempt == 1: lease.release('preempted'); sys.exit(143)")
+    told = run(launch(results, "address=local", workers=1))
+    assert list(results.statuses("small").values()) == ["finished"] * 3
+    assert ["was stopped by SIGTERM from outside; another goes on" in line for line in told] == [True] * 3
+
+
+@pytest.mark.usefixtures("here")
+def test_workers_that_are_asked_to_stop_save_their_runs(results: store.Store, pretend: Any) -> None:
     pretend("while not stopped: time.sleep(0.01)\nlease.release('asked to stop')\nsys.exit(143)")
     workers = launch(results, "address=local", "gpus=0", workers=3)  # two run, one waits
 
@@ -305,32 +336,46 @@ def connected(three: Nodes) -> Iterator[Nodes]:
     ray.shutdown()
 
 
-TOGETHER = """
-import jax
-from jax.experimental import multihost_utils
-jax.distributed.initialize(
-    os.environ["JAX_COORDINATOR_ADDRESS"], int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
-)
-own = jax.numpy.asarray([jax.process_index() + 1])
-counts = [jax.process_count(), jax.device_count(), jax.local_device_count()]
-counts.append(int(multihost_utils.process_allgather(own).sum()))
-(place / str(os.getpid())).write_text(json.dumps({**os.environ, "counts": counts}))
-if jax.process_index() != 0:
-    sys.exit(0)
-"""
-
-
-def test_a_run_spans_nodes(connected: Nodes, results: store.Store, pretend: Any) -> None:
-    """On the CPU, with two of JAX's devices on each."""
-    place = pretend(first=TOGETHER)
-    settings = (f"address={connected.address}", "hosts=2", "cpus=1")
-    workers = launch(results, *settings, data=4)
+def test_each_process_of_a_worker_on_several_nodes_knows_the_others(
+    connected: Nodes, results: store.Store, pretend: Any
+) -> None:
+    place = pretend(first=SEEN + "if os.environ['JAX_PROCESS_ID'] != '0': sys.exit(0)")
+    workers = launch(results, f"address={connected.address}", "hosts=2", "cpus=1", data=4)
     assert len(workers.slots) == 1  # three nodes hold one such worker
     assert run(workers) == []
     assert list(results.statuses("small").values()) == ["finished"] * 3
     first, second = sorted(seen(place), key=lambda each: each["JAX_PROCESS_ID"])
-    assert first["counts"] == second["counts"] == [2, 4, 2, 1 + 2]
     assert first["SCALING_CACHE"] != second["SCALING_CACHE"]  # they were on different nodes
-    assert first["JAX_PLATFORMS"] == "cpu"
-    assert first["NPROC"] == "1"
-    assert [each["state"] for each in ray.util.placement_group_table().values()] == ["REMOVED"]
+    for number, each in enumerate((first, second)):
+        assert each["JAX_PROCESS_ID"] == str(number)
+        assert each["JAX_NUM_PROCESSES"] == "2"
+        assert each["JAX_COORDINATOR_ADDRESS"] == first["JAX_COORDINATOR_ADDRESS"]
+        assert each["JAX_PLATFORMS"] == "cpu"
+        assert each["NPROC"] == "1"
+        assert each["XLA_FLAGS"].endswith("--xla_force_host_platform_device_count=2")
+    host, port = first["JAX_COORDINATOR_ADDRESS"].split(":")
+    assert host == ray.util.get_node_ip_address()
+    assert int(port) > 1023
+    assert {each["state"] for each in ray.util.placement_group_table().values()} == {"REMOVED"}
+
+
+def test_a_worker_begins_anew_when_one_of_its_processes_fails(
+    connected: Nodes, results: store.Store, pretend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one, which may wait for it for ever, is given some time to end."""
+    from scaling.launch import actors
+
+    monkeypatch.setattr(actors, "LEFT_SECONDS", 1.0)
+    place = pretend(
+        first=SEEN + "own = place / os.environ['JAX_PROCESS_ID']\n"
+        "if not own.exists():\n"
+        "    own.write_text('{}')\n"
+        "    sys.exit(3) if own.name == '1' else time.sleep(1000)\n"
+        "if own.name == '1': sys.exit(0)"
+    )
+    told = run(launch(results, f"address={connected.address}", "hosts=2", "cpus=1", data=2))
+    assert ["ended with exit code 3; restarted (1 of 3)" in line for line in told] == [True]
+    assert list(results.statuses("small").values()) == ["finished"] * 3
+    started = [int(path.name) for path in place.iterdir() if path.name not in ("0", "1")]
+    assert len(started) == 4
+    assert not any(psutil.pid_exists(pid) for pid in started)
