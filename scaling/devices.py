@@ -35,9 +35,13 @@ FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"  # the share of a GPU's memory that 
 USUAL_FRACTION = 0.75  # where that is not set
 
 
+THREADS = "NPROC"  # as many threads of the CPU as XLA computes with, where cores are shared out but not by number
+
+
 def cores() -> list[int]:
-    """The CPU cores that this process may use, by number."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    """The CPU cores that this process may use, by number: no more than XLA has threads."""
+    own = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    return own[: int(os.environ.get(THREADS) or len(own))]
 
 
 def on_tpu() -> bool:

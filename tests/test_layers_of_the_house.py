@@ -99,8 +99,9 @@ def test_data_knows_no_models_no_loop_and_no_sweeps(module: str) -> None:
 LIGHT = [
     "scaling", "scaling.config", "scaling.counting", "scaling.cli", "scaling.sweep.plan", "scaling.sweep.grid",
     "scaling.sweep.rates", "scaling.sweep.store", "scaling.sweep.lease", "scaling.sweep.record", "scaling.sweep.files",
-    "scaling.launch.local", "scaling.launch.slurm", "scaling.commands.planning", "scaling.commands.sweeping",
-    "scaling.devices", "scaling.memory", "scaling.sweep.gc", "scaling.commands.cleaning", "scaling.commands.doctor",
+    "scaling.launch.local", "scaling.launch.slurm", "scaling.launch.ray", "scaling.commands.planning",
+    "scaling.commands.sweeping", "scaling.commands.cleaning", "scaling.commands.doctor", "scaling.devices",
+    "scaling.memory", "scaling.sweep.gc",
 ]  # fmt: skip
 
 

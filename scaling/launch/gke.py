@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from scaling.launch import launcher, local, slices
+from scaling.launch import launcher, slices
 
 if TYPE_CHECKING:
     from scaling.launch.tpu import Tpu
@@ -98,7 +98,7 @@ def _failure_policy() -> dict[str, Any]:
     """
     matched = {"onJobFailureReasons": ["PodFailurePolicy"]}
     return {
-        "maxRestarts": local.RESTARTS,
+        "maxRestarts": launcher.RESTARTS,
         "rules": [
             {
                 "name": "refused",
@@ -117,7 +117,7 @@ def _pod_failure_policy() -> dict[str, Any]:
 
     return {
         "rules": [
-            {"action": "FailJob", "onExitCodes": codes(local.REFUSED)},
+            {"action": "FailJob", "onExitCodes": codes(launcher.REFUSED)},
             {"action": "FailJob", "onExitCodes": codes(*slices.RESUMED)},
             {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
         ]

@@ -12,36 +12,27 @@ import importlib.util
 import itertools
 import os
 import shlex
-import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from scaling import config, devices, memory
 from scaling.data import cache
-from scaling.launch import launcher
+from scaling.launch import launcher, slots
 from scaling.sweep import outages, store, worker
 
-RESTARTS = 3  # crashes of one worker after which it is given up
-PAUSE_SECONDS = 5.0  # between starting workers for runs that others left
-REFUSED = 2  # the exit code of the command line for errors of its user, which trying again does not mend
-STOPPED = tuple(128 + number for number in outages.SIGNALS)  # exit codes of workers that were asked to stop
 TAIL_BYTES = 2000
 
 
-@dataclasses.dataclass
-class Slot:
+@dataclasses.dataclass(kw_only=True)
+class Slot(slots.Slot):
     """A place for one worker: its environment, cores and log, and the process in it, if one runs."""
 
-    number: int
     environment: Mapping[str, str]
     cores: Sequence[int]
     log: Path
     process: subprocess.Popen[bytes] | None = None
-    crashes: int = 0
-    given_up: bool = False
 
 
 class Local(launcher.Launcher):
@@ -83,7 +74,7 @@ class Local(launcher.Launcher):
         shares = split(cores, count) if self.pin else [[]] * count
         logs = store.Store(job.store_path).logs(job.sweep_name)
         common = environment()
-        slots = []
+        places = []
         for number in range(count):
             own = accelerators[number % len(accelerators)] if accelerators else {}
             if accelerators and count > len(accelerators):  # several share a device: none may take all of its memory
@@ -92,44 +83,31 @@ class Local(launcher.Launcher):
             if not accelerators:
                 limit = os.environ.get(memory.LIMIT, f"{memory.share(count):.0f}")
                 own = {memory.LIMIT: limit, **host_devices(job.mesh.least)}
-            slots.append(Slot(number, {**common, **own, worker.WORKERS: str(count)}, shares[number], log))
-        return slots
+            settings = {**common, **own, worker.WORKERS: str(count)}
+            places.append(Slot(number, environment=settings, cores=shares[number], log=log))
+        return places
 
 
-class Workers(launcher.Workers):
-    """Processes of this machine, which are started anew where they crash or where other machines leave runs behind."""
+class Workers(slots.Workers[Slot]):
+    """Processes of this machine."""
 
-    def __init__(self, results: store.Store, sweep_name: str, slots: Sequence[Slot], command: Sequence[str]):
-        super().__init__()
-        self.results = results
-        self.sweep_name = sweep_name
-        self.slots = slots
+    def __init__(self, results: store.Store, sweep_name: str, places: Sequence[Slot], command: Sequence[str]):
+        super().__init__(results, sweep_name, places)
         self.command = command
-        self.stopping = False
-        self._started = time.monotonic()
-        for slot in slots:
-            self._start(slot)
+        for slot in places:
+            self.start(slot)
 
-    def poll(self) -> bool:
-        """Look after the workers; True while there is something to wait for, here or on another machine."""
-        for slot in self.slots:
-            code = None if slot.process is None else slot.process.poll()
-            if code is not None:
-                slot.process = None
-                self._ended(slot, code)
-        if any(slot.process for slot in self.slots):
-            if self.meanwhile is not None and not all(slot.process for slot in self.slots):
-                meanwhile, self.meanwhile = self.meanwhile, None
-                meanwhile()
-            return True
-        usable = [slot for slot in self.slots if not slot.given_up]
-        if self.stopping or not usable:
-            return False
-        left = [status for status in self.results.statuses(self.sweep_name).values() if status in store.OPEN]
-        if "planned" in left and time.monotonic() - self._started > PAUSE_SECONDS:
-            for slot in usable[: left.count("planned")]:
-                self._start(slot)
-        return bool(left)
+    def busy(self, slot: Slot) -> bool:
+        """See `slots.Workers`."""
+        return slot.process is not None
+
+    def look(self, slot: Slot) -> slots.End | None:
+        """See `slots.Workers`."""
+        code = None if slot.process is None else slot.process.poll()
+        if code is None:
+            return None
+        slot.process = None
+        return slots.End(code, slots.in_words(code), str(slot.log), tail(slot.log))
 
     def stop(self) -> None:
         """Ask every worker to save its run and end."""
@@ -147,39 +125,32 @@ class Workers(launcher.Workers):
                 slot.process.wait()
                 slot.process = None
 
-    def _start(self, slot: Slot) -> None:
-        self._started = time.monotonic()
-        slot.log.parent.mkdir(parents=True, exist_ok=True)
-        with open(slot.log, "ab") as log, _on_cores(slot.cores):
-            slot.process = subprocess.Popen(
-                self.command,
-                env={**os.environ, **slot.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # a terminal's Ctrl-C reaches the launcher alone, which asks once
-            )
+    def start(self, slot: Slot) -> None:
+        """See `slots.Workers`."""
+        with _on_cores(slot.cores):
+            slot.process = spawn(self.command, {**os.environ, **slot.environment}, slot.log)
 
-    def _ended(self, slot: Slot, code: int) -> None:
-        """Restart a worker that crashed, and say so; give it up after `RESTARTS` crashes, or where it was refused."""
-        if code == 0 or self.stopping:
-            return
-        if code in STOPPED:
-            slot.given_up = True
-            self.messages.append(f"worker {slot.number} was stopped by {_signal_name(code - 128)} from outside")
-            return
-        slot.crashes += 1
-        how = f"was ended by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
-        if slot.crashes <= RESTARTS and code != REFUSED:
-            self.messages.append(
-                f"worker {slot.number} {how}; restarted ({slot.crashes} of {RESTARTS}), log {slot.log}"
-            )
-            self._start(slot)
-        else:
-            slot.given_up = True
-            self.messages.append(
-                f"worker {slot.number} {how} and is given up; its log {slot.log} ends:\n{tail(slot.log)}"
-            )
+
+def spawn(
+    command: Sequence[str], environment: Mapping[str, str], log: Path, folder: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a worker's process, which writes to `log`, in `folder` or in this one."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "ab") as written:
+        return subprocess.Popen(
+            command,
+            env=environment,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=written,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a terminal's Ctrl-C reaches the launcher alone, which asks once
+        )
+
+
+def tail(log: Path) -> str:
+    """The last `TAIL_BYTES` of a log, as text."""
+    return log.read_bytes()[-TAIL_BYTES:].decode(errors="replace").strip()
 
 
 def environment() -> dict[str, str]:
@@ -310,12 +281,3 @@ def _on_cores(cores: Sequence[int]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
-
-
-def _signal_name(number: int) -> str:
-    return signal.Signals(number).name
-
-
-def tail(log: Path) -> str:
-    """The last lines of a log. Raises FileNotFoundError where there is none."""
-    return log.read_bytes()[-TAIL_BYTES:].decode(errors="replace").strip()

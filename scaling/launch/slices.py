@@ -4,11 +4,11 @@ import dataclasses
 import re
 
 from scaling import config, schema
-from scaling.launch import launcher, local
+from scaling.launch import launcher
 from scaling.sweep import worker
 
 # Exit codes of a worker that saved its run, or whose machines failed: a new one goes on.
-RESUMED = (worker.AGAIN, *sorted(local.STOPPED))
+RESUMED = (worker.AGAIN, *sorted(launcher.STOPPED))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -139,7 +139,9 @@ class Workers(launcher.Workers):
         how = f"worker {job} ended as {state.name.lower().replace('_', ' ')}"
         if state.name == "FAILED":
             how = f"worker {job} ended with exit code {state.code}"
-        if state.name == "CANCELLED" or (state.name == "FAILED" and state.code in (local.REFUSED, *local.STOPPED)):
+        if state.name == "CANCELLED" or (
+            state.name == "FAILED" and state.code in (launcher.REFUSED, *launcher.STOPPED)
+        ):
             self.usable -= 1
             how += " and is given up"
         else:

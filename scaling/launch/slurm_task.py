@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from scaling.launch import local
+from scaling.launch import launcher, local
 
 FAILURES = 10  # lives in a row that ended in a crash, after which a job is not requeued
 POLL_SECONDS = 0.2
@@ -90,9 +90,9 @@ class Task:
 
     def _goes_on(self, code: int, asked: list[int]) -> bool:
         """Whether the job is to be requeued, after the worker ended with `code`."""
-        stopped = code in (*local.STOPPED, -signal.SIGHUP)  # the latter: it had claimed nothing yet
+        stopped = code in (*launcher.STOPPED, -signal.SIGHUP)  # the latter: it had claimed nothing yet
         self.failures = 0 if code == 0 or stopped else self.failures + 1
-        if code in (0, local.REFUSED) or signal.SIGINT in asked or self.failures > FAILURES:
+        if code in (0, launcher.REFUSED) or signal.SIGINT in asked or self.failures > FAILURES:
             return False
         if stopped and not asked:  # someone stopped the worker by hand
             return False

@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scaling.launch import launcher, local, slices
+from scaling.launch import launcher, slices
 
 if TYPE_CHECKING:
     from scaling.launch.tpu import Tpu
@@ -51,8 +51,8 @@ def _run(settings: "Tpu", job: launcher.Job) -> str:
         "code": list(CODE),
         "sent": sent,
         "resumed": [str(code) for code in slices.RESUMED],
-        "refused": local.REFUSED,
-        "restarts": local.RESTARTS,
+        "refused": launcher.REFUSED,
+        "restarts": launcher.RESTARTS,
     }
     return _script("vm_run.sh", head, {})
 

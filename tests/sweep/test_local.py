@@ -16,7 +16,7 @@ import pytest
 import rich.console
 
 from scaling import config, memory
-from scaling.launch import launcher, local
+from scaling.launch import launcher, local, slots
 from scaling.sweep import stages, store, watch
 
 Make = Callable[..., config.Run]
@@ -135,7 +135,7 @@ def test_a_worker_that_always_crashes_is_given_up_with_the_end_of_its_log(
     fill(results, [make_run()])
     place = pretend("raise SystemExit('planted')")
     told = run(launch(results.path, "small", 1))
-    assert len(list(place.iterdir())) == 1 + local.RESTARTS
+    assert len(list(place.iterdir())) == 1 + launcher.RESTARTS
     assert "is given up" in told[-1]
     assert "planted" in told[-1]
     assert results.statuses("small").popitem()[1] == "planned"
@@ -157,7 +157,7 @@ def test_runs_that_another_machine_leaves_are_taken_over(
 ) -> None:
     """The launcher waits for a run that another holds, and starts a worker when that one is gone."""
     run_ids = fill(results, [make_run(), make_run(seed=1)])
-    monkeypatch.setattr(local, "PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(slots, "PAUSE_SECONDS", 0.1)
     other = results.claim(run_ids[0], "another machine")
     assert other is not None
     pretend("")
@@ -167,6 +167,34 @@ def test_runs_that_another_machine_leaves_are_taken_over(
     assert not releasing.is_alive()
     assert finished(results) == 2
     assert results.status(run_ids[0])["attempt"] == 2
+
+
+def test_an_empty_slot_is_filled_while_others_train(
+    results: store.Store, make_run: Make, fill: Fill, pretend: Any, monkeypatch: pytest.MonkeyPatch, launch: Launch
+) -> None:
+    """A run that its owner leaves waits for no worker that has a long one; but for a while, as it may not be left."""
+    run_ids = fill(results, [make_run(), make_run(seed=1)])
+    monkeypatch.setattr(slots, "PAUSE_SECONDS", 1000.0)
+    monkeypatch.setattr(slots.lease, "LEASE_SECONDS", 1.0)
+    other = results.claim(run_ids[0], "another machine")
+    assert other is not None
+    pretend(f"while lease.run_id == {run_ids[1]!r} and results.result({run_ids[0]!r}) is None: time.sleep(0.02)")
+    releasing = threading.Timer(1.5, lambda: other.release("preempted"))
+    releasing.start()
+    run(launch(results.path, "small", 2))
+    assert finished(results) == 2
+
+
+def test_a_worker_whose_infrastructure_failed_is_started_anew_and_no_crash_is_counted(
+    results: store.Store, make_run: Make, fill: Fill, pretend: Any, monkeypatch: pytest.MonkeyPatch, launch: Launch
+) -> None:
+    fill(results, [make_run()])
+    monkeypatch.setattr(slots, "PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(launcher, "RESTARTS", 0)
+    pretend("if lease.attempt < 3: lease.release('store away'); sys.exit(75)")
+    told = run(launch(results.path, "small", 1))
+    assert finished(results) == 1
+    assert ["ended with exit code 75; another goes on where runs are left" in line for line in told] == [True, True]
 
 
 def test_an_interrupt_lets_workers_save_and_leaves_the_sweep_resumable(
@@ -341,7 +369,7 @@ def test_on_the_cpu_a_worker_has_the_devices_of_its_mesh(
     fill(results, [make_run(seed=seed) for seed in range(3)], execution=execution)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
-    monkeypatch.setattr(local.Workers, "_start", lambda self, slot: None)
+    monkeypatch.setattr(local.Workers, "start", lambda self, slot: None)
     monkeypatch.setattr(local.devices, "cores", lambda: list(range(9)))
     monkeypatch.setattr(memory, "available", lambda: 40e9)
     slots = launch(results.path, "small", None).slots

@@ -41,7 +41,7 @@ def test_workers_on_the_cpu_are_told_their_share(
     results = store.Store(tmp_path)
     fill(results, [make_run(seed=seed) for seed in range(2)])
     monkeypatch.setattr(local, "find_accelerators", list)
-    monkeypatch.setattr(local.Workers, "_start", lambda self, slot: None)
+    monkeypatch.setattr(local.Workers, "start", lambda self, slot: None)
     monkeypatch.setattr(memory, "available", lambda: 6e9)
     monkeypatch.delenv(memory.LIMIT, raising=False)
     told = [float(slot.environment[memory.LIMIT]) for slot in launch(tmp_path, "small", 2).slots]
