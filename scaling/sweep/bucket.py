@@ -5,6 +5,7 @@ Listings are never cached: what another worker wrote a moment ago is seen.
 
 import contextlib
 import errno
+import importlib.util
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,10 +17,28 @@ import fsspec
 from scaling.sweep import atomic, faults
 from scaling.sweep.storage import Storage
 
-EXTRAS = {"s3": "s3", "gs": "gcs"}  # of this package, by protocol
+LIBRARIES = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs")}  # for a protocol, and the extra of this package with it
+# Packages whose errors tell of the service, or of the way to it; any other is a bug, for which nobody is to wait.
+TELLING = ("aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "gcsfs", "google", "requests")
 PACE_SECONDS = 10.0  # metrics are written so often at most, and before every checkpoint
 CLOCK_SECONDS = 300.0  # how long the service's clock is extrapolated by this process's
 MANY = 32  # files from which on one listing is cheaper than a question for each
+
+
+class Service:
+    """What keeps buckets: the connection to it, made by the process that first uses it, and what its clock shows."""
+
+    def __init__(self, protocol: str):
+        self.protocol = protocol
+        self.clock: tuple[float, float] | None = None  # monotonic time of asking, and how far the service is ahead
+        self._fs: Any = None
+
+    @property
+    def fs(self) -> Any:
+        """The file system of fsspec. It does not survive a fork, and none is made before it is used."""
+        if self._fs is None:
+            self._fs = fsspec.filesystem(self.protocol, use_listings_cache=False)
+        return self._fs
 
 
 class Bucket(Storage):
@@ -27,18 +46,21 @@ class Bucket(Storage):
 
     pace_seconds = PACE_SECONDS
 
-    def __init__(self, fs: Any, protocol: str, root: str):
-        self.fs = fs
-        self.protocol = protocol
+    def __init__(self, service: Service, root: str):
+        self.service = service
         self.root = root
         self._parts: dict[str, int] = {}
-        self._clock: tuple[float, float] | None = None  # monotonic time of asking, and how far the service is ahead
+
+    @property
+    def fs(self) -> Any:
+        """The file system of fsspec."""
+        return self.service.fs
 
     def __str__(self) -> str:
-        return f"{self.protocol}://{self.root}"
+        return f"{self.service.protocol}://{self.root}"
 
     def sub(self, key: str) -> "Bucket":
-        return Bucket(self.fs, self.protocol, f"{self.root}/{key}")
+        return Bucket(self.service, f"{self.root}/{key}")
 
     def read(self, key: str) -> bytes:
         with _told():
@@ -100,13 +122,13 @@ class Bucket(Storage):
 
     def now(self) -> float:
         at = time.monotonic()
-        if self._clock is None or at - self._clock[0] > CLOCK_SECONDS:
+        if self.service.clock is None or at - self.service.clock[0] > CLOCK_SECONDS:
             path = f"{self.root}/.clock.{secrets.token_hex(8)}"
             with _told():
                 self.fs.pipe_file(path, b"")
-                self._clock = at, self.fs.modified(path).timestamp() - at
+                self.service.clock = at, self.fs.modified(path).timestamp() - at
                 self.fs.rm_file(path)
-        return at + self._clock[1]
+        return at + self.service.clock[1]
 
     def size(self, key: str) -> int:
         with _told():
@@ -131,18 +153,15 @@ def of(url: str) -> Bucket:
     Raises ValueError for another protocol, where no bucket is named, and where the library for it is missing.
     """
     protocol, _, root = url.partition("://")
-    if protocol not in EXTRAS:
+    if protocol not in LIBRARIES:
         raise ValueError(f"store {url}: {protocol}:// is not supported; give a folder, or s3://… or gs://…")
     root = root.strip("/")
     if not root or "//" in root or any(part in (".", "..") for part in root.split("/")):
         raise ValueError(f"store {url} is no folder of a bucket; write {protocol}://BUCKET/FOLDER")
-    try:
-        fs = fsspec.filesystem(protocol, use_listings_cache=False)
-    except ImportError as error:
-        raise ValueError(
-            f"store {url} needs a library that is not installed ({error}); pip install 'scaling[{EXTRAS[protocol]}]'"
-        ) from error
-    return Bucket(fs, protocol, root)
+    library, extra = LIBRARIES[protocol]
+    if importlib.util.find_spec(library) is None:
+        raise ValueError(f"store {url} needs {library}, which is not installed; pip install 'scaling[{extra}]'")
+    return Bucket(Service(protocol), root)
 
 
 @contextlib.contextmanager
@@ -162,4 +181,6 @@ def _told() -> Iterator[None]:
         name, code = type(error).__name__, getattr(error, "code", None)
         if "Credential" in name or code in (401, 403):
             raise PermissionError(f"{name}: {error}; give the credentials of the bucket in the environment") from error
+        if type(error).__module__.partition(".")[0] not in TELLING:
+            raise
         raise faults.UnreachableError(f"{name}: {error}") from error

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from scaling import config
-from scaling.sweep import grid, store
-from tests import s3, test_cli
+from scaling.data import corpus as corpora
+from scaling.sweep import grid, group, record, store
+from tests import conftest, on_devices, s3, test_cli
 
 pytestmark = pytest.mark.engines
 
@@ -71,3 +72,50 @@ def test_two_sweepers_in_a_bucket_whose_server_goes_away(
         assert logs.count(f"{run_id}: finished") == 1
         steps = results.history(run_id)["step"].tolist()
         assert steps == store.Store(tmp_path / "folder").history(run_id)["step"].tolist()
+
+
+def test_a_run_of_two_processes_is_kept_in_a_bucket_and_goes_on_with_one(
+    gate: s3.Gate, tiny: Callable[..., config.Run], tmp_path: Path
+) -> None:
+    """No folder is shared: process 0 writes the state that both gathered; a worker alone ends the run as two would."""
+    run = tiny(tokens=64 * 240)
+    kept = record.config_record(run, corpora.prepare(run.data, print))
+    run_id = kept["run_id"]
+    sweep = config.Sweep(
+        name="together", base=run, execution=config.Execution(checkpoint_seconds=0.01, steps_per_dispatch=4)
+    )
+    places = [store.Store(f"s3://{s3.BUCKET}/together"), store.Store(tmp_path / "alone")]
+    for results in places:
+        results.add_run(run_id, kept)
+        results.add_sweep("together", sweep.model_dump(mode="json"), [{"run_id": run_id, "labels": {"role": "single"}}])
+
+    def worker(place: store.Store, **more: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "scaling.cli", "worker", place.path, "together"]
+        return subprocess.Popen(
+            command, env=test_cli.environment(**gate.environment, XLA_FLAGS=conftest.FAST_COMPILE, **more),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    address = on_devices.address()
+    both = [
+        worker(places[0], **dict(zip(group.NAMES, (address, "2", str(number)), strict=True))) for number in range(2)
+    ]
+    until = time.monotonic() + 200
+    while not places[0].has_checkpoint(run_id):
+        assert time.monotonic() < until
+        assert all(process.poll() is None for process in both), [process.communicate()[0] for process in both]
+        time.sleep(0.1)
+    both[1].terminate()
+    said = [process.communicate(timeout=200)[0] for process in both]
+    assert [process.returncode for process in both] == [143, 143], said
+    status = places[0].status(run_id)
+    assert status["status"] == "planned"
+    assert 0 < status["step"] < run.steps
+    alone = [worker(place) for place in places]
+    said = [process.communicate(timeout=200)[0] for process in alone]
+    assert [process.returncode for process in alone] == [0, 0], said
+    resumed, undisturbed = (place.result(run_id) for place in places)
+    assert resumed is not None
+    assert undisturbed is not None
+    assert resumed["loss"] == pytest.approx(undisturbed["loss"], rel=1e-4)
+    assert places[0].history(run_id)["step"].tolist() == list(range(1, run.steps + 1))
