@@ -113,7 +113,7 @@ def until(ready: Callable[[], bool], of: Processes) -> None:
 def test_every_run_is_trained_once_by_all_and_a_run_that_fails_in_all_harms_no_other(
     results: store.Store, tiny: Make, start: Callable[..., Processes]
 ) -> None:
-    """Two devices cannot split a batch of 5: the first run, as it is the longest. The others are a pack of two and one."""
+    """Two devices cannot split a batch of 5: the first run, being the longest. The others are a pack of 2, and one."""
     runs = [tiny(batch_size=5, tokens=5 * 16 * 40), *(tiny(seed=seed) for seed in range(3))]
     ids = planned(results, runs, pack=2)
     workers = start(results, 2)
