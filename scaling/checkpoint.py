@@ -96,7 +96,13 @@ class Checkpoints:
                 return self._load(path, f"{place}/{step}", shapes)
         import orbax.checkpoint as ocp
 
-        with ocp.CheckpointManager(place.path, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+        # Each process reads by itself: where one cannot, the others must not wait for it within Orbax.
+        me = processes.index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process {me}"
+        )
+        options = ocp.CheckpointManagerOptions(read_only=True, create=False, multiprocessing_options=alone)
+        with ocp.CheckpointManager(place.path, options=options) as manager:
             notes = manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore())).notes
             self._check(f"{place}/{step}", notes)
             return manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes))).state, notes

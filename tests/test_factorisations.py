@@ -5,6 +5,7 @@ Devices are forced host devices, each number of them in a process of its own.
 
 import functools
 import itertools
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -149,7 +150,7 @@ def test_heads_hidden_units_and_logits_split_by_tensor(programs: dict[str, dict[
 
 # Several processes
 
-TOGETHER = {"evaluations": 2, "steps_per_dispatch": 2, "keep_last_checkpoint": True}
+TOGETHER = {"evaluations": 2, "steps_per_dispatch": 2, "keep_last_checkpoint": True, "checkpoint_seconds": 0.01}
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +175,13 @@ def trained(tiny: Make, tmp_path_factory: pytest.TempPathFactory) -> dict[str, d
 
     found = alone({"1": case("1"), "1 →": case("1 to 2", stop_at=4)})
     halves = {"fsdp": 2}
-    found |= several(4, {"4": case("4", mesh=halves), "4 →": case("4 to 2", mesh=halves, stop_at=4)})
+    found |= several(4, {"4": case("4", mesh=halves), "4 →": case("4 to 2", mesh=halves, stop_at=6)})
+    shutil.copytree(root / "4 to 2", root / "damaged")
+    (attempt,) = (root / "damaged").iterdir()
+    older, newest = sorted(attempt.iterdir(), key=lambda path: int(path.name))
+    (part,) = newest.glob("state/ocdbt.process_1")
+    shutil.rmtree(part)  # not all processes need it
+    found["older"] = {"step": int(older.name)}
     found |= several(
         2,
         {
@@ -182,6 +189,7 @@ def trained(tiny: Make, tmp_path_factory: pytest.TempPathFactory) -> dict[str, d
             "2 →": case("2 to 1", mesh=halves, stop_at=4),
             "1 → 2": case("1 to 2", 2, halves),
             "4 → 2": case("4 to 2", 2, halves),
+            "damaged": case("damaged", 2, halves),
         },
     )
     return found | alone({"2 → 1": case("2 to 1", 2)})
@@ -205,7 +213,15 @@ def test_a_run_goes_on_with_other_processes_than_those_that_saved_it(
     """The position in the data is a number of steps, and a checkpoint that of no device."""
     one, first, second = trained["1"], trained[change[:3]], trained[change]
     assert (first["status"], second["status"]) == ("stopped", "finished")
-    assert 4 <= first["step"] <= 10
+    assert 4 <= first["step"] <= 14
     assert len(second["loss"]) == 20 - first["step"]
     np.testing.assert_allclose(second["loss"], one["loss"][first["step"] :], rtol=1e-6)
     np.testing.assert_allclose(second["validation"], one["validation"], rtol=1e-6)
+
+
+def test_a_checkpoint_that_one_process_cannot_read_gives_way_to_the_one_before_in_all(
+    trained: dict[str, dict[str, Any]],
+) -> None:
+    one, second, step = trained["1"], trained["damaged"], trained["older"]["step"]
+    assert 0 < step < trained["4 →"]["step"]
+    np.testing.assert_allclose(second["loss"], one["loss"][step:], rtol=1e-6)

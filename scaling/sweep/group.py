@@ -5,6 +5,7 @@ not notice before. No Python can be run then, so that a worker of a group is two
 parent, which waits for it, passes signals on, and gives an abort the exit code `AGAIN`: start the group again.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -53,7 +54,7 @@ def find() -> dict[str, Any] | None:
         own: list[int] | None = (
             None if "JAX_LOCAL_DEVICE_IDS" in os.environ else []
         )  # empty: all; JAX's default is one a task
-        return _several(int(os.environ["SLURM_NTASKS"]), local_device_ids=own)
+        return _several(int(os.environ.get("SLURM_NTASKS", "1")), local_device_ids=own)
     if devices.on_tpu():
         hosts = os.environ.get("TPU_PROCESS_ADDRESSES", os.environ.get("TPU_WORKER_HOSTNAMES"))
         return {} if hosts is None else _several(len(hosts.split(",")))  # JAX asks Google Cloud for the rest
@@ -135,7 +136,8 @@ def _wait(child: int, signals: Sequence[int], launcher: str | None, log: Callabl
     passed: set[int] = set()
 
     def give(number: int, frame: object = None) -> None:
-        os.kill(child, signal.SIGKILL if number in passed else number)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(child, signal.SIGKILL if number in passed else number)
         passed.add(number)
 
     for number in signals:

@@ -113,9 +113,9 @@ def until(ready: Callable[[], bool], of: Processes) -> None:
 def test_every_run_is_trained_once_by_all_and_a_run_that_fails_in_all_harms_no_other(
     results: store.Store, tiny: Make, start: Callable[..., Processes]
 ) -> None:
-    """Two devices cannot split a batch of 5: the first run, as it is the longest, and the group goes on after it."""
+    """Two devices cannot split a batch of 5: the first run, being the longest. The others are a pack of 2, and one."""
     runs = [tiny(batch_size=5, tokens=5 * 16 * 40), *(tiny(seed=seed) for seed in range(3))]
-    ids = planned(results, runs)
+    ids = planned(results, runs, pack=2)
     workers = start(results, 2)
     assert workers.codes() == [0, 0], workers
     rows = [results.result(run_id) for run_id in ids]
@@ -240,7 +240,7 @@ def test_while_the_first_process_waits_for_a_trunk_the_others_wait_and_may_be_st
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_or_hangs_while_nothing_is_computed_ends_the_others_in_a_minute(
+def test_a_process_that_dies_while_nothing_is_computed_ends_the_others_in_a_minute(
     results: store.Store, tiny: Make, start: Callable[..., Processes]
 ) -> None:
     trunk, _ = planned(results, [tiny(), tiny(seed=1)])
