@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from scaling import config
-from scaling.launch import launcher
+from scaling.launch import launcher, slots
 from scaling.launch import ray as rays
 from scaling.sweep import grid, store
 
@@ -262,71 +262,17 @@ def run(workers: Any) -> list[str]:
     return told + workers.take_messages()
 
 
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The cluster that "local" starts in this process has two cores and takes two GPUs for its own."""
-    monkeypatch.setattr(rays.devices, "cores", lambda: [0, 1])
-    monkeypatch.setattr(rays.local, "find_accelerators", lambda: [{"CUDA_VISIBLE_DEVICES": "0"}] * 2)
-    yield
-    ray.shutdown()
+@pytest.fixture(scope="module")
+def here() -> Iterator[None]:
+    """The cluster that "local" starts in this process has two cores and takes two GPUs for its own.
 
-
-@pytest.mark.usefixtures("here")
-def test_each_worker_has_its_gpu_and_others_wait_for_one(
-    results: store.Store, pretend: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from scaling.launch import actors
-
-    monkeypatch.setattr(actors, "WAIT_SECONDS", 0.5)
-    place = pretend("time.sleep(2)")
-    told = run(launch(results, "address=local", workers=3))
-    assert list(results.statuses("small").values()) == ["finished"] * 3
-    assert told[-1].endswith("(each takes CPU 1, GPU 1; free is CPU 0, GPU 0 in all)")
-    environments = seen(place)
-    assert {each["CUDA_VISIBLE_DEVICES"] for each in environments} == {"0", "1"}
-    for each in environments:
-        assert int(each["SCALING_LAUNCHER_PID"]) == each["parent"]
-        assert each["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
-        assert each["SCALING_WORKERS"] == "3"
-        assert "NPROC" not in each
-
-
-@pytest.mark.usefixtures("here")
-def test_what_crashes_is_given_up_and_what_its_node_stops_goes_on(
-    results: store.Store, pretend: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(launcher, "RESTARTS", 1)
-    place = pretend(first=SEEN + "sys.exit('planted')")
-    told = run(launch(results, "address=local", workers=1))
-    assert len(list(place.iterdir())) == 2
-    assert "ended with exit code 1; restarted (1 of 1)" in told[0]
-    assert told[-1].startswith("worker 0 ended with exit code 1 and is given up")
-    assert told[-1].endswith("planted")
-
-    pretend(first="print('refused: planted'); sys.exit(2)")
-    assert [line.splitlines()[1] for line in run(launch(results, "address=local", workers=1))] == ["refused: planted"]
-
-    monkeypatch.setattr(slots, "PAUSE_SECONDS", 0.1)  # its node is about to be taken away, or was
-    pretend("if lease.attempt == 1: lease.release('preempted'); sys.exit(143)")
-    told = run(launch(results, "address=local", workers=1))
-    assert list(results.statuses("small").values()) == ["finished"] * 3
-    assert ["was stopped by SIGTERM from outside; another goes on" in line for line in told] == [True] * 3
-
-
-@pytest.mark.usefixtures("here")
-def test_workers_that_are_asked_to_stop_save_their_runs(results: store.Store, pretend: Any) -> None:
-    pretend("while not stopped: time.sleep(0.01)\nlease.release('asked to stop')\nsys.exit(143)")
-    workers = launch(results, "address=local", "gpus=0", workers=3)  # two run, one waits
-
-    def interrupt() -> None:
-        while list(results.statuses("small").values()).count("running") < 2:
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=interrupt).start()
-    assert run(workers)[-1] == "stopped; start the same command again to go on"
-    assert [results.status(run_id)["reason"] for run_id in results.run_ids()].count("asked to stop") == 2
-    assert set(results.statuses("small").values()) == {"planned"}
+    For the tests at the end: while it is there, this process is connected to no other.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rays.devices, "cores", lambda: [0, 1])
+        patch.setattr(rays.local, "find_accelerators", lambda: [{"CUDA_VISIBLE_DEVICES": "0"}] * 2)
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture
@@ -379,3 +325,62 @@ def test_a_worker_begins_anew_when_one_of_its_processes_fails(
     started = [int(path.name) for path in place.iterdir() if path.name not in ("0", "1")]
     assert len(started) == 4
     assert not any(psutil.pid_exists(pid) for pid in started)
+
+
+@pytest.mark.usefixtures("here")
+def test_each_worker_has_its_gpu_and_others_wait_for_one(
+    results: store.Store, pretend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scaling.launch import actors
+
+    monkeypatch.setattr(actors, "WAIT_SECONDS", 0.5)
+    place = pretend("time.sleep(2)")
+    told = run(launch(results, "address=local", workers=3))
+    assert list(results.statuses("small").values()) == ["finished"] * 3
+    assert told[-1].endswith("(each takes CPU 1, GPU 1; free is CPU 0, GPU 0 in all)")
+    environments = seen(place)
+    assert {each["CUDA_VISIBLE_DEVICES"] for each in environments} == {"0", "1"}
+    for each in environments:
+        assert int(each["SCALING_LAUNCHER_PID"]) == each["parent"]
+        assert each["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+        assert each["SCALING_WORKERS"] == "3"
+        assert "NPROC" not in each
+
+
+@pytest.mark.usefixtures("here")
+def test_what_crashes_is_given_up_and_what_its_node_stops_goes_on(
+    results: store.Store, pretend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launcher, "RESTARTS", 1)
+    place = pretend(first=SEEN + "sys.exit('planted')")
+    told = run(launch(results, "address=local", workers=1))
+    assert len(list(place.iterdir())) == 2
+    assert "ended with exit code 1; restarted (1 of 1)" in told[0]
+    assert told[-1].startswith("worker 0 ended with exit code 1 and is given up")
+    assert told[-1].endswith("planted")
+
+    pretend(first="print('refused: planted'); sys.exit(2)")
+    assert [line.splitlines()[1] for line in run(launch(results, "address=local", workers=1))] == ["refused: planted"]
+
+    monkeypatch.setattr(slots, "PAUSE_SECONDS", 0.1)  # its node is about to be taken away, or was
+    once = results.run_ids()[0]
+    pretend(f"if lease.attempt == 1 and lease.run_id == {once!r}: lease.release('preempted'); sys.exit(143)")
+    told = run(launch(results, "address=local", workers=1))
+    assert list(results.statuses("small").values()) == ["finished"] * 3
+    assert ["was stopped by SIGTERM from outside; another goes on" in line for line in told] == [True]
+
+
+@pytest.mark.usefixtures("here")
+def test_workers_that_are_asked_to_stop_save_their_runs(results: store.Store, pretend: Any) -> None:
+    pretend("while not stopped: time.sleep(0.01)\nlease.release('asked to stop')\nsys.exit(143)")
+    workers = launch(results, "address=local", "gpus=0", workers=3)  # two run, one waits
+
+    def interrupt() -> None:
+        while list(results.statuses("small").values()).count("running") < 2:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    assert run(workers)[-1] == "stopped; start the same command again to go on"
+    assert [results.status(run_id)["reason"] for run_id in results.run_ids()].count("asked to stop") == 2
+    assert set(results.statuses("small").values()) == {"planned"}
