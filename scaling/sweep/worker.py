@@ -100,7 +100,8 @@ def main(results: store.Store, sweep_name: str, *, retry_failed: bool = False) -
     """Work, with a line of log an event on standard output; returns the documented exit code."""
 
     def log(line: str) -> None:
-        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", flush=True)
+        with contextlib.suppress(OSError):  # the log's disk is full: a line is lost, and not the worker
+            print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", flush=True)
 
     def serve() -> int:
         if processes.leads():

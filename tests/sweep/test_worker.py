@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -389,3 +390,16 @@ def test_sigterm_while_the_store_is_away_ends_the_worker(
     pretend(train)
     assert worker.work(results, "small", log=log.append).exit_code == 143
     assert any("could not be released" in line for line in log)
+
+
+def test_a_log_on_a_full_disk_stops_no_worker(
+    results: store.Store, make_run: Make, fill: Fill, pretend: Any, outcome: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run_id,) = fill(results, [make_run()])
+    pretend(lambda *_, **__: outcome("finished", loss=2.0))
+    with open("/dev/full", "w", buffering=1) as log:
+        monkeypatch.setattr(sys, "stdout", log)
+        assert worker.main(results, "small") == 0
+        monkeypatch.undo()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), log.fileno())  # else what was never written fails here
+    assert results.status(run_id)["status"] == "finished"
