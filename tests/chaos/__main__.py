@@ -68,8 +68,8 @@ def main() -> int:
         workers = supervisor.Supervisor(disturbed, given.workers, LEASE_SECONDS, place / "errors")
         faults = supervisor.Faults(workers, space, seed, every)
         took = train(workers, watch, faults, seconds)
-        found = watch.violations + checks.violations(disturbed, undisturbed)
         report(disturbed, faults, took)
+        found = watch.violations + checks.violations(disturbed, undisturbed)
         if lacking:
             print(f"the disk was never full: no file system can be mounted here ({lacking})")
         for violation in found:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scaling import checkpoint, members
+from scaling import checkpoint, members, shelf
 from scaling.sweep import lease, record, store
 from tests.chaos import sweeps
 
@@ -137,7 +137,7 @@ def _metrics(disturbed: store.Store, undisturbed: store.Store, run_id: str) -> I
 def _checkpoints(disturbed: store.Store, undisturbed: store.Store, run_id: str) -> Iterator[str]:
     """As many as the undisturbed run kept at most, in one folder, and the last step's among them."""
     run, _ = record.read(disturbed.config(run_id))
-    kept = [checkpoint.steps(Path(str(folder))) for folder in disturbed.checkpoints(run_id)]
+    kept = [shelf.of(place).steps() for place in disturbed.checkpoints(run_id)]
     if len(kept) != 1 or run.steps not in kept[0] or len(kept[0]) > checkpoint.KEPT:
         yield f"its checkpoints are {kept}, of {run.steps} steps"
     trunk = any(member["labels"].get("parent_run_id") == run_id for member in disturbed.sweep(sweeps.NAME)["members"])

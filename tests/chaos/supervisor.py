@@ -11,11 +11,12 @@ from collections import Counter
 from pathlib import Path
 
 from scaling.launch import local
-from scaling.sweep import store, worker
+from scaling.sweep import lease, store, worker
 from tests.chaos import disk, sweeps
 
 ROOT = Path(__file__).parents[2]
 AGAIN_SECONDS = 1.0  # before a worker is started again that found nothing to claim
+AT_TRAINING = 0.8  # the share of faults that go to workers with a run, where there are any; others may be starting
 KINDS = {"SIGKILL": 4, "SIGTERM": 3, "SIGSTOP": 3, "full disk": 1}  # and how often, relative to each other
 
 
@@ -78,6 +79,13 @@ class Supervisor:
         """Let a paused worker go on."""
         slot.paused_until = None
         slot.send(signal.SIGCONT)
+
+    def holders(self) -> set[int]:
+        """The processes that hold a run."""
+        run_ids = [member["run_id"] for member in self.results.sweep(sweeps.NAME)["members"]]
+        held = set(run_ids) - self.results.ended(run_ids)
+        newest = [lease.newest(self.results.run(run_id)) for run_id in held]
+        return {attempt.pid for attempt in newest if attempt is not None and attempt.ended is None}
 
     def end(self) -> None:
         """End all workers at once."""
@@ -155,6 +163,10 @@ class Faults:
         slots = [slot for slot in self.workers.slots if slot.process is not None and slot.process.poll() is None]
         if kind != "SIGKILL":
             slots = [slot for slot in slots if slot.paused_until is None]
+        holders = self.workers.holders()
+        training = [slot for slot in slots if slot.process is not None and slot.process.pid in holders]
+        if training and self.random.random() < AT_TRAINING:
+            slots = training
         if not slots:
             return
         slot = self.random.choice(slots)
