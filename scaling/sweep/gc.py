@@ -24,7 +24,6 @@ Neither JAX nor Orbax is imported here.
 
 import contextlib
 import dataclasses
-import functools
 import os
 import re
 import socket
@@ -33,8 +32,8 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping
 
 from scaling import config, optim, shelf
+from scaling.sweep import host, storage, store
 from scaling.sweep import lease as leases
-from scaling.sweep import storage, store
 
 KEPT = 2  # as `checkpoint.KEPT`, which imports JAX
 FINISHED = "_CHECKPOINT_METADATA"  # which Orbax writes into a checkpoint
@@ -42,8 +41,8 @@ STRAY_SECONDS = 3600.0
 
 ATTEMPT = re.compile(r"[0-9]{6}")
 HALF_WRITTEN = re.compile(r"[0-9]+\.(draft|dropped|orbax-checkpoint-tmp.*)")
-# `atomic.temporary`, and what a bucket's clock is read from: `.NAME.PID-RANDOM`, `.clock.RANDOM`
-TEMPORARY = re.compile(r"\..+\.(?P<pid>[0-9]+)-[0-9a-f]{8}|\.clock\.[0-9a-f]{16}")
+# `atomic.draft`, and what a bucket's clock is read from: `.NAME.PID-HOST-RANDOM`, `.clock.RANDOM`
+TEMPORARY = re.compile(r"\..+\.(?P<pid>[0-9]+)-(?P<host>[0-9a-f]{8})-[0-9a-f]{8}|\.clock\.[0-9a-f]{16}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +111,7 @@ def find(results: store.Store) -> Found:
     strays: list[Removal] = []
     left: dict[str, int] = {}
     for folder in ("", *(f"sweeps/{name}" for name in results.sweeps())):
-        strays += _strays(results.files, folder, frozenset)
+        strays += _strays(results.files, folder)
     for run_id in results.run_ids():
         run = results.run(run_id)
         why = "" if run_id in needs.ended else _left(results, run)
@@ -121,7 +120,7 @@ def find(results: store.Store) -> Found:
             continue
         names, whole = run.names(""), f"runs/{run_id}"
         for folder in (whole, *(f"{whole}/leases" for name in names if name == "leases")):
-            strays += _strays(results.files, folder, functools.partial(_dead_writers, run))
+            strays += _strays(results.files, folder)
         if "checkpoints" in names and (removals := _of_run(results, run_id, needs)):
             (ended if run_id in needs.ended else unfinished)[run_id] = removals
     return Found(needs, ended, unfinished, strays, left)
@@ -282,15 +281,8 @@ def _readable(run: storage.Storage, copy: Copy) -> bool:
         return False
 
 
-def _dead_writers(run: storage.Storage) -> frozenset[int]:
-    """Process ids of attempts at a run whose process, here, has ended."""
-    numbers = (int(name[:6]) for name in run.names("leases") if re.fullmatch(r"[0-9]{6}\.json", name))
-    attempts = [leases.read(run, number) for number in numbers]
-    return frozenset(attempt.pid for attempt in attempts if attempt.pid and leases.dead(attempt))
-
-
-def _strays(files: storage.Storage, folder: str, dead: Callable[[], frozenset[int]]) -> list[Removal]:
-    """Temporary files in a folder whose writer is one of the `dead`, or that are old."""
+def _strays(files: storage.Storage, folder: str) -> list[Removal]:
+    """Temporary files in a folder whose writer was a process of this host and has ended, or that are old."""
     found = []
     for name in files.names(folder):
         match = TEMPORARY.fullmatch(name)
@@ -298,8 +290,8 @@ def _strays(files: storage.Storage, folder: str, dead: Callable[[], frozenset[in
             continue
         key = f"{folder}/{name}".lstrip("/")
         with contextlib.suppress(FileNotFoundError):  # it has its name by now
-            old = time.time() - files.modified(key) > STRAY_SECONDS
-            if old or (match["pid"] is not None and int(match["pid"]) in dead()):
+            dead = match["host"] == host.tag() and not host.started(int(match["pid"]))
+            if dead or time.time() - files.modified(key) > STRAY_SECONDS:
                 found.append(Removal(key, files.size(key), "a temporary file of a writer that is gone"))
     return found
 

@@ -20,7 +20,7 @@ import fsspec
 from hypothesis import settings, stateful
 from hypothesis import strategies as st
 
-from scaling.sweep import bucket, faults, storage, store
+from scaling.sweep import bucket, faults, host, storage, store
 from scaling.sweep import lease as leases
 
 RUNS = [f"{number:016x}" for number in range(2)]
@@ -154,7 +154,7 @@ class Interleavings(stateful.RuleBasedStateMachine):
         self.now = self.workers[0]  # the worker whose thread runs
         alive = lambda pid: pid if pid in {worker.pid for worker in self.workers} else 0  # noqa: E731
         self.patches = [
-            mock.patch.object(leases, "started", alive),
+            mock.patch.object(host, "started", alive),
             mock.patch.object(os, "getpid", side_effect=lambda: self.now.pid),
             mock.patch.object(os, "fsync", return_value=None),
         ]
