@@ -29,7 +29,7 @@ import re
 import socket
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from scaling import config, optim, shelf
 from scaling.sweep import host, storage, store
@@ -99,20 +99,21 @@ class Copy:
         return f"checkpoints/{self.attempt}/{self.step}"
 
 
-def find(results: store.Store) -> Found:
-    """What can be removed now. Writes nothing.
+def find(results: store.Store, run_ids: Collection[str] | None = None) -> Found:
+    """What can be removed now, of all runs or of those given. Writes nothing.
 
     Raises ValueError where a sweep, or a run with checkpoints, is of another version or cannot be read, and where a
     folder is a link, which may lead out of the store.
     """
-    needs = _needs(results)
+    run_ids = results.run_ids() if run_ids is None else run_ids
+    needs = _needs(results, run_ids)
     ended: dict[str, list[Removal]] = {}
     unfinished: dict[str, list[Removal]] = {}
     strays: list[Removal] = []
     left: dict[str, int] = {}
     for folder in ("", *(f"sweeps/{name}" for name in results.sweeps())):
         strays += _strays(results.files, folder)
-    for run_id in results.run_ids():
+    for run_id in run_ids:
         run = results.run(run_id)
         why = "" if run_id in needs.ended else _left(results, run)
         if why:
@@ -139,6 +140,20 @@ def remove(
         _tidy(results.run(run_id))
     for run_id in found.unfinished:
         _under_lease(results, run_id, found.needs, told, warn)
+
+
+def tidy(results: store.Store, run_ids: Iterable[str], stop: Callable[[], bool], log: Callable[[str], None]) -> None:
+    """Remove what workers that were killed, or woke up late, left of those of the runs that have ended.
+
+    To be called by every worker when it has nothing more to train. In a bucket nothing is ever half written, and to
+    look at each of many runs there would take minutes.
+    """
+    if results.local is None or stop():
+        return
+    try:
+        remove(results, find(results, results.ended(run_ids)), lambda removal: None)
+    except (OSError, ValueError) as error:  # no reason for a worker to fail: `scaling gc` finds it too, and tells it
+        log(f"could not remove what is left of runs that ended: {type(error).__name__}: {error}")
 
 
 def _under_lease(
@@ -172,25 +187,26 @@ def _left(results: store.Store, run: storage.Storage) -> str:
     return "may kill who takes them" if last.vanished + 1 >= leases.SUSPECT else ""
 
 
-def _needs(results: store.Store) -> Needs:
-    """See `Needs`. Raises ValueError where a sweep is of another version or cannot be read."""
-    run_ids = results.run_ids()
-    ended = results.ended(run_ids)
-    ended |= {run_id for run_id in run_ids if run_id not in ended and results.result(run_id) is not None}
+def _needs(results: store.Store, run_ids: Collection[str]) -> Needs:
+    """See `Needs`, of these runs. Raises ValueError where a sweep is of another version or cannot be read."""
+    mine, sweeps = set(run_ids), [results.sweep(name) for name in results.sweeps()]
     listed: set[str] = set()
     last: set[str] = set()
-    leaves: dict[str, set[int]] = {}
-    for name in results.sweeps():
-        sweep = results.sweep(name)
-        members = [member["run_id"] for member in sweep["members"]]
+    branches: set[tuple[str, str]] = set()
+    for sweep in sweeps:
+        members = {member["run_id"]: member["labels"].get("parent_run_id") for member in sweep["members"]}
         listed.update(members)
         if config.Execution.model_validate(sweep["config"]["execution"]).keep_last_checkpoint:
             last.update(members)
-        for member in sweep["members"]:
-            trunk = member["labels"].get("parent_run_id")
-            if trunk is not None and member["run_id"] not in ended:
-                leaves.setdefault(trunk, set()).add(_steps(results, member["run_id"])[1])
-    last |= set(run_ids) - listed
+        branches |= {(run_id, trunk) for run_id, trunk in members.items() if trunk in mine}
+    last |= mine - listed
+    known = mine | {run_id for run_id, _ in branches}
+    ended = results.ended(known)
+    ended |= {run_id for run_id in known - ended if results.result(run_id) is not None}
+    leaves: dict[str, set[int]] = {}
+    for run_id, trunk in branches:
+        if run_id not in ended:
+            leaves.setdefault(trunk, set()).add(_steps(results, run_id)[1])
     return Needs(frozenset(ended), frozenset(last), {trunk: frozenset(steps) for trunk, steps in leaves.items()})
 
 

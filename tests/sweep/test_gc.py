@@ -532,4 +532,4 @@ def test_a_sweep_that_is_cleaned_midway_ends_with_the_same_results(
         assert all(len(checkpoints(results, run_id)) == 1 for run_id in found)
     assert len(rows[0]) == 6
     assert rows[1] == rows[0]  # also `flops_spent`: no trunk was lost, no branch trained from its seed
-    assert removed > 20
+    assert removed > 15
