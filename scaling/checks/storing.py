@@ -7,7 +7,6 @@ hosts see of one another's writes.
 import concurrent.futures
 import contextlib
 import errno
-import os
 import secrets
 import threading
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from scaling import config, counting
 from scaling.checks import finding, places
-from scaling.sweep import record, storage
+from scaling.sweep import atomic, record, storage
 from scaling.sweep import store as stores
 
 ROUNDS = 10  # how often two try to be first, and how often a file is replaced while it is read
@@ -134,7 +133,7 @@ def _scratch(results: stores.Store) -> Iterator[storage.Storage]:
     missing = []
     if results.local is not None:
         missing = [folder for folder in (results.local, *results.local.parents) if not folder.exists()]
-    name = f".doctor.{os.getpid()}-{secrets.token_hex(4)}"  # which gc removes where this process is killed
+    name = atomic.draft("doctor")  # which gc removes where this process is killed
     try:
         yield results.files.sub(name)
     finally:

@@ -14,13 +14,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scaling.sweep import host
+
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+def draft(name: str) -> str:
+    """The name of a temporary file beside one of this name. It tells who writes it: `gc` finds what the dead left."""
+    return f".{name}.{os.getpid()}-{host.tag()}-{secrets.token_hex(4)}"
 
 
 @contextlib.contextmanager
 def temporary(path: Path, text: str) -> Iterator[Path]:
     """A finished temporary file beside `path`, removed at the end unless it was renamed. Makes the folder."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    beside = path.with_name(draft(path.name))
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(beside, "x", encoding="utf-8") as file:

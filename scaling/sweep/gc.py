@@ -24,17 +24,16 @@ Neither JAX nor Orbax is imported here.
 
 import contextlib
 import dataclasses
-import functools
 import os
 import re
 import socket
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from scaling import config, optim, shelf
+from scaling.sweep import host, storage, store
 from scaling.sweep import lease as leases
-from scaling.sweep import storage, store
 
 KEPT = 2  # as `checkpoint.KEPT`, which imports JAX
 FINISHED = "_CHECKPOINT_METADATA"  # which Orbax writes into a checkpoint
@@ -42,8 +41,8 @@ STRAY_SECONDS = 3600.0
 
 ATTEMPT = re.compile(r"[0-9]{6}")
 HALF_WRITTEN = re.compile(r"[0-9]+\.(draft|dropped|orbax-checkpoint-tmp.*)")
-# `atomic.temporary`, and what a bucket's clock is read from: `.NAME.PID-RANDOM`, `.clock.RANDOM`
-TEMPORARY = re.compile(r"\..+\.(?P<pid>[0-9]+)-[0-9a-f]{8}|\.clock\.[0-9a-f]{16}")
+# `atomic.draft`, and what a bucket's clock is read from: `.NAME.PID-HOST-RANDOM`, `.clock.RANDOM`
+TEMPORARY = re.compile(r"\..+\.(?P<pid>[0-9]+)-(?P<host>[0-9a-f]{8})-[0-9a-f]{8}|\.clock\.[0-9a-f]{16}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,20 +99,21 @@ class Copy:
         return f"checkpoints/{self.attempt}/{self.step}"
 
 
-def find(results: store.Store) -> Found:
-    """What can be removed now. Writes nothing.
+def find(results: store.Store, run_ids: Collection[str] | None = None) -> Found:
+    """What can be removed now, of all runs or of those given. Writes nothing.
 
     Raises ValueError where a sweep, or a run with checkpoints, is of another version or cannot be read, and where a
     folder is a link, which may lead out of the store.
     """
-    needs = _needs(results)
+    run_ids = results.run_ids() if run_ids is None else run_ids
+    needs = _needs(results, run_ids)
     ended: dict[str, list[Removal]] = {}
     unfinished: dict[str, list[Removal]] = {}
     strays: list[Removal] = []
     left: dict[str, int] = {}
     for folder in ("", *(f"sweeps/{name}" for name in results.sweeps())):
-        strays += _strays(results.files, folder, frozenset)
-    for run_id in results.run_ids():
+        strays += _strays(results.files, folder)
+    for run_id in run_ids:
         run = results.run(run_id)
         why = "" if run_id in needs.ended else _left(results, run)
         if why:
@@ -121,7 +121,7 @@ def find(results: store.Store) -> Found:
             continue
         names, whole = run.names(""), f"runs/{run_id}"
         for folder in (whole, *(f"{whole}/leases" for name in names if name == "leases")):
-            strays += _strays(results.files, folder, functools.partial(_dead_writers, run))
+            strays += _strays(results.files, folder)
         if "checkpoints" in names and (removals := _of_run(results, run_id, needs)):
             (ended if run_id in needs.ended else unfinished)[run_id] = removals
     return Found(needs, ended, unfinished, strays, left)
@@ -140,6 +140,20 @@ def remove(
         _tidy(results.run(run_id))
     for run_id in found.unfinished:
         _under_lease(results, run_id, found.needs, told, warn)
+
+
+def tidy(results: store.Store, run_ids: Iterable[str], stop: Callable[[], bool], log: Callable[[str], None]) -> None:
+    """Remove what workers that were killed, or woke up late, left of those of the runs that have ended.
+
+    To be called by every worker when it has nothing more to train. In a bucket nothing is ever half written, and to
+    look at each of many runs there would take minutes.
+    """
+    if results.local is None or stop():
+        return
+    try:
+        remove(results, find(results, results.ended(run_ids)), lambda removal: None)
+    except (OSError, ValueError) as error:  # no reason for a worker to fail: `scaling gc` finds it too, and tells it
+        log(f"could not remove what is left of runs that ended: {type(error).__name__}: {error}")
 
 
 def _under_lease(
@@ -173,25 +187,26 @@ def _left(results: store.Store, run: storage.Storage) -> str:
     return "may kill who takes them" if last.vanished + 1 >= leases.SUSPECT else ""
 
 
-def _needs(results: store.Store) -> Needs:
-    """See `Needs`. Raises ValueError where a sweep is of another version or cannot be read."""
-    run_ids = results.run_ids()
-    ended = results.ended(run_ids)
-    ended |= {run_id for run_id in run_ids if run_id not in ended and results.result(run_id) is not None}
+def _needs(results: store.Store, run_ids: Collection[str]) -> Needs:
+    """See `Needs`, of these runs. Raises ValueError where a sweep is of another version or cannot be read."""
+    mine, sweeps = set(run_ids), [results.sweep(name) for name in results.sweeps()]
     listed: set[str] = set()
     last: set[str] = set()
-    leaves: dict[str, set[int]] = {}
-    for name in results.sweeps():
-        sweep = results.sweep(name)
-        members = [member["run_id"] for member in sweep["members"]]
+    branches: set[tuple[str, str]] = set()
+    for sweep in sweeps:
+        members = {member["run_id"]: member["labels"].get("parent_run_id") for member in sweep["members"]}
         listed.update(members)
         if config.Execution.model_validate(sweep["config"]["execution"]).keep_last_checkpoint:
             last.update(members)
-        for member in sweep["members"]:
-            trunk = member["labels"].get("parent_run_id")
-            if trunk is not None and member["run_id"] not in ended:
-                leaves.setdefault(trunk, set()).add(_steps(results, member["run_id"])[1])
-    last |= set(run_ids) - listed
+        branches |= {(run_id, trunk) for run_id, trunk in members.items() if trunk in mine}
+    last |= mine - listed
+    known = mine | {run_id for run_id, _ in branches}
+    ended = results.ended(known)
+    ended |= {run_id for run_id in known - ended if results.result(run_id) is not None}
+    leaves: dict[str, set[int]] = {}
+    for run_id, trunk in branches:
+        if run_id not in ended:
+            leaves.setdefault(trunk, set()).add(_steps(results, run_id)[1])
     return Needs(frozenset(ended), frozenset(last), {trunk: frozenset(steps) for trunk, steps in leaves.items()})
 
 
@@ -282,15 +297,8 @@ def _readable(run: storage.Storage, copy: Copy) -> bool:
         return False
 
 
-def _dead_writers(run: storage.Storage) -> frozenset[int]:
-    """Process ids of attempts at a run whose process, here, has ended."""
-    numbers = (int(name[:6]) for name in run.names("leases") if re.fullmatch(r"[0-9]{6}\.json", name))
-    attempts = [leases.read(run, number) for number in numbers]
-    return frozenset(attempt.pid for attempt in attempts if attempt.pid and leases.dead(attempt))
-
-
-def _strays(files: storage.Storage, folder: str, dead: Callable[[], frozenset[int]]) -> list[Removal]:
-    """Temporary files in a folder whose writer is one of the `dead`, or that are old."""
+def _strays(files: storage.Storage, folder: str) -> list[Removal]:
+    """Temporary files in a folder whose writer was a process of this host and has ended, or that are old."""
     found = []
     for name in files.names(folder):
         match = TEMPORARY.fullmatch(name)
@@ -298,8 +306,8 @@ def _strays(files: storage.Storage, folder: str, dead: Callable[[], frozenset[in
             continue
         key = f"{folder}/{name}".lstrip("/")
         with contextlib.suppress(FileNotFoundError):  # it has its name by now
-            old = time.time() - files.modified(key) > STRAY_SECONDS
-            if old or (match["pid"] is not None and int(match["pid"]) in dead()):
+            dead = match["host"] == host.tag() and not host.started(int(match["pid"]))
+            if dead or time.time() - files.modified(key) > STRAY_SECONDS:
                 found.append(Removal(key, files.size(key), "a temporary file of a writer that is gone"))
     return found
 

@@ -13,14 +13,12 @@ with what microbatch, or whether alone, the run is to be tried.
 import contextlib
 import dataclasses
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
-from scaling.sweep import atomic, storage
+from scaling.sweep import atomic, host, storage
 
 HEARTBEAT_SECONDS = 10.0
 LEASE_SECONDS = 60.0
@@ -94,7 +92,7 @@ def take(
             return None
     pid = os.getpid()
     mine = dataclasses.replace(
-        Attempt(last.attempt + 1, owner, place(), pid, started(pid), time.time()),
+        Attempt(last.attempt + 1, owner, host.place(), pid, host.started(pid), time.time()),
         faults=faults,
         vanished=vanished,
         microbatch=last.microbatch,
@@ -121,33 +119,11 @@ def alive(run: storage.Storage, attempt: Attempt, lease_seconds: float) -> bool:
 
 def dead(attempt: Attempt) -> bool:
     """Whether the owner is certainly gone: a process of this host, boot and namespace that no longer runs."""
-    return attempt.place == place() and started(attempt.pid) != attempt.pid_started
+    return attempt.place == host.place() and host.started(attempt.pid) != attempt.pid_started
 
 
 def _text(attempt: Attempt) -> str:
     return atomic.dumps(dataclasses.asdict(attempt))
-
-
-def place() -> str:
-    """Where process ids have the same meaning as here: host, boot, and process namespace (containers)."""
-    boot = namespace = "unknown"
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        namespace = os.readlink("/proc/self/ns/pid")
-    return f"{socket.gethostname()} {boot} {namespace}"
-
-
-def started(pid: int) -> int:
-    """When a process started, in the system's own units; 0 where none runs under that id, or it has ended."""
-    if not os.path.isdir("/proc/self"):
-        import psutil
-
-        return int(psutil.Process(pid).create_time()) if psutil.pid_exists(pid) else 0
-    try:
-        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return 0 if after_name[0] in "ZX" else int(after_name[19])
 
 
 class Lease:

@@ -73,6 +73,10 @@ class Queue:
             branches=tuple(sorted(self._branches.get(run_id, ()))),
         )
 
+    def known(self) -> set[str]:
+        """The runs that had no result when this queue was made, and their trunks."""
+        return self.items.keys() | {item.trunk for item in self.items.values() if item.trunk is not None}
+
     def claims(
         self, owner: str, about: Mapping[str, Any], limit: Callable[[Item], int], stop: Callable[[], bool]
     ) -> Iterator[list[Claim]]:

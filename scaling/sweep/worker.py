@@ -28,7 +28,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from scaling import config, devices, memory, processes, tracking
-from scaling.sweep import ahead, faults, group, mirror, packing, queue, record, storage, store, surroundings
+from scaling.sweep import ahead, faults, gc, group, mirror, packing, queue, record, storage, store, surroundings
 from scaling.sweep import lease as leases
 from scaling.sweep import outages as waiting
 
@@ -92,6 +92,7 @@ def work(results: store.Store, sweep_name: str, *, log: Callable[[str], None], r
                 work.recover()
             if not tally.broken:
                 work.compile_later()
+                gc.tidy(results, work.queue.known(), stop, log)
         tally.signal = stop.signal
     return tally
 
@@ -100,7 +101,8 @@ def main(results: store.Store, sweep_name: str, *, retry_failed: bool = False) -
     """Work, with a line of log an event on standard output; returns the documented exit code."""
 
     def log(line: str) -> None:
-        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", flush=True)
+        with contextlib.suppress(OSError):  # the log's disk is full: a line is lost, and not the worker
+            print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", flush=True)
 
     def serve() -> int:
         if processes.leads():
@@ -247,7 +249,7 @@ class Work:
         lease.flush()
         if processes.several():  # they write together, once
             write()
-        else:
+        elif not lease.lost:  # else whoever took the run over may have ended it, and nobody would remove the checkpoint
             storage.patiently(write, self.outages)
 
     def _failed(self, attempt: "Attempt", error: Exception, trace: str, members: int) -> str:

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import settings, stateful
 from hypothesis import strategies as st
 
+from scaling.sweep import host, store
 from scaling.sweep import lease as leases
-from scaling.sweep import store
 
 RUN = "0123456789abcdef"
 RECORD = {"format": 1, "run_id": RUN, "run": {"data": {}}, "data": {}}
@@ -183,14 +183,14 @@ def test_a_dead_process_of_this_host_is_replaced_at_once(results: store.Store) -
 
 def test_a_process_that_was_killed_but_not_reaped_is_dead() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    assert leases.started(child.pid) > 0
+    assert host.started(child.pid) > 0
     child.kill()
     deadline = time.monotonic() + 10
-    while leases.started(child.pid) and time.monotonic() < deadline:
+    while host.started(child.pid) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert leases.started(child.pid) == 0
+    assert host.started(child.pid) == 0
     child.communicate()
-    assert leases.started(child.pid) == 0
+    assert host.started(child.pid) == 0
 
 
 def test_processes_that_claim_at_once_take_each_run_once(tmp_path: Path) -> None:

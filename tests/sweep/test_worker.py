@@ -4,6 +4,8 @@ import dataclasses
 import errno
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from scaling import config
-from scaling.sweep import atomic, outages, store, worker
+from scaling.sweep import atomic, host, outages, store, worker
 from scaling.sweep import lease as leases
 
 Make = Callable[..., config.Run]
@@ -389,3 +391,64 @@ def test_sigterm_while_the_store_is_away_ends_the_worker(
     pretend(train)
     assert worker.work(results, "small", log=log.append).exit_code == 143
     assert any("could not be released" in line for line in log)
+
+
+def test_a_log_on_a_full_disk_stops_no_worker(
+    results: store.Store, make_run: Make, fill: Fill, pretend: Any, outcome: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run_id,) = fill(results, [make_run()])
+    pretend(lambda *_, **__: outcome("finished", loss=2.0))
+    with open("/dev/full", "w", buffering=1) as log:
+        monkeypatch.setattr(sys, "stdout", log)
+        assert worker.main(results, "small") == 0
+        monkeypatch.undo()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), log.fileno())  # else what was never written fails here
+    assert results.status(run_id)["status"] == "finished"
+
+
+# What killed workers and late ones leave
+
+
+def test_what_a_killed_worker_left_of_a_run_goes_when_the_run_has_ended(
+    results: store.Store, make_run: Make, fill: Fill, pretend: Any, outcome: Any, log: list[str]
+) -> None:
+    run_ids = fill(results, [make_run(), make_run(seed=1)])
+    ended, open_still = map(results.folder, run_ids)
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    name = f".000001.json.{child.pid}-{host.tag()}-01234567"
+
+    def train(run: config.Run, *_: Any, **__: Any) -> Any:
+        if run.seed == 1:
+            raise ValueError("planted")
+        for folder in (ended, open_still):
+            (folder / "checkpoints" / "000001" / "5.draft").mkdir(parents=True)
+            (folder / "leases" / name).write_text("{")
+        return outcome("finished", step=run.steps, loss=2.0)
+
+    pretend(train)
+    (open_still / "leases").mkdir()
+    assert worker.work(results, "small", log=log.append).finished == 1
+    assert not (ended / "checkpoints").exists()
+    assert sorted(os.listdir(ended / "leases")) == ["000001.json", "000002.json"]
+    assert (open_still / "checkpoints" / "000001" / "5.draft").exists()  # the run may go on
+
+
+def test_an_attempt_that_lost_its_run_writes_no_checkpoint(
+    results: store.Store, make_run: Make, fill: Fill, pretend_packs: Any, log: list[str]
+) -> None:
+    (run_id,) = fill(results, [make_run()])
+    written: list[str] = []
+
+    def train(members: Any, execution: Any, corpus: Any) -> list[Any]:
+        from scaling import loop
+
+        members[0].save(lambda: written.append("its own"))
+        os.utime(results.folder(run_id) / leases.key_of(1), (0, 0))
+        assert results.claim(run_id, "other") is not None
+        members[0].save(lambda: written.append("late"))
+        return [loop.Outcome("stopped", "asked to stop", 7, 1.0)]
+
+    pretend_packs(train)
+    assert worker.work(results, "small", log=log.append).lost == 1
+    assert written == ["its own"]
