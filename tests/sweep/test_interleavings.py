@@ -382,7 +382,9 @@ class InABucket(Interleavings):
         self.memory = fsspec.filesystem("memory", skip_instance_cache=True)
         self.memory.store.clear()
         self.memory.pseudo_dirs.clear()
-        return bucket.Bucket(self.memory, "memory", "/bucket/store")
+        service = bucket.Service("memory")
+        service._fs = self.memory
+        return bucket.Bucket(service, "/bucket/store")
 
     def age(self, key: str, seconds: float) -> None:
         self.memory.store[f"/bucket/store/{key}"].modified -= datetime.timedelta(seconds=seconds)
