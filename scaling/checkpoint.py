@@ -18,7 +18,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import jax
 import numpy as np
@@ -50,6 +50,8 @@ class Checkpoints:
     `fingerprint` names the configuration: a checkpoint of another one is refused. The steps of `keep` stay when newer
     ones are saved: other runs start from them.
     """
+
+    _saving: "ClassVar[Checkpoints | None]" = None  # whichever was saved last
 
     def __init__(self, places: Sequence[storage.Place], fingerprint: str, keep: Sequence[int] = ()):
         self.shelves = [shelf.of(place) for place in places]
@@ -155,6 +157,9 @@ class Checkpoints:
             state=ocp.args.StandardSave(state),
             notes=ocp.args.JsonSave(notes),
         )
+        other, Checkpoints._saving = Checkpoints._saving, self
+        if processes.several() and other is not None and other._writer is not None:
+            other._writer.wait_until_finished()  # what processes wait for bears the same name in all that are saved
         self._writer.save(step, args=arguments)
 
     def _send(self, step: int, state: Any, notes: dict[str, Any]) -> None:

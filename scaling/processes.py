@@ -37,8 +37,11 @@ class ToldError(RuntimeError):
     """Another process says that it could not do what this one needs of it."""
 
 
-class _LeftError(RuntimeError):
+class _LeftError(PartedError):
     """Another process has failed while this one waited for it."""
+
+    def __init__(self, message: str):
+        super().__init__(message, GONE)
 
 
 _turns = itertools.count()  # of what is told; all processes count alike
@@ -160,8 +163,8 @@ def _all_failed(error: Exception, kind: Callable[[Exception], str]) -> bool:
     """Whether all processes come here, each with an error of its own doing."""
     own = not isinstance(error, _LeftError) and not (type(error).__name__ == DEVICE and kind(error) == GONE)
     told = {"kind": kind(error), "own": own, "error": describe(error)}
-    _client().key_value_set(_failed(index()), json.dumps(told))
     try:
+        _client().key_value_set(_failed(index()), json.dumps(told))
         _client().wait_at_barrier(_failed("all"), int(1000 * MEETING_SECONDS))
     except RuntimeError:
         return False
@@ -202,7 +205,7 @@ def _wait(key: str, meanwhile: Callable[[], object] = lambda: None) -> str:
             return _client().blocking_key_value_get(key, int(1000 * LOOK_SECONDS))
         except RuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
-                raise
+                raise _LeftError("process 0, by which the others tell each other, has ended") from error
         if _work and _failures():
             raise _LeftError("another process has failed")
         meanwhile()
@@ -219,14 +222,17 @@ def _failures() -> dict[int, dict[str, Any]]:
 
 
 def _parted() -> PartedError:
-    failures = dict(sorted(_failures().items()))
+    try:
+        failures = dict(sorted(_failures().items()))
+    except RuntimeError:  # process 0, which keeps the table, has ended
+        failures = {}
     own = {i: each for i, each in failures.items() if each["own"]}
     said = "; ".join(f"process {i}: {each['error']}" for i, each in (own or failures).items())
     if own:
         return PartedError(
             f"{len(own)} of {count()} processes failed by themselves ({said})", next(iter(own.values()))["kind"]
         )
-    silent = " and ".join(str(i) for i in range(count()) if i not in failures)
+    silent = " and ".join(str(i) for i in range(count()) if i not in failures and i != index())
     if silent:
         return PartedError(f"process {silent} of {count()} no longer answers ({said})", GONE)
     return PartedError(f"a computation of {count()} processes failed ({said})", GONE)

@@ -107,7 +107,8 @@ def _ended(work: Callable[[], int], log: Callable[[str], None]) -> int:
         if processes.leads():  # the others have been told, and end too
             raise
         traceback.print_exc()
-        _exit(REFUSED if isinstance(error, ValueError | OSError) else CRASHED)
+        parted = isinstance(error, processes.PartedError)
+        _exit(AGAIN if parted else REFUSED if isinstance(error, ValueError | OSError) else CRASHED)
     if code == AGAIN:  # the others may be waiting for this process for ever
         log(f"ending with exit code {AGAIN}, to be started again with the others")
         _exit(code)

@@ -64,7 +64,7 @@ class Processes:
         print(f"after {signal.Signals(number).name} to process {to} all had ended in {took:.1f} s with codes {codes}")
         return codes, took
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n".join(f"{log.name}:\n{log.read_text()}" for log in self.logs)
 
 
