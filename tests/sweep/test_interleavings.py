@@ -77,6 +77,7 @@ class Worker:
         self.number = number
         self.pid = 1000 * (number + 1)
         self.held: list[leases.Lease] = []
+        self.torn = False  # whether it ever died in the middle of something
         self._fate = ""
         self._go = threading.Semaphore(0)
         self._stopped = threading.Semaphore(0)
@@ -114,6 +115,7 @@ class Worker:
     def die(self) -> None:
         """Begin anew as another process, which holds nothing."""
         if self.busy:
+            self.torn = True
             self.step("die")
         self.pid += 1
         self.held = []
@@ -176,6 +178,8 @@ class Interleavings(stateful.RuleBasedStateMachine):
         try:
             for worker in self.workers:
                 self.now = worker
+                while worker.busy:
+                    worker.step("go on")
                 worker.die()
             self.every_run_can_be_ended()
             self.check()
@@ -194,7 +198,11 @@ class Interleavings(stateful.RuleBasedStateMachine):
                 self.given(lease, "heir")
                 assert self.publish(lease, -1.0)
             assert self.files.exists(f"runs/{run_id}/result.json")
-            assert self.results.status(run_id)["status"] == "finished"
+            told, status = self.files.read_json(f"runs/{run_id}/status.json"), self.results.status(run_id)
+            last = self.newest(run_id)
+            for name, value in {"status": "finished", "attempt": last.attempt - 1, "faults": last.faults}.items():
+                assert status[name] == value
+                assert told[name] == value or any(worker.torn for worker in self.workers)
 
     # What workers do
 
