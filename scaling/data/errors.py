@@ -1,5 +1,7 @@
 """What the data room raises: each message gives the value, the rule it breaks and the remedy."""
 
+import errno
+
 
 class DataError(ValueError):
     """The data cannot serve this config as it stands: empty, too short, unreadable, or in a form we cannot read."""
@@ -11,3 +13,5 @@ class MissingDataError(FileNotFoundError):
 
 class DiskSpaceError(OSError):
     """The disk has less room than the cache needs."""
+
+    errno = errno.ENOSPC  # as of any full disk, which workers wait for

@@ -110,6 +110,27 @@ def forgive(run: storage.Storage) -> bool:
     return run.create(key_of(again.attempt), _text(dataclasses.replace(again, faults=last.faults)))
 
 
+def complete(run: storage.Storage) -> None:
+    """Write the result that an owner sealed who died before it had written it."""
+    last = newest(run)
+    if last is not None and last.row is not None:
+        restate(run)
+        run.create("result.json", atomic.dumps(last.row))
+
+
+def restate(run: storage.Storage) -> None:
+    """Write status.json anew, by how the newest attempt ended; one that goes on will say so itself."""
+    last = newest(run)
+    if last is None or last.ended is None:
+        return
+    known = run.read_json("status.json") if run.exists("status.json") else {}
+    told = {"status": "failed" if last.ended == "failed" else "planned", "reason": last.reason}
+    known |= {**told, "attempt": last.attempt, "owner": last.owner, "faults": dict(last.faults), "traceback": None}
+    if last.row is not None:  # the number of a result is that after its attempt's
+        known |= {"status": last.row["status"], "reason": last.row["reason"] or "", "attempt": last.attempt - 1}
+    run.replace("status.json", atomic.dumps(known))
+
+
 def alive(run: storage.Storage, attempt: Attempt, lease_seconds: float) -> bool:
     """Whether an attempt goes on, as far as this host's clock tells."""
     if attempt.ended is not None or dead(attempt):
@@ -199,7 +220,7 @@ class Lease:
             if not self._ended and not self.lost:
                 self._mine = dataclasses.replace(self._mine, heartbeat=time.time())
                 self.run.replace(key_of(self.attempt), _text(self._mine))
-                self._write_status("running", "", None)
+                self._tell("running", "", None)
 
     @contextlib.contextmanager
     def beating(self, warn: Callable[[str], None]) -> Iterator[None]:
@@ -229,8 +250,8 @@ class Lease:
             if self._ended or not self.run.create(key_of(seal.attempt), _text(seal)):
                 return False
             self._ended = True
-            self.run.create("result.json", atomic.dumps(row))
             self._write_status(str(row["status"]), str(row["reason"] or ""), None)
+            self.run.create("result.json", atomic.dumps(row))  # at last: who finds it missing writes both (`complete`)
             return True
 
     def fail(self, reason: str, traceback: str, fault: Fault | None = None) -> None:
@@ -264,8 +285,15 @@ class Lease:
                 faults[fault] = faults.get(fault, 0) + 1
             changes |= {"heartbeat": time.time(), "ended": how, "reason": reason, "faults": faults}
             self._mine = dataclasses.replace(self._mine, **changes)
-            self._write_status("failed" if how == "failed" else "planned", reason, traceback)
+            self._tell("failed" if how == "failed" else "planned", reason, traceback)
             self.run.replace(key_of(self.attempt), _text(self._mine))
+
+    def _tell(self, status: str, reason: str, traceback: str | None) -> None:
+        """Write status.json; where this attempt was replaced in the meantime, what its successor said is told again."""
+        self._write_status(status, reason, traceback)
+        if self.run.exists(key_of(self.attempt + 1)):
+            self._lost = True
+            restate(self.run)
 
     def _write_status(self, status: str, reason: str, traceback: str | None) -> None:
         values = {

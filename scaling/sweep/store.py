@@ -203,9 +203,7 @@ class Store:
         mine = lease.take(run, owner, self.lease_seconds, joining=joining, suspects=suspects)
         if mine is not None:
             return lease.Lease(run_id, run, mine, heartbeat_seconds=self.heartbeat_seconds, about=about or {})
-        last = lease.newest(run)
-        if last is not None and last.row is not None:  # its owner died between the two steps of publishing
-            run.create("result.json", atomic.dumps(last.row))
+        lease.complete(run)
         return None
 
     def retry(self, run_id: str) -> bool:
@@ -277,6 +275,8 @@ class Store:
         row, last = self.result(run_id), lease.newest(run)
         if row is not None:
             known |= {"status": row["status"], "reason": row["reason"] or "", "traceback": None}
+            if last is not None and last.row is not None:  # what status.json says may be of one who came late
+                known |= {"attempt": last.attempt - 1, "owner": last.owner, "faults": dict(last.faults)}
         elif last is None:
             known = {**PLANNED}
         else:

@@ -25,8 +25,8 @@ from scaling.sweep import store
 from tests.chaos import checks, disk, supervisor, sweeps
 
 SIZES = {
-    "full": {"widths": (16, 32, 48), "seeds": 8, "trunks": 3, "steps": 4000},
-    "short": {"widths": (16, 32), "seeds": 2, "trunks": 1, "steps": 1200},
+    "full": {"widths": (16, 32, 48), "seeds": 8, "trunks": 3, "steps": 3000},
+    "short": {"widths": (16, 32), "seeds": 2, "trunks": 1, "steps": 800},
 }
 DISK_BYTES = 192 * 2**20
 LEASE_SECONDS = 4.0
@@ -40,12 +40,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--short", action="store_true", help="few runs and few faults")
     parser.add_argument("--seconds", type=float, help="how long faults are dealt (600, or 20)")
-    parser.add_argument("--every", type=float, help="seconds between two faults, on average (3, or 1.5)")
+    parser.add_argument("--every", type=float, help="seconds between two faults, on average (4, or 1.5)")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--seed", type=int, help="of the faults; one of the clock's by default")
     given = parser.parse_args()
     seconds = given.seconds if given.seconds is not None else 20.0 if given.short else 600.0
-    every = given.every if given.every is not None else 1.5 if given.short else 3.0
+    every = given.every if given.every is not None else 1.5 if given.short else 4.0
     seed = given.seed if given.seed is not None else time.time_ns() % 2**32
 
     lacking = disk.in_own_namespace(["-m", "tests.chaos", *sys.argv[1:]])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from scaling.data import errors
 from scaling.sweep import faults
 
 
@@ -18,6 +19,7 @@ class XlaRuntimeError(RuntimeError):
     ("error", "kind"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "infrastructure"),
+        (errors.DiskSpaceError("the cache needs more"), "infrastructure"),
         (ConnectionResetError("peer"), "infrastructure"),
         (FileNotFoundError("corpus"), "bug"),
         (ValueError("shape"), "bug"),

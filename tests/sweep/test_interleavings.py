@@ -7,6 +7,7 @@ process does. Time passes where the test says so.
 
 import copy
 import datetime
+import itertools
 import json
 import os
 import tempfile
@@ -77,6 +78,7 @@ class Worker:
         self.number = number
         self.pid = 1000 * (number + 1)
         self.held: list[leases.Lease] = []
+        self.torn = False  # whether it ever died in the middle of something
         self._fate = ""
         self._go = threading.Semaphore(0)
         self._stopped = threading.Semaphore(0)
@@ -114,6 +116,7 @@ class Worker:
     def die(self) -> None:
         """Begin anew as another process, which holds nothing."""
         if self.busy:
+            self.torn = True
             self.step("die")
         self.pid += 1
         self.held = []
@@ -163,7 +166,8 @@ class Interleavings(stateful.RuleBasedStateMachine):
         self.owners: dict[tuple[str, int], str] = {}  # who was given an attempt
         self.finished: dict[str, float] = {}  # the loss of whoever was told that its result counts
         self.seen: dict[str, bytes] = {}  # results, as they were first seen
-        self.asked: dict[tuple[str, int], tuple[int | None, bool]] = {}  # microbatch and alone, by released attempts
+        self.order = itertools.count()
+        self.asked: dict[tuple[str, int], tuple[int, int | None, bool]] = {}  # when, and microbatch and alone from then
         self.rows = 0
 
     def place(self) -> storage.Storage:
@@ -176,6 +180,8 @@ class Interleavings(stateful.RuleBasedStateMachine):
         try:
             for worker in self.workers:
                 self.now = worker
+                while worker.busy:
+                    worker.step("go on")
                 worker.die()
             self.every_run_can_be_ended()
             self.check()
@@ -188,24 +194,28 @@ class Interleavings(stateful.RuleBasedStateMachine):
         self.now = Worker(9, self.results)
         for run_id in RUNS:
             self.results.retry(run_id)
-            lease = self.results.claim(run_id, "heir")
+            heir = f"{next(self.order)}:heir"
+            lease = self.results.claim(run_id, heir)
             assert (lease is None) is (self.results.result(run_id) is not None)
             if lease is not None:
-                self.given(lease, "heir")
+                self.given(lease, heir)
                 assert self.publish(lease, -1.0)
             assert self.files.exists(f"runs/{run_id}/result.json")
-            assert self.results.status(run_id)["status"] == "finished"
+            told, status = self.files.read_json(f"runs/{run_id}/status.json"), self.results.status(run_id)
+            last = self.newest(run_id)
+            for name, value in {"status": "finished", "attempt": last.attempt - 1, "faults": last.faults}.items():
+                assert status[name] == value
+                assert told[name] == value or any(worker.torn for worker in self.workers)
 
     # What workers do
 
     def given(self, lease: leases.Lease, owner: str) -> None:
         key = (lease.run_id, lease.attempt)
         assert key not in self.owners, f"{key} is of {self.owners[key]} and was given to {owner}"
-        assert lease.run_id not in self.finished
         self.owners[key] = owner
 
     def claim(self, worker: Worker, run_id: str, joining: bool, suspects: bool) -> None:
-        owner = f"{worker.number}:{worker.pid}"
+        owner = f"{next(self.order)}:{worker.number}:{worker.pid}"
         lease = worker.results.claim(run_id, owner, joining=joining, suspects=suspects)
         if lease is not None:
             self.given(lease, owner)
@@ -224,7 +234,8 @@ class Interleavings(stateful.RuleBasedStateMachine):
         lease.release("it did not fit", "out_of_memory", microbatch=microbatch, alone=alone)
         run = self.files.sub(f"runs/{lease.run_id}")
         if not over and not run.exists(leases.key_of(lease.attempt + 1)):
-            self.asked[lease.run_id, lease.attempt] = (microbatch or before[0], alone or before[1])
+            asked = next(self.order), microbatch or before[0], alone or before[1]
+            self.asked[lease.run_id, lease.attempt] = asked
 
     def measure(self, lease: leases.Lease) -> None:
         self.rows += 1
@@ -332,13 +343,7 @@ class Interleavings(stateful.RuleBasedStateMachine):
         if attempts:
             over = attempts[-1].ended in ("stopped", "failed")
             assert sum(attempts[-1].faults.values()) <= len(attempts) - (not over)
-        wanted: tuple[int | None, bool] = (None, False)
-        for attempt in attempts:
-            if not attempt.owner or attempt.ended == "published":  # a retry, which begins anew, or a result
-                wanted = (None, False)
-            assert wanted[0] in (None, attempt.microbatch), "nobody remembers that it did not fit"
-            assert attempt.alone or not wanted[1], "nobody remembers that it is to be tried alone"
-            wanted = self.asked.get((run_id, attempt.attempt), wanted)
+        self.check_what_is_handed_on(run_id, attempts)
         if run.exists("result.json"):
             content = run.read("result.json")
             assert self.seen.setdefault(run_id, content) == content, "a result was rewritten"
@@ -350,6 +355,20 @@ class Interleavings(stateful.RuleBasedStateMachine):
             assert published[0].row["loss"] == self.finished[run_id]
         for attempt, row in self.measured(run):
             assert row["attempt"] == attempt, "an attempt wrote another's segment"
+
+    def check_what_is_handed_on(self, run_id: str, attempts: list[leases.Attempt]) -> None:
+        """Who begins to claim a run when it was released with a smaller microbatch, or to be tried alone, knows of it.
+
+        Not who was at it before: of an attempt that was given up for lost what it says at last may go unheard.
+        """
+        when, microbatch, alone = -1, None, False
+        for attempt in attempts:
+            begins_anew = not attempt.owner or attempt.ended == "published"  # a retry, or a result
+            if begins_anew or int(attempt.owner.partition(":")[0]) < when:
+                when, microbatch, alone = -1, None, False
+            assert microbatch in (None, attempt.microbatch), "nobody remembers that it did not fit"
+            assert attempt.alone or not alone, "nobody remembers that it is to be tried alone"
+            when, microbatch, alone = self.asked.get((run_id, attempt.attempt), (when, microbatch, alone))
 
     def measured(self, run: storage.Storage) -> Iterator[tuple[int, dict[str, Any]]]:
         for name in run.names("metrics"):

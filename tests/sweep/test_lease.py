@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings, stateful
 from hypothesis import strategies as st
 
-from scaling.sweep import host, store
+from scaling.sweep import host, storage, store
 from scaling.sweep import lease as leases
 
 RUN = "0123456789abcdef"
@@ -160,6 +160,51 @@ def test_an_owner_that_lost_its_lease_notices_and_cannot_publish(results: store.
     assert quick.publish(row(2.0))
     assert not slow.publish(row(1.0))
     assert results.result(RUN) == row(2.0)
+
+
+@pytest.mark.parametrize("late", ["heartbeat", "release", "fail"])
+def test_what_a_late_owner_still_says_is_told_anew_as_it_is(
+    results: store.Store, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    """It is paused between its last look at the leases and what it writes."""
+    slow = claim(results, "slow")
+    replace = storage.Folder.replace
+
+    def paused(self: storage.Folder, key: str, text: str) -> None:
+        monkeypatch.undo()
+        age(results, 61)
+        assert claim(results, "quick").publish(row(2.0))
+        replace(self, key, text)
+
+    monkeypatch.setattr(storage.Folder, "replace", paused)
+    {"heartbeat": slow.heartbeat, "release": lambda: slow.release("x"), "fail": lambda: slow.fail("x", "x")}[late]()
+    for status in (results.status(RUN), results.run(RUN).read_json("status.json")):
+        found = {name: status[name] for name in ("status", "reason", "owner", "attempt", "faults")}
+        assert found == {
+            "status": "finished", "reason": "", "owner": "quick", "attempt": 2, "faults": {"vanished": 1},
+        }  # fmt: skip
+
+
+def test_a_result_that_was_sealed_and_not_written_is_written_by_the_next(
+    results: store.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, create = claim(results), storage.Folder.create
+
+    def killed(self: storage.Folder, key: str, text: str) -> bool:
+        created = create(self, key, text)
+        if key == leases.key_of(2):
+            raise KeyboardInterrupt
+        return created
+
+    monkeypatch.setattr(storage.Folder, "create", killed)
+    with pytest.raises(KeyboardInterrupt):
+        mine.publish(row(2.0))
+    monkeypatch.undo()
+    assert results.run(RUN).read_json("status.json")["status"] == "running"
+    assert results.claim(RUN, "next") is None
+    assert results.run(RUN).read_json("result.json") == row(2.0)
+    told = results.run(RUN).read_json("status.json")
+    assert (told["status"], told["attempt"], told["owner"]) == ("finished", 1, "me")
 
 
 def test_a_paused_owner_that_nobody_replaced_goes_on(results: store.Store) -> None:
