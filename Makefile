@@ -28,7 +28,8 @@ check: install
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/python -m pytest -m 'not slow' --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest -m 'not slow and not engines' --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest -m 'engines and not slow'
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

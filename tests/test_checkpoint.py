@@ -12,6 +12,9 @@ import pytest
 from scaling import checkpoint, shelf
 from scaling.sweep import storage
 
+# Orbax leaves futures behind where a checkpoint cannot be read, which may end after the loop that they were for.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 @pytest.fixture(autouse=True, params=["small", "by Orbax", "in a bucket", "in a bucket, behind"])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -5,7 +5,6 @@ Listings are never cached: what another worker wrote a moment ago is seen.
 
 import contextlib
 import errno
-import importlib.util
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ import fsspec
 from scaling.sweep import atomic, faults
 from scaling.sweep.storage import Storage
 
-LIBRARIES = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs")}  # for a protocol, and the extra of this package with it
+EXTRAS = {"s3": "s3", "gs": "gcs"}  # of this package, by protocol
 # Packages whose errors tell of the service, or of the way to it; any other is a bug, for which nobody is to wait.
 TELLING = ("aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "gcsfs", "google", "requests")
 PACE_SECONDS = 10.0  # metrics are written so often at most, and before every checkpoint
@@ -35,9 +34,18 @@ class Service:
 
     @property
     def fs(self) -> Any:
-        """The file system of fsspec. It does not survive a fork, and none is made before it is used."""
+        """The file system of fsspec. It does not survive a fork, and none is made before it is used.
+
+        Raises ValueError where the library for it is missing.
+        """
         if self._fs is None:
-            self._fs = fsspec.filesystem(self.protocol, use_listings_cache=False)
+            try:
+                self._fs = fsspec.filesystem(self.protocol, use_listings_cache=False)
+            except ImportError as error:
+                raise ValueError(
+                    f"{self.protocol}:// needs a library that is not installed ({error}); pip install "
+                    f"'scaling[{EXTRAS[self.protocol]}]'"
+                ) from error
         return self._fs
 
 
@@ -150,17 +158,14 @@ class Bucket(Storage):
 def of(url: str) -> Bucket:
     """The bucket, or a folder in it, that a URL names.
 
-    Raises ValueError for another protocol, where no bucket is named, and where the library for it is missing.
+    Raises ValueError for another protocol, and where no bucket is named.
     """
     protocol, _, root = url.partition("://")
-    if protocol not in LIBRARIES:
+    if protocol not in EXTRAS:
         raise ValueError(f"store {url}: {protocol}:// is not supported; give a folder, or s3://… or gs://…")
     root = root.strip("/")
     if not root or "//" in root or any(part in (".", "..") for part in root.split("/")):
         raise ValueError(f"store {url} is no folder of a bucket; write {protocol}://BUCKET/FOLDER")
-    library, extra = LIBRARIES[protocol]
-    if importlib.util.find_spec(library) is None:
-        raise ValueError(f"store {url} needs {library}, which is not installed; pip install 'scaling[{extra}]'")
     return Bucket(Service(protocol), root)
 
 
