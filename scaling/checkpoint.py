@@ -244,6 +244,8 @@ def remove_all_but(places: Sequence[storage.Place], kept: int | None) -> None:
         for step in place.steps():
             if step != kept:
                 place.drop(step)
+        if not place.steps():
+            place.clear()
 
 
 def size_bytes(state: Any) -> int:

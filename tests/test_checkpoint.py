@@ -162,6 +162,15 @@ def test_all_attempts_are_removed_together(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_of_a_run_that_is_over_one_step_stays_and_no_empty_folder(tmp_path: Path) -> None:
+    folders = [tmp_path / "000001", tmp_path / "000002"]
+    save(folders[:1], [1, 2])
+    save(folders, [3, 4])
+    checkpoint.remove_all_but(folders, 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["000002"]
+    same(restored(folders)[0], state(4.0))
+
+
 def test_older_attempts_are_kept_until_this_one_has_written(tmp_path: Path) -> None:
     folders = [tmp_path / "000001", tmp_path / "000002"]
     save(folders[:1], [1])

@@ -229,9 +229,9 @@ class Interleavings(stateful.RuleBasedStateMachine):
             self.finished[lease.run_id] = loss
         return ours
 
-    def release(self, lease: leases.Lease, microbatch: int | None = None, alone: bool = False) -> None:
+    def release(self, lease: leases.Lease, microbatch: int | None, alone: bool) -> None:
         before, over = (lease.microbatch, lease.alone), lease._ended
-        lease.release("it did not fit", "out_of_memory", microbatch=microbatch, alone=alone)
+        lease.release("stopped", "out_of_memory" if microbatch else None, microbatch=microbatch, alone=alone)
         run = self.files.sub(f"runs/{lease.run_id}")
         if not over and not run.exists(leases.key_of(lease.attempt + 1)):
             asked = next(self.order), microbatch or before[0], alone or before[1]
@@ -259,12 +259,14 @@ class Interleavings(stateful.RuleBasedStateMachine):
     @stateful.precondition(lambda self: any(worker.held and not worker.busy for worker in self.workers))
     @stateful.rule(
         data=st.data(),
-        what=st.sampled_from(
-            ("beat", "measure", "publish", "publish", "fail", "release", "preempted", "microbatch", "alone")
-        ),
+        what=st.sampled_from(("beat", "measure", "publish", "publish", "fail", "release", "release")),
         loss=st.floats(0, 10),
+        microbatch=st.sampled_from([None, None, 1]),
+        alone=st.booleans(),
     )
-    def begin_with_a_lease(self, data: st.DataObject, what: str, loss: float) -> None:
+    def begin_with_a_lease(
+        self, data: st.DataObject, what: str, loss: float, microbatch: int | None, alone: bool
+    ) -> None:
         worker = data.draw(st.sampled_from([w for w in self.workers if w.held and not w.busy]))
         lease = data.draw(st.sampled_from(worker.held))
         does: dict[str, Callable[[], object]] = {
@@ -272,10 +274,7 @@ class Interleavings(stateful.RuleBasedStateMachine):
             "measure": lambda: self.measure(lease),
             "publish": lambda: self.publish(lease, loss),
             "fail": lambda: lease.fail("ValueError: no", "Traceback …"),
-            "release": lambda: lease.release("asked to stop"),
-            "preempted": lambda: lease.release("asked to stop", "preempted"),
-            "microbatch": lambda: self.release(lease, microbatch=1),
-            "alone": lambda: self.release(lease, alone=True),
+            "release": lambda: self.release(lease, microbatch, alone),
         }
         self.begin(worker.number, lambda _: does[what]())
 
