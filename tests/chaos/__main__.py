@@ -25,7 +25,7 @@ from scaling.sweep import store
 from tests.chaos import checks, disk, supervisor, sweeps
 
 SIZES = {
-    "full": {"widths": (16, 32, 48), "seeds": 8, "trunks": 3, "steps": 3000},
+    "full": {"widths": (16, 32, 48), "seeds": 8, "trunks": 3, "steps": 5000},
     "short": {"widths": (16, 32), "seeds": 2, "trunks": 1, "steps": 800},
 }
 DISK_BYTES = 192 * 2**20
@@ -40,12 +40,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--short", action="store_true", help="few runs and few faults")
     parser.add_argument("--seconds", type=float, help="how long faults are dealt (600, or 20)")
-    parser.add_argument("--every", type=float, help="seconds between two faults, on average (4, or 1.5)")
+    parser.add_argument("--every", type=float, help="seconds between two faults, on average (3, or 1.5)")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--seed", type=int, help="of the faults; one of the clock's by default")
     given = parser.parse_args()
     seconds = given.seconds if given.seconds is not None else 20.0 if given.short else 600.0
-    every = given.every if given.every is not None else 1.5 if given.short else 4.0
+    every = given.every if given.every is not None else 1.5 if given.short else 3.0
     seed = given.seed if given.seed is not None else time.time_ns() % 2**32
 
     lacking = disk.in_own_namespace(["-m", "tests.chaos", *sys.argv[1:]])
@@ -68,7 +68,7 @@ def main() -> int:
         workers = supervisor.Supervisor(disturbed, given.workers, LEASE_SECONDS, place / "errors")
         faults = supervisor.Faults(workers, space, seed, every)
         took = train(workers, watch, faults, seconds)
-        report(disturbed, faults, took)
+        report(disturbed, faults, took, min(took, seconds))
         found = watch.violations + checks.violations(disturbed, undisturbed)
         if lacking:
             print(f"the disk was never full: no file system can be mounted here ({lacking})")
@@ -114,10 +114,10 @@ def train(
         workers.end()
 
 
-def report(results: store.Store, faults: supervisor.Faults, took: float) -> None:
+def report(results: store.Store, faults: supervisor.Faults, took: float, dealt: float) -> None:
     """Print the counts of each fault, and what came of them."""
     attempts = Counter(checks.attempts(results).values())
-    print(f"disturbed: every run ended in {took:.0f} s, {faults.workers.starts} workers were started")
+    print(f"disturbed for {dealt:.0f} s, ended after {took:.0f} s; {faults.workers.starts} workers were started")
     print("fault            times   seconds")
     for kind in supervisor.KINDS:
         print(f"  {kind:12} {faults.counts[kind]:7}   {faults.seconds[kind]:7.0f}")
