@@ -76,9 +76,10 @@ def main() -> int:
             print(f"VIOLATED {violation}")
         if found:
             kept = tempfile.mkdtemp(prefix="chaos-violated-")
-            shutil.copytree(disturbed.path, f"{kept}/store")
+            shutil.copytree(disturbed.path, f"{kept}/disturbed")
+            shutil.copytree(undisturbed.path, f"{kept}/undisturbed")
             shutil.copytree(place / "errors", f"{kept}/errors")
-            print(f"a copy of the store is in {kept}, with what workers wrote on standard error")
+            print(f"copies of both stores are in {kept}, with what workers wrote on standard error")
     print("violated" if found else "every run finished once, with the undisturbed losses bit for bit; no stray files")
     return 1 if found else 0
 

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +114,13 @@ def _status(disturbed: store.Store, undisturbed: store.Store, run_id: str) -> It
 
 
 def _metrics(disturbed: store.Store, undisturbed: store.Store, run_id: str) -> Iterator[str]:
-    """Every step and every evaluation is there, with the losses of the undisturbed sweep; segments are of attempts."""
+    """Every step and every evaluation is there, with the losses of the undisturbed sweep; segments are of attempts.
+
+    An attempt at a branch that wakes up when the branch, and so the trunk, is done with begins at the seed, before it
+    notices: in its own segment there are then steps of the trunk, with the trunk's losses.
+    """
     run, _ = record.read(disturbed.config(run_id))
+    labels = {member["run_id"]: member["labels"] for member in disturbed.sweep(sweeps.NAME)["members"]}
     files = disturbed.run(run_id)
     last = lease.newest(files)
     assert last is not None
@@ -123,19 +128,22 @@ def _metrics(disturbed: store.Store, undisturbed: store.Store, run_id: str) -> I
         if not 1 <= int(name[:6]) < last.attempt:
             yield f"metrics/{name} is of no attempt"
     for kind, fields in (("train", ("loss",)), ("validation", MEASURED)):
-        here, there = disturbed.metrics(run_id, kind), undisturbed.metrics(run_id, kind)
-        values = [[(row["step"], *(row[field] for field in fields)) for row in rows] for rows in (here, there)]
-        if (
-            kind == "train" and values[1]
-        ):  # a branch whose trunk could not be had begins by itself, and may find it later
-            values[0] = [value for value in values[0] if value[0] >= values[1][0][0]]
-        if values[0] != values[1]:
-            differing = len(set(values[0]) ^ set(values[1]))
-            yield f"{kind} metrics differ from the undisturbed ones in {differing} of {len(here)} rows"
-    begun = run.steps - len(disturbed.metrics(run_id, "train"))
-    wanted = [step for step in members.evaluation_steps(run.steps, sweeps.EVALUATIONS) if step > begun]
-    if [row["step"] for row in disturbed.metrics(run_id, "validation")] != wanted:
-        yield f"its evaluations are not those of steps {wanted}"
+        here, there = _values(disturbed, run_id, kind, fields), _values(undisturbed, run_id, kind, fields)
+        trunk = labels[run_id].get("parent_run_id")
+        known = there if trunk is None else {**_values(undisturbed, trunk, kind, fields), **there}
+        lacking = there.keys() - here.keys()
+        differing = [step for step, values in here.items() if known.get(step, values) != values]
+        if lacking or differing or (kind == "train" and here.keys() - known.keys()):
+            yield f"{kind} metrics lack steps {sorted(lacking)} and are others than undisturbed at {differing}"
+    begun = run.steps - len(undisturbed.metrics(run_id, "train"))
+    wanted = {step for step in members.evaluation_steps(run.steps, sweeps.EVALUATIONS) if step > begun}
+    if not wanted <= {row["step"] for row in disturbed.metrics(run_id, "validation")}:
+        yield f"its evaluations are not those of steps {sorted(wanted)}"
+
+
+def _values(results: store.Store, run_id: str, kind: str, fields: Sequence[str]) -> dict[int, list[float]]:
+    """Columns of a run's metrics, by step."""
+    return {row["step"]: [row[field] for field in fields] for row in results.metrics(run_id, kind)}
 
 
 def _checkpoints(disturbed: store.Store, undisturbed: store.Store, run_id: str) -> Iterator[str]:
