@@ -66,10 +66,15 @@ def main() -> int:
         disturbed = sweeps.plant(place / "disk" / "store", settings)
         watch = checks.Watch(disturbed)
         workers = supervisor.Supervisor(disturbed, given.workers, LEASE_SECONDS, place / "errors")
-        faults = supervisor.Faults(workers, space, seed, every)
-        took = train(workers, watch, faults, seconds)
-        report(disturbed, faults, took, min(took, seconds))
+        faults = supervisor.Faults(workers, space, seed, every, seconds)
+        took = train(workers, watch, faults)
+        report(disturbed, faults, took)
         found = watch.violations + checks.violations(disturbed, undisturbed)
+        told = checks.faults(disturbed)
+        if told["preempted"] > faults.counts["SIGTERM"]:
+            found.append(f"{told['preempted']} attempts were preempted by {faults.counts['SIGTERM']} SIGTERMs")
+        if not told:
+            found.append("no attempt ended by a fault: nothing was disturbed")
         if lacking:
             print(f"the disk was never full: no file system can be mounted here ({lacking})")
         for violation in found:
@@ -84,10 +89,8 @@ def main() -> int:
     return 1 if found else 0
 
 
-def train(
-    workers: supervisor.Supervisor, watch: checks.Watch, faults: supervisor.Faults | None = None, seconds: float = 0.0
-) -> float:
-    """Keep workers running until every run has ended and they have, with faults in the first `seconds`.
+def train(workers: supervisor.Supervisor, watch: checks.Watch, faults: supervisor.Faults | None = None) -> float:
+    """Keep workers running until every run has ended and they have, and deal faults meanwhile.
 
     Returns the seconds that it took. Gives up where nothing ends for long when no faults are dealt: then runs are left.
     """
@@ -97,9 +100,12 @@ def train(
         while True:
             now = time.monotonic()
             before, ended = ended, watch.look()
-            over, dealing = ended == len(watch.files), faults is not None and now < start + seconds
+            over, dealing = ended == len(watch.files), faults is not None and not faults.over
             if faults is not None:
-                faults.tick() if dealing and not over else faults.stop()
+                if dealing and not over:
+                    faults.tick()
+                else:
+                    faults.stop()
             if not workers.tick(restart=not over) and over:
                 return now - start
             if ended > before or dealing:
@@ -115,10 +121,10 @@ def train(
         workers.end()
 
 
-def report(results: store.Store, faults: supervisor.Faults, took: float, dealt: float) -> None:
+def report(results: store.Store, faults: supervisor.Faults, took: float) -> None:
     """Print the counts of each fault, and what came of them."""
     attempts = Counter(checks.attempts(results).values())
-    print(f"disturbed for {dealt:.0f} s, ended after {took:.0f} s; {faults.workers.starts} workers were started")
+    print(f"disturbed: every run ended in {took:.0f} s, {faults.workers.starts} workers were started")
     print("fault            times   seconds")
     for kind in supervisor.KINDS:
         print(f"  {kind:12} {faults.counts[kind]:7}   {faults.seconds[kind]:7.0f}")

@@ -15,7 +15,7 @@ from scaling.sweep import lease, store, worker
 from tests.chaos import disk, sweeps
 
 ROOT = Path(__file__).parents[2]
-AGAIN_SECONDS = 1.0  # before a worker is started again that found nothing to claim
+AGAIN_SECONDS = 1.0  # before a worker is started again that found nothing to claim, and before a fault that hit nobody
 AT_TRAINING = 0.8  # the share of faults that go to workers with a run, where there are any; others may be starting
 KINDS = {"SIGKILL": 4, "SIGTERM": 3, "SIGSTOP": 3, "full disk": 1}  # and how often, relative to each other
 
@@ -111,19 +111,29 @@ class Supervisor:
 
 
 class Faults:
-    """Deals faults to workers, one each `every` seconds on average, the first ones of each kind. Counts them."""
+    """Deals faults for `lasting` seconds from the first on, one each `every` seconds on average, and counts them.
 
-    def __init__(self, workers: Supervisor, space: disk.Disk | None, seed: int, every: float):
+    The first are one of each kind, and hit workers that train.
+    """
+
+    def __init__(self, workers: Supervisor, space: disk.Disk | None, seed: int, every: float, lasting: float):
         self.workers = workers
         self.disk = space
         self.every = every
+        self.lasting = lasting
+        self.began: float | None = None
         self.random = random.Random(seed)
         self.counts: Counter[str] = Counter()
         self.seconds: Counter[str] = Counter()  # how long workers were paused, and the disk full
         self._kinds = {kind: weight for kind, weight in KINDS.items() if kind != "full disk" or space is not None}
         self._first = self.random.sample(list(self._kinds), len(self._kinds))
-        self._next = time.monotonic() + every
+        self._next = 0.0
         self._full_until = 0.0
+
+    @property
+    def over(self) -> bool:
+        """Whether all have been dealt."""
+        return self.began is not None and time.monotonic() > self.began + self.lasting
 
     def tick(self) -> None:
         """Deal a fault where one is due."""
@@ -135,12 +145,13 @@ class Faults:
                 self.disk.fill()
         if now < self._next:
             return
+        kind = self._first[-1] if self._first else self.random.choices(*zip(*self._kinds.items(), strict=True))[0]
+        if not (self._fill(now) if kind == "full disk" else self._hit(kind, now)):
+            self._next = now + AGAIN_SECONDS
+            return
+        self.began = self.began or now
         self._next = now + self.random.expovariate(1 / self.every)
-        kind = self._first.pop() if self._first else self.random.choices(*zip(*self._kinds.items(), strict=True))[0]
-        if kind == "full disk":
-            self._fill(now)
-        else:
-            self._hit(kind, now)
+        self._first = self._first[:-1]
 
     def stop(self) -> None:
         """Give back the disk's space and wake who is paused."""
@@ -150,33 +161,35 @@ class Faults:
             if slot.paused_until is not None:
                 self.workers.wake(slot)
 
-    def _fill(self, now: float) -> None:
-        if self.disk is None or self.disk.full:
-            return
+    def _fill(self, now: float) -> bool:
+        """Fill the disk, unless it is full; says whether it was done."""
+        if self.disk is None or self.disk.full or (self._first and not self.workers.holders()):
+            return False
         seconds = self.workers.lease_seconds * self.random.uniform(0.5, 2.5)
         self._full_until = now + seconds
         self.disk.fill()
-        self._count("full disk", seconds)
+        return self._count("full disk", seconds)
 
-    def _hit(self, kind: str, now: float) -> None:
-        """Send a signal to a worker that is not paused; a paused one may be killed."""
+    def _hit(self, kind: str, now: float) -> bool:
+        """Send a signal to a worker that is not paused; a paused one may be killed. Says whether there was one."""
         slots = [slot for slot in self.workers.slots if slot.process is not None and slot.process.poll() is None]
         if kind != "SIGKILL":
             slots = [slot for slot in slots if slot.paused_until is None]
         holders = self.workers.holders()
         training = [slot for slot in slots if slot.process is not None and slot.process.pid in holders]
-        if training and self.random.random() < AT_TRAINING:
+        if self._first or (training and self.random.random() < AT_TRAINING):
             slots = training
         if not slots:
-            return
+            return False
         slot = self.random.choice(slots)
         seconds = 0.0
         if kind == "SIGSTOP":  # longer than the lease, by as much as may pass between its last heartbeat and the signal
             seconds = self.workers.lease_seconds * self.random.uniform(1.5, 3.0)
             slot.paused_until = now + seconds
         slot.send(getattr(signal, kind))
-        self._count(kind, seconds)
+        return self._count(kind, seconds)
 
-    def _count(self, kind: str, seconds: float) -> None:
+    def _count(self, kind: str, seconds: float) -> bool:
         self.counts[kind] += 1
         self.seconds[kind] += seconds
+        return True
