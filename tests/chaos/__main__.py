@@ -30,7 +30,7 @@ SIZES = {
 }
 DISK_BYTES = 192 * 2**20
 LEASE_SECONDS = 4.0
-LONGEST_PAUSE = 90.0  # without a run that ends, after the last fault: then one has failed, or something hangs
+LONGEST_PAUSE = 120.0  # without a run that ends or a fault: then one has failed, or something hangs
 TICK_SECONDS = 0.05
 TOLD_SECONDS = 15.0
 
@@ -92,14 +92,14 @@ def main() -> int:
 def train(workers: supervisor.Supervisor, watch: checks.Watch, faults: supervisor.Faults | None = None) -> float:
     """Keep workers running until every run has ended and they have, and deal faults meanwhile.
 
-    Returns the seconds that it took. Gives up where nothing ends for long when no faults are dealt: then runs are left.
+    Returns the seconds that it took. Gives up where nothing happens for long: then runs are left.
     """
     start = told = moved = time.monotonic()
-    ended = 0
+    happened = 0
     try:
         while True:
             now = time.monotonic()
-            before, ended = ended, watch.look()
+            ended = watch.look()
             over, dealing = ended == len(watch.files), faults is not None and not faults.over
             if faults is not None:
                 if dealing and not over:
@@ -108,7 +108,8 @@ def train(workers: supervisor.Supervisor, watch: checks.Watch, faults: superviso
                     faults.stop()
             if not workers.tick(restart=not over) and over:
                 return now - start
-            if ended > before or dealing:
+            before, happened = happened, ended + (0 if faults is None else faults.counts.total())
+            if happened > before:
                 moved = now
             if now - moved > LONGEST_PAUSE:
                 return now - start
