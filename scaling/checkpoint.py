@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import orbax.checkpoint as ocp
 
 Tree = TypeVar("Tree")
-KEPT = 2  # the newest checkpoint, and the one before it should the newest be unreadable
+KEPT = shelf.KEPT
 # Up to so many bytes of one process a checkpoint is one file: at 1.6 MB 0.06 of Orbax's CPU time to write (3 of 52 ms)
 # and 0.25 to restore (5 of 20 ms), and Orbax need not be imported.
 SMALL_BYTES = 2**23

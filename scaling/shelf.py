@@ -15,6 +15,7 @@ from scaling.data import cache
 from scaling.sweep import storage
 
 FILE = "state.npz"  # a checkpoint that is one file
+KEPT = 2  # the newest checkpoint, and the one before it should the newest be unreadable
 
 
 class Shelf(abc.ABC):

@@ -14,14 +14,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from scaling import config, counting
+from scaling import config, counting, shelf
 from scaling.checks import finding, places
 from scaling.sweep import atomic, record, storage
 from scaling.sweep import store as stores
 
 ROUNDS = 10  # how often two try to be first, and how often a file is replaced while it is read
 LISTED_SECONDS = 20.0  # how long a listing is waited for
-KEPT = 2  # as `checkpoint.KEPT`, which imports JAX
+KEPT = shelf.KEPT
 
 Check = Callable[[storage.Storage], finding.Finding]
 

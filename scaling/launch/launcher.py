@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from scaling import config, launch, schema
-from scaling.sweep import outages, store
+from scaling.sweep import group, outages, store
 
 KINDS = typing.get_args(launch.Kind)
 POLL_SECONDS = 0.2
-REFUSED = 2  # the exit code of the command line for errors of its user, which trying again does not mend
+REFUSED = group.REFUSED  # for errors of its user, which trying again does not mend
 STOPPED = tuple(128 + number for number in outages.SIGNALS)  # exit codes of workers that were asked to stop
 RESTARTS = 3  # crashes of one worker after which it is given up
 

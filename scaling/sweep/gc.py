@@ -35,7 +35,7 @@ from scaling import config, optim, shelf
 from scaling.sweep import host, storage, store
 from scaling.sweep import lease as leases
 
-KEPT = 2  # as `checkpoint.KEPT`, which imports JAX
+KEPT = shelf.KEPT
 FINISHED = "_CHECKPOINT_METADATA"  # which Orbax writes into a checkpoint
 STRAY_SECONDS = 3600.0
 
