@@ -212,6 +212,7 @@ class Work:
         execution = self.execution if microbatch is None else self.execution.edit({"microbatch": microbatch})
         members = [self._member(attempt) for attempt in attempts]
         pack = mirror.Pack([item.run_id for item in items], members, [item.stored for item in items], execution)
+        self._sequences = execution.sequences(items[0].run.batch_size)  # at most; known when it is compiled
         mirror.tell(pack)
         outcomes = processes.together(lambda: pack.train(self.log, self._begin), faults.kind)
         self.stop.anywhere()  # which signal stopped them, where another process got it
@@ -282,17 +283,18 @@ class Work:
         """The microbatch to try after the present one did not fit: at most half; None where it was halved before."""
         if attempt.lease.microbatch is not None:
             return None
-        sizes = memory.microbatches(attempt.item.run, self.execution.edit({"microbatch": "auto"}))
+        import jax
+
+        run, auto = attempt.item.run, self.execution.edit({"microbatch": "auto"})
+        sizes = memory.microbatches(run, auto, jax.device_count())
         return next((size for size in sizes if 2 * size <= self._sequences), None)
 
     def _note(self, error: Exception) -> None:
         """Remember that infrastructure failed: the next claim waits, or another process must make it."""
         if not isinstance(error, OSError):
             self.broken = True
-        elif self._away is None:
-            self._away = error, time.monotonic()
         else:
-            self._away = error, self._away[1]
+            self._away = error, time.monotonic() if self._away is None else self._away[1]
 
     def recover(self) -> None:
         """Wait before the next claim, where infrastructure failed: the longer, the longer it has."""

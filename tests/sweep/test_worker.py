@@ -271,6 +271,33 @@ def test_out_of_memory_is_tried_once_more_with_half_the_microbatch(
     assert any("tried once more with microbatches of 1 sequences, not 2" in line for line in log)
 
 
+def test_out_of_memory_before_there_is_a_program_is_tried_once_more_too(
+    results: store.Store, make_run: Make, fill: Fill, pretend_packs: Any, log: list[str]
+) -> None:
+    """The first run of a worker does not get as far as to know its microbatch: half the batch is tried."""
+    (run_id,) = fill(results, [make_run(batch_size=4, tokens=1280)])
+
+    def train(members: Any, execution: config.Execution, corpus: Any) -> list[Any]:
+        from scaling import loop
+
+        return [loop.Outcome("finished", "", 20, 1.0, 2.0, 0.1, 2.0)]
+
+    pretend_packs(train)
+    from scaling import loop
+
+    compiled = loop.program_of
+
+    def compile_it(run: config.Run, execution: config.Execution, *rest: Any) -> Any:
+        if execution.microbatch == "auto":
+            raise XlaRuntimeError("RESOURCE_EXHAUSTED: Out of memory while compiling")
+        return compiled(run, execution, *rest)  # type: ignore[arg-type]
+
+    loop.program_of = compile_it  # type: ignore[assignment]
+    assert worker.work(results, "small", log=log.append).finished == 1
+    status = results.status(run_id)
+    assert (status["microbatch"], status["faults"]) == (2, {"out_of_memory": 1})
+
+
 def test_infrastructure_is_tried_again_as_often_as_it_takes(
     results: store.Store, make_run: Make, fill: Fill, pretend: Any, outcome: Any, log: list[str]
 ) -> None:
