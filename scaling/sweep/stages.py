@@ -33,10 +33,18 @@ def run(
     results = store.Store(store_path).waiting(outages.Outages(lambda: False, log))
     launcher = launcher or local.Local()
     prepare = functools.partial(corpora.prepare, log=log)
-    resolved, workers = _resolve(sweep, prepare, results, launcher, workers)
+    resolved, workers, device = _resolve(sweep, prepare, results, launcher, workers)
     stages = [(f"{sweep.name}.tune", resolved.tune)] if resolved.tune else []
     train = functools.partial(
-        _train, results, sweep, workers, launcher=launcher, retry=retry_failed, config_path=config_path, log=log
+        _train,
+        results,
+        sweep,
+        workers,
+        launcher=launcher,
+        device=device,
+        retry=retry_failed,
+        config_path=config_path,
+        log=log,
     )
     for name, planned in stages:
         if not train(name, planned):
@@ -59,7 +67,7 @@ def describe(
 ) -> str:
     """What `run` would start now, of its next stage, as text. Writes nothing; prepared text is used where there is."""
     results = store.Store(store_path)
-    resolved, workers = _resolve(sweep, corpora.find, results, launcher, workers)
+    resolved, workers, _ = _resolve(sweep, corpora.find, results, launcher, workers)
     stages = [(f"{sweep.name}.tune", resolved.tune)] if resolved.pending else []
     name, planned = [*stages, (sweep.name, resolved.trunks + resolved.runs)][0]
     job = _job(results, sweep, workers, name, planned, config_path)
@@ -72,8 +80,11 @@ def _resolve(
     results: store.Store,
     launcher: launchers.Launcher,
     workers: int | None,
-) -> tuple[plan.Plan, int | None]:
-    """The plan, and how many workers. Raises ValueError for what cannot be planned or does not fit the devices."""
+) -> tuple[plan.Plan, int | None, str]:
+    """The plan, how many workers, and the kind of their devices.
+
+    Raises ValueError for what cannot be planned, or does not fit the devices.
+    """
     if workers is not None and workers < 1:
         raise ValueError(f"{workers} workers train nothing; start at least 1")
     sweep.learning_rate.tuning_points(sweep.points())  # what cannot be planned is refused before text is prepared
@@ -83,7 +94,7 @@ def _resolve(
         workers = launcher.workers(plan.largest_need(resolved.all, sweep.execution), mesh)
     device, most = launcher.device(_job(results, sweep, workers, sweep.name, resolved.all, None))
     plan.check_memory(resolved.all, sweep.execution, most, device, results)
-    return resolved, workers
+    return resolved, workers, device
 
 
 def _job(
@@ -94,7 +105,8 @@ def _job(
     planned: Sequence[plan.Planned],
     config_path: Path | None,
 ) -> launchers.Job:
-    left = sum(p.run_id is None or results.status(p.run_id)["status"] in store.OPEN for p in planned)
+    named = [p.run_id for p in planned if p.run_id is not None]
+    left = len(planned) - len(named) + len(results.open(named))
     return launchers.Job(str(results.path), name, sweep.execution.mesh, left, workers, config_path, sweep.tracking)
 
 
@@ -106,13 +118,13 @@ def _train(
     planned: Sequence[plan.Planned],
     *,
     launcher: launchers.Launcher,
+    device: str,
     retry: bool,
     config_path: Path | None,
     log: Callable[[str], None],
     meanwhile: Callable[[], None] | None = None,
 ) -> bool:
     """Train one stage; True when every run of it has a result."""
-    device, _ = launcher.device(_job(results, sweep, workers, name, planned, config_path))
     plan.register(name, sweep, planned, results, timing.rates_if_known(device, results))
     if retry:
         for member in results.sweep(name)["members"]:

@@ -319,6 +319,11 @@ class Store:
             run_id: rows[run_id]["status"] if run_id in rows else self.status(run_id)["status"] for run_id in run_ids
         }
 
+    def open(self, run_ids: Iterable[str]) -> set[str]:
+        """Those of the runs that are still to end: of ids that the store gave, or that it does not know yet."""
+        listed = set(run_ids)
+        return {run_id for run_id in listed - self.ended(listed) if self.status(run_id)["status"] in OPEN}
+
     def runs(self, sweep: str | None = None) -> "pd.DataFrame":
         """One row a run, with the columns `COLUMNS`; of a sweep only its runs, with its labels as further columns.
 
