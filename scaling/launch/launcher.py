@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from scaling import config, launch, schema
-from scaling.sweep import group, outages, store
+from scaling.sweep import group, outages, pace, store
 
 KINDS = typing.get_args(launch.Kind)
 POLL_SECONDS = 0.2
@@ -95,6 +95,28 @@ class Workers(abc.ABC):
             tick()
             time.sleep(poll_seconds)
         tick()
+
+
+class Left:
+    """The statuses of a sweep's runs that are still to end, as they were a moment ago."""
+
+    def __init__(self, results: store.Store, sweep_name: str):
+        self._results = results
+        self._sweep_name = sweep_name
+        self._statuses: list[str] = []
+        self._pace = pace.Paced(self._look)
+
+    def __call__(self) -> list[str]:
+        self._pace.tick()
+        return self._statuses
+
+    def hurry(self) -> None:
+        """Have the store looked at when next asked: a worker ended."""
+        self._pace.hurry()
+
+    def _look(self) -> None:
+        statuses = self._results.statuses(self._sweep_name).values()
+        self._statuses = [status for status in statuses if status in store.OPEN]
 
 
 class Launcher(schema.Variant):

@@ -11,8 +11,6 @@ from scaling.launch import launcher
 from scaling.sweep import lease, store, worker
 
 PAUSE_SECONDS = 5.0  # between the end of a worker and the start of one for runs that others left
-LOOK_SECONDS = 1.0  # between two looks at the store, at least
-SHARE = 0.05  # of the time that looking at the store may take
 
 
 @dataclasses.dataclass
@@ -44,12 +42,9 @@ class Workers(launcher.Workers, Generic[S]):
 
     def __init__(self, results: store.Store, sweep_name: str, slots: Sequence[S]):
         super().__init__()
-        self.results = results
-        self.sweep_name = sweep_name
         self.slots = slots
         self.stopping = False
-        self._open: list[str] = []
-        self._next_look = 0.0
+        self.left = launcher.Left(results, sweep_name)
         self._filled = -float("inf")  # when workers were last started for runs that others left
 
     @abc.abstractmethod
@@ -69,7 +64,7 @@ class Workers(launcher.Workers, Generic[S]):
         for slot in self.slots:
             end = self.look(slot) if self.busy(slot) else None
             if end is not None:
-                self._next_look = 0.0
+                self.left.hurry()
                 self._ended(slot, end)
         busy = [slot for slot in self.slots if self.busy(slot)]
         if busy and len(busy) < len(self.slots) and self.meanwhile is not None:
@@ -84,16 +79,6 @@ class Workers(launcher.Workers, Generic[S]):
             self._filled = now
             self.start(slot)
         return bool(busy or left)
-
-    def left(self) -> list[str]:
-        """The statuses of the runs that are still to end, as they were a moment ago."""
-        now = time.monotonic()
-        if now >= self._next_look:
-            statuses = self.results.statuses(self.sweep_name).values()
-            self._open = [status for status in statuses if status in store.OPEN]
-            end = time.monotonic()
-            self._next_look = end + max(LOOK_SECONDS, (end - now) / SHARE)
-        return self._open
 
     def _ended(self, slot: S, end: End) -> None:
         """Restart a worker that crashed, and say so; give it up after `RESTARTS` crashes, or where it was refused."""

@@ -16,8 +16,6 @@ from scaling.sweep import store
 RESUBMISSIONS = 3  # in a row, in which no run ended
 QUEUE_SECONDS = 10.0  # between questions to Slurm's controller, which everyone on the cluster shares
 STOPPING_SECONDS = 3.0  # the same while a person waits for the jobs to end
-STORE_SECONDS = 1.0  # between looks at the store, or more where it is slow:
-SHARE = 0.05  # of a core that they may take
 # A job in any other state is still in the queue, or comes back to it.
 ENDED = (
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
@@ -48,16 +46,15 @@ class Workers(launcher.Workers):
         count: int,
     ):
         super().__init__()
-        self.results = results
-        self.sweep_name = sweep_name
         self.name = name
         self.submit = submit
         self.usable = count
         self.stopping = False
         self.jobs: dict[str, Path] = {}  # those that are in the queue, and their logs
         self._states: dict[str, str] = {}  # theirs, when Slurm was last asked
-        self._left: list[str] = []  # the statuses of runs that are still to end
-        self._next_question = self._next_look = 0.0
+        self._open = launcher.Left(results, sweep_name)
+        self._left: list[str] = []  # what it said last
+        self._next_question = 0.0
         self._lost = 0  # workers that ended too early and may be replaced
         self._resubmissions, self._left_then = 0, 0
         self._add(count)
@@ -72,8 +69,7 @@ class Workers(launcher.Workers):
             self._ask_queue()
         if self.stopping:
             return bool(self.jobs)
-        if time.monotonic() >= self._next_look:
-            self._look_at_store()
+        self._left = self._open()
         if not self._left:
             self._ask_queue()
             self._cancel("PENDING")  # they would find nothing to do; those that run end by themselves
@@ -104,12 +100,6 @@ class Workers(launcher.Workers):
         )
         self._next_question = time.monotonic() + QUEUE_SECONDS
 
-    def _look_at_store(self) -> None:
-        before = time.monotonic()
-        self._left = [status for status in self.results.statuses(self.sweep_name).values() if status in store.OPEN]
-        now = time.monotonic()
-        self._next_look = now + max(STORE_SECONDS, (now - before) / SHARE)
-
     def _ask_queue(self) -> None:
         """Ask Slurm what became of the jobs; where they are to stop, see to it that they do."""
         self._next_question = time.monotonic() + (STOPPING_SECONDS if self.stopping else QUEUE_SECONDS)
@@ -126,7 +116,7 @@ class Workers(launcher.Workers):
             else:
                 self._ended(job, state)
         if not self.jobs:
-            self._next_look = 0.0  # what they did is to be seen before any are submitted anew
+            self._open.hurry()  # what they did is to be seen before any are submitted anew
         if self.stopping:
             self._cancel("PENDING")
             self._cancel("RUNNING", "--signal=INT")  # again where a job had not begun to listen: it is heard once

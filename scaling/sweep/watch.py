@@ -11,13 +11,11 @@ import rich.live
 import rich.table
 import rich.text
 
-from scaling.sweep import record, store
+from scaling.sweep import pace, record, store
 
 if TYPE_CHECKING:
     from scaling.launch import launcher
 
-REFRESH_SECONDS = 1.0
-SHARE = 0.05  # of a core that watching may take: a store slow to read is read less often
 ORDER = ("running", "failed", "diverged", "finished", "planned")
 STYLES = {"finished": "green", "diverged": "yellow", "failed": "red", "running": "cyan", "planned": "dim"}
 
@@ -126,30 +124,15 @@ def _wait(
     launched: "launcher.Workers | None",
     show: Callable[["launcher.Workers | None"], None],
 ) -> None:
-    paced = Paced(lambda: show(launched))
+    paced = pace.Paced(lambda: show(launched))
     if launched is not None:
         launched.wait(paced.tick)
         paced.now()
         return
     while any(status in store.OPEN for status in results.statuses(sweep).values()):
         paced.tick()
-        time.sleep(REFRESH_SECONDS)
+        time.sleep(pace.SECONDS)
     paced.now()
-
-
-class Paced:
-    """Calls something at most once in `REFRESH_SECONDS`, and so seldom that it takes at most `SHARE` of the time."""
-
-    def __init__(self, show: Callable[[], None]):
-        self.now = show
-        self._next = 0.0
-
-    def tick(self) -> None:
-        start = time.monotonic()
-        if start >= self._next:
-            self.now()
-            end = time.monotonic()
-            self._next = end + max(REFRESH_SECONDS, (end - start) / SHARE)
 
 
 class _Live:

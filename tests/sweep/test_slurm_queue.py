@@ -9,7 +9,7 @@ import pytest
 
 from scaling import config
 from scaling.launch import slurm_queue
-from scaling.sweep import store
+from scaling.sweep import pace, store
 
 Make = Callable[..., config.Run]
 Fill = Callable[..., list[str]]
@@ -56,8 +56,9 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     folder = tmp_path / "commands"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    for name in ("QUEUE_SECONDS", "STOPPING_SECONDS", "STORE_SECONDS", "SHARE"):
-        monkeypatch.setattr(slurm_queue, name, 1e9 if name == "SHARE" else 0.0)
+    for module, name in ((slurm_queue, "QUEUE_SECONDS"), (slurm_queue, "STOPPING_SECONDS"), (pace, "SECONDS")):
+        monkeypatch.setattr(module, name, 0.0)
+    monkeypatch.setattr(pace, "SHARE", 1e9)
     return Cluster(folder)
 
 
@@ -150,7 +151,7 @@ def test_what_jobs_did_is_seen_before_any_are_submitted_anew(
 ) -> None:
     workers = follow(cluster, results, 1)
     assert workers.poll()
-    monkeypatch.setattr(slurm_queue, "STORE_SECONDS", 1e9)
+    monkeypatch.setattr(pace, "SECONDS", 1e9)
     assert workers.poll()
     for run_id in left:
         finish(results, run_id)
@@ -260,7 +261,7 @@ def test_the_queue_is_not_asked_more_often_than_it_may(
     cluster: Cluster, results: store.Store, left: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slurm_queue, "QUEUE_SECONDS", 0.5)
-    monkeypatch.setattr(slurm_queue, "STORE_SECONDS", 0.3)
+    monkeypatch.setattr(pace, "SECONDS", 0.3)
     asked, looked = [], []
     monkeypatch.setattr(
         slurm_queue, "listed", lambda name: asked.append(name) or {"1_0": slurm_queue.State("RUNNING", 0)}
