@@ -1,5 +1,6 @@
 """Workers of several processes, over loopback: they share every run, and end together whatever ends one of them."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -220,10 +221,9 @@ def test_a_worker_that_is_refused_ends_all_with_the_same_code(
     assert "no microbatch fits" in workers.logs[0].read_text()
 
 
-def test_while_the_first_process_waits_for_a_trunk_the_others_wait_and_may_be_stopped(
-    results: store.Store, tiny: Make, start: Callable[..., Processes]
-) -> None:
-    """This process trains the trunk, as far as the store knows."""
+@contextlib.contextmanager
+def trunk_held(results: store.Store, tiny: Make) -> Iterator[str]:
+    """A branch, whose trunk this process trains while the body runs, as far as the store knows."""
     trunk, branch = planned(results, [tiny(), tiny(seed=1)])
     members = results.sweep("mine")["members"]
     members[1]["labels"]["parent_run_id"] = trunk
@@ -231,6 +231,13 @@ def test_while_the_first_process_waits_for_a_trunk_the_others_wait_and_may_be_st
     lease = results.claim(trunk, "elsewhere")
     assert lease is not None
     with lease.beating(print):
+        yield branch
+
+
+def test_while_the_first_process_waits_for_a_trunk_the_others_wait_and_may_be_stopped(
+    results: store.Store, tiny: Make, start: Callable[..., Processes]
+) -> None:
+    with trunk_held(results, tiny) as branch:
         workers = start(results, 2)
         until(lambda: "process 1 of 2" in workers.logs[1].read_text(), workers)
         time.sleep(3)
@@ -243,13 +250,7 @@ def test_while_the_first_process_waits_for_a_trunk_the_others_wait_and_may_be_st
 def test_a_process_that_dies_while_nothing_is_computed_ends_the_others_in_a_minute(
     results: store.Store, tiny: Make, start: Callable[..., Processes]
 ) -> None:
-    trunk, _ = planned(results, [tiny(), tiny(seed=1)])
-    members = results.sweep("mine")["members"]
-    members[1]["labels"]["parent_run_id"] = trunk
-    results.add_sweep("mine", results.sweep("mine")["config"], members)
-    lease = results.claim(trunk, "elsewhere")
-    assert lease is not None
-    with lease.beating(print):
+    with trunk_held(results, tiny):
         workers = start(results, 3)
         until(lambda: all("of 3 that train" in log.read_text() for log in workers.logs), workers)
         time.sleep(3)
