@@ -1,7 +1,7 @@
 """Fit things: laws, fits with intervals, compute-optimal frontiers, back-tests, forecasts, figures and reports.
 
 Takes pandas DataFrames only (columns of a run's record, see the README) and never imports models or training code;
-of `scaling` it may import `scaling.sweep.store` and `scaling.counting`. Who may import it: `scaling.cli`,
+of `scaling` it may import `scaling.store.store` and `scaling.counting`. Who may import it: `scaling.cli`,
 `experiments`, people's scripts. Modules are named so that none has the name of a public function: `analysis.fit` is
 the function, `analysis.fitting` its module. Nothing here is imported before it is used, so that `import analysis` is
 quick and starts no JAX backend.

@@ -1,4 +1,4 @@
-"""Our side of `train_step`: the program of `scaling.step`, called as the training loop calls it.
+"""Our side of `train_step`: the program of `scaling.training.step`, called as the training loop calls it.
 
     python -m benchmarks.gpt2_scaling '{"width": 64, …}'
 
@@ -18,9 +18,11 @@ import numpy as np
 from flax import nnx
 
 from benchmarks import anatomy
-from scaling import config, families, mesh, models, optim, parametrization, step
-from scaling.data import corpus, sources, tokenizers
-from scaling.models import attention, layers
+from scaling import config, models, parametrization
+from scaling.config import families, optimizers, schedules, sources, tokenizers
+from scaling.models import layers
+from scaling.models.ops import attention
+from scaling.training import mesh, step
 
 Spec = Mapping[str, Any]
 CHECKED_STEPS = 3
@@ -33,11 +35,11 @@ def run_of(spec: Mapping[str, Any]) -> config.Run:
     return config.Run(
         model=families.Transformer.gpt2(spec["width"], spec["depth"], spec["heads"]),
         parametrization=parametrization.Standard(),
-        data=corpus.Data(source=sources.PythonSource(), tokenizer=tokenizer, validation_tokens=spec["context"]),
+        data=config.Data(source=sources.PythonSource(), tokenizer=tokenizer, validation_tokens=spec["context"]),
         context=spec["context"],
         batch_size=spec["batch"],
         tokens=spec["batch"] * spec["context"],
-        optimizer=optim.AdamW(
+        optimizer=optimizers.AdamW(
             learning_rate=spec["learning_rate"],
             weight_decay=spec["weight_decay"],
             independent=False,
@@ -45,7 +47,7 @@ def run_of(spec: Mapping[str, Any]) -> config.Run:
             beta2=spec["beta2"],
             epsilon=spec["adam_epsilon"],
         ),
-        schedule=optim.Constant(warmup=optim.WarmupFraction(fraction=0.0)),
+        schedule=schedules.Constant(warmup=schedules.WarmupFraction(fraction=0.0)),
         precision=config.Precision(compute=spec["precision"]),
         clip=spec["clip"],
     )

@@ -67,7 +67,7 @@ class Gpt2(nn.Module):
         return functional.linear(self.norm(x), self.embedding.weight)
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Take our weights, named and shaped as in `scaling.families.Transformer.weights`; all must find a place."""
+        """Take our weights, named and shaped as in `families.Transformer.weights`; all must find a place."""
         left = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
 
         def layer(name: str, index: int, rows: int) -> torch.Tensor:

@@ -283,7 +283,8 @@ class Bench:
 
     def compare(self, shape: Shape) -> int:
         """Both sides in turn, at the largest batch that fits; the batch."""
-        from scaling import counting, families
+        from scaling import counting
+        from scaling.config import families
 
         model = families.Transformer.gpt2(shape.width, shape.depth, shape.heads)
         params = counting.params(model, self.plan.vocabulary, self.plan.context)
@@ -361,7 +362,8 @@ class Bench:
 
     def way(self, shape: Shape, batch: int, execution: dict[str, Any]) -> None:
         """Ours with other settings."""
-        from scaling import counting, families
+        from scaling import counting
+        from scaling.config import families
 
         model = families.Transformer.gpt2(shape.width, shape.depth, shape.heads)
         flops = counting.flops_per_token(model, self.plan.vocabulary, self.plan.context)

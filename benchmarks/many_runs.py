@@ -17,22 +17,22 @@ import tempfile
 import time
 from pathlib import Path
 
-from scaling import config, families, optim, parametrization
-from scaling.data import corpus, sources, tokenizers
-from scaling.sweep import lease, record, store
+from scaling import config, parametrization, store
+from scaling.config import families, optimizers, schedules, sources, tokenizers
+from scaling.store import lease, record
 
 LIMITS = {"scaling status": 10.0, "DataFrame": 10.0, "claim": 1.0}
 
 PROGRAMS = {
     "DataFrame": """
-from scaling.sweep import store
+from scaling import store
 import pandas, sys, time
 start = time.perf_counter()
 frame = store.Store(sys.argv[1]).runs("many")
 print(time.perf_counter() - start, (frame.status == "finished").sum())
 """,
     "claim": """
-from scaling.sweep import queue, record, store
+from scaling.worker import queue; from scaling.store import record; from scaling import store
 import sys, time
 start = time.perf_counter()
 results = store.Store(sys.argv[1])
@@ -57,7 +57,7 @@ def base() -> config.Run:
     return config.Run(
         model=families.Transformer.modern(width=64, depth=2, heads=4),
         parametrization=parametrization.Standard(),
-        data=corpus.Data(
+        data=config.Data(
             source=sources.Synthetic(alphabet=8, exponent=1.0, seed=0, train_symbols=8192, validation_symbols=512),
             tokenizer=tokenizers.Bytes(),
             validation_tokens=64,
@@ -65,8 +65,8 @@ def base() -> config.Run:
         context=16,
         batch_size=2,
         tokens=640,
-        optimizer=optim.AdamW(learning_rate=0.01),
-        schedule=optim.Constant(warmup=optim.WarmupFraction(fraction=0.1)),
+        optimizer=optimizers.AdamW(learning_rate=0.01),
+        schedule=schedules.Constant(warmup=schedules.WarmupFraction(fraction=0.1)),
         precision=config.Precision(compute="float32"),
     )
 

@@ -24,7 +24,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scaling import config, families, memory
+from scaling import config, memory
+from scaling.config import families
 from scaling.launch import local
 
 WITHIN = 1.15
@@ -72,7 +73,7 @@ def measure(name: str) -> dict[str, float]:
     import jax.numpy as jnp
     import numpy as np
 
-    from scaling import step
+    from scaling.training import step
 
     run, execution = run_of(name)
     cpu = jax.default_backend() == "cpu"

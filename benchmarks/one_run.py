@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from scaling import config, loop
+from scaling import config
 from scaling.data import corpus
-from scaling.sweep import atomic
+from scaling.storage import atomic
+from scaling.training import loop
 
 
 class Record:

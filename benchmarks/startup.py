@@ -32,8 +32,8 @@ from typing import Any
 import psutil
 import tyro
 
+from scaling.config import loading
 from scaling.data import corpus
-from scaling.sweep import files
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.py"
 NAME = "startup"
@@ -141,7 +141,7 @@ class Bench:
         self.caches = {kind: folder / kind for kind in ("warm", "cold")}
         for cache in self.caches.values():
             os.environ["SCALING_CACHE"] = str(cache)
-            for point in files.load(CONFIG, OVERRIDES).points()[:1]:
+            for point in loading.load(CONFIG, OVERRIDES).points()[:1]:
                 corpus.prepare(point.run.data, lambda line: None)
 
     def start(self, kind: str, told: Mapping[str, str] | None = None) -> tuple[dict[str, float], str]:

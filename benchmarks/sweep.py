@@ -33,9 +33,10 @@ from typing import Any, Literal
 import tyro
 
 from configs import demo
-from scaling import config, devices, optim
+from scaling import config, devices, store
+from scaling.config import grids, rates, schedules
 from scaling.data import corpus
-from scaling.sweep import grid, plan, rates, store
+from scaling.planning import plan
 
 BATCH_TOKENS = 512  # of the demo: 4 sequences of 128 tokens
 SIZES: tuple[tuple[int, int, int], ...] = (
@@ -123,16 +124,16 @@ def sweep_of(settings: Settings) -> config.Sweep:
     base = demo.sweep().base.edit(
         {
             "tokens": settings.steps * BATCH_TOKENS,
-            "schedule": optim.Wsd(warmup=optim.WarmupTokens(tokens=warmup)).model_dump(mode="json"),
+            "schedule": schedules.Wsd(warmup=schedules.WarmupTokens(tokens=warmup)).model_dump(mode="json"),
         }
     )
-    axes: list[grid.Grid] = [
-        grid.Ladder(sizes=tuple(grid.Size(width=w, depth=d, heads=h) for w, d, h in sizes)),
-        grid.Axis(field="optimizer.learning_rate", values=learning_rates),
-        grid.Axis(field="seed", values=seeds),
-        grid.Axis(field="tokens", values=tuple(settings.steps * BATCH_TOKENS * times for times in budgets)),
+    axes: list[grids.Grid] = [
+        grids.Ladder(sizes=tuple(grids.Size(width=w, depth=d, heads=h) for w, d, h in sizes)),
+        grids.Axis(field="optimizer.learning_rate", values=learning_rates),
+        grids.Axis(field="seed", values=seeds),
+        grids.Axis(field="tokens", values=tuple(settings.steps * BATCH_TOKENS * times for times in budgets)),
     ]
-    return config.Sweep(name="price", base=base, grid=grid.Product(parts=tuple(axes)), learning_rate=rates.AsGiven())
+    return config.Sweep(name="price", base=base, grid=grids.Product(parts=tuple(axes)), learning_rate=rates.AsGiven())
 
 
 def items(resolved: plan.Plan) -> list[Item]:

@@ -32,7 +32,8 @@ from typing import Any
 import tyro
 
 from benchmarks import anatomy
-from scaling import counting, devices, families
+from scaling import counting, devices
+from scaling.config import families
 from scaling.launch import local
 
 # About this many non-embedding parameters: width, depth, heads.

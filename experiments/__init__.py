@@ -1,6 +1,6 @@
 """Reproductions: one file a paper, with its grid, its laws, its figures and its numbers beside ours.
 
-Who may import it: `scaling.cli` and people's scripts; it imports `analysis`, `scaling.sweep` and `scaling.config`.
+Who may import it: `scaling.cli` and people's scripts; it imports `analysis`, `scaling.launch` and `scaling.config`.
 A new paper is one file here that defines `PAPER`, a `papers.Paper`; it is found by its name and nothing else has to
 be edited. `papers` holds what all of them share, `running` trains one and writes its page.
 """

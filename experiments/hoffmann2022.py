@@ -13,9 +13,8 @@ import analysis
 from analysis import axes, errors, frontiers, plots, uncertainty
 from configs import demo
 from experiments import panels, papers
-from scaling import config, optim
-from scaling.data import sources
-from scaling.sweep import grid, rates
+from scaling import config
+from scaling.config import grids, rates, schedules, sources
 
 NAME = "hoffmann2022"
 HOFFMANN = "arXiv 2203.15556"
@@ -35,17 +34,17 @@ SMOOTH = 80  # points of a training curve in the figure
 
 def sweeps(scale: str) -> list[config.Sweep]:
     """One sweep: iso-FLOP budgets × sizes, cosine matched to each run's length, some budgets with a second seed."""
-    sweep = demo.sweep().edit({"base.schedule": optim.Cosine(warmup=optim.WarmupFraction(fraction=0.05))})
+    sweep = demo.sweep().edit({"base.schedule": schedules.Cosine(warmup=schedules.WarmupFraction(fraction=0.05))})
     if scale == "cpu":
         return [sweep.edit({"name": NAME})]
     text = sources.Synthetic(alphabet=16, exponent=1.2, seed=0, train_symbols=60_000, validation_symbols=3_000)
-    sizes = grid.Ladder(sizes=tuple(grid.Size(width=w, depth=1, heads=1) for w in (8, 32)))
+    sizes = grids.Ladder(sizes=tuple(grids.Size(width=w, depth=1, heads=1) for w in (8, 32)))
     base = sweep.base.edit(
         {"data.source": text, "data.validation_tokens": 2_048, "context": 32, "batch_size": 8, "tokens": 2_048,
          "model": sweep.base.model.resize(16, 1, 1)}
     )  # fmt: skip
     small = {"name": f"{NAME}-{scale}", "base": base, "learning_rate": rates.AsGiven()}
-    return [sweep.edit({**small, "grid": grid.IsoFlop(budgets=(4e8, 8e8, 1.6e9), sizes=sizes)})]
+    return [sweep.edit({**small, "grid": grids.IsoFlop(budgets=(4e8, 8e8, 1.6e9), sizes=sizes)})]
 
 
 def analyse(frames: papers.Frames) -> papers.Findings:

@@ -15,9 +15,8 @@ from matplotlib import figure
 import analysis
 from analysis import axes, errors, fitting, frontiers, uncertainty
 from experiments import panels, papers
-from scaling import config, families, optim, parametrization
-from scaling.data import corpus, sources, tokenizers
-from scaling.sweep import grid, rates
+from scaling import config, parametrization
+from scaling.config import families, grids, optimizers, rates, schedules, sources, tokenizers
 
 NAME = "kaplan2020"
 KAPLAN = "arXiv 2001.08361"
@@ -71,12 +70,12 @@ def sweeps(scale: str) -> list[config.Sweep]:
     name = NAME if scale == "cpu" else f"{NAME}-{scale}"
     base = _base(s)
     execution = config.Execution(evaluations=s.evaluations, keep_last_checkpoint=False)
-    main = grid.Chain(parts=(_ladder(s, s.sizes), grid.Product(parts=(_seeds(1), _ladder(s, s.twice)))))
+    main = grids.Chain(parts=(_ladder(s, s.sizes), grids.Product(parts=(_seeds(1), _ladder(s, s.twice)))))
     lstm = base.edit(
         {"model": families.Lstm(width=s.lstm_widths[0], depth=1, tied=True), "parametrization.base_depth": 1}
     )
-    lstm_grid = grid.Ladder(sizes=tuple(grid.Size(width=width, depth=1) for width in s.lstm_widths))
-    lstm_tuned_at = grid.Ladder(sizes=lstm_grid.sizes[-2:-1] or lstm_grid.sizes)
+    lstm_grid = grids.Ladder(sizes=tuple(grids.Size(width=width, depth=1) for width in s.lstm_widths))
+    lstm_tuned_at = grids.Ladder(sizes=lstm_grid.sizes[-2:-1] or lstm_grid.sizes)
     made = [
         config.Sweep(name=name, base=base, grid=main, learning_rate=_rule(s, _ladder(s, (s.middle,))),
                      execution=execution),
@@ -86,7 +85,7 @@ def sweeps(scale: str) -> list[config.Sweep]:
     fewer = config.Execution(evaluations=s.limited_evaluations, keep_last_checkpoint=False)
     for unique in s.limited:
         limited = base.edit({"data.train_tokens": unique, "tokens": s.limited_tokens})
-        runs = grid.Product(parts=(_seeds(0, 1), _ladder(s, (s.middle,))))
+        runs = grids.Product(parts=(_seeds(0, 1), _ladder(s, (s.middle,))))
         made.append(config.Sweep(name=f"{name}.data{unique}", base=limited, grid=runs, execution=fewer))
     return made
 
@@ -96,27 +95,27 @@ def _base(s: Scale) -> config.Run:
     return config.Run(
         model=families.Transformer.gpt2(width=width, depth=depth, heads=width // s.head_size),
         parametrization=parametrization.MuP(base_width=64, base_depth=2, base_head_size=s.head_size),
-        data=corpus.Data(source=s.source, tokenizer=tokenizers.Bytes(), validation_tokens=s.validation_tokens),
+        data=config.Data(source=s.source, tokenizer=tokenizers.Bytes(), validation_tokens=s.validation_tokens),
         context=s.context,
         batch_size=s.batch_size,
         tokens=s.tokens,
-        optimizer=optim.AdamW(learning_rate=6e-3, weight_decay=0.0),
+        optimizer=optimizers.AdamW(learning_rate=6e-3, weight_decay=0.0),
         # 3,000 steps of 2.5e5, then a cosine to zero, the same for all (Kaplan et al. 2001.08361, section 2.2)
-        schedule=optim.Cosine(warmup=optim.WarmupTokens(tokens=s.warmup_tokens), floor=0.0),
+        schedule=schedules.Cosine(warmup=schedules.WarmupTokens(tokens=s.warmup_tokens), floor=0.0),
         precision=config.Precision(compute="float32"),
         clip=1.0,
     )
 
 
-def _ladder(s: Scale, sizes: tuple[tuple[int, int], ...]) -> grid.Ladder:
-    return grid.Ladder(sizes=tuple(grid.Size(width=w, depth=d, heads=w // s.head_size) for w, d in sizes))
+def _ladder(s: Scale, sizes: tuple[tuple[int, int], ...]) -> grids.Ladder:
+    return grids.Ladder(sizes=tuple(grids.Size(width=w, depth=d, heads=w // s.head_size) for w, d in sizes))
 
 
-def _seeds(*seeds: int) -> grid.Axis:
-    return grid.Axis(field="seed", values=seeds)
+def _seeds(*seeds: int) -> grids.Axis:
+    return grids.Axis(field="seed", values=seeds)
 
 
-def _rule(s: Scale, at: grid.Ladder, middle: float = 6e-3) -> rates.Rule:
+def _rule(s: Scale, at: grids.Ladder, middle: float = 6e-3) -> rates.Rule:
     """Five learning rates, each twice the one before, about `middle`."""
     if s.tune_tokens is None:
         return rates.AsGiven()

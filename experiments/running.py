@@ -10,8 +10,8 @@ import rich.table
 
 from analysis import pages, plots
 from experiments import papers
-from scaling import config
-from scaling.sweep import stages, store
+from scaling import config, store
+from scaling.launch import stages
 
 HEADER = ("quantity", "paper", "where", "ours", "verdict", "what differs and why")
 

@@ -49,10 +49,10 @@ def prepare(config: Where, overrides: Overrides = ()) -> None:
         config: A Python file with a function sweep(), or a stored JSON config.
         overrides: Set a field of the sweep; repeat for more.
     """
+    from scaling.config import loading
     from scaling.data import corpus
-    from scaling.sweep import files
 
-    for data in dict.fromkeys(point.run.data for point in files.load(config, overrides).points()):
+    for data in dict.fromkeys(point.run.data for point in loading.load(config, overrides).points()):
         prepared = corpus.prepare(data)
         print(f"{prepared.unique_tokens:,} training tokens, content {prepared.data_sha256[:16]}")
 

@@ -8,7 +8,7 @@ FLOPs.
 import math
 from typing import Literal
 
-from scaling import families
+from scaling import tables
 
 Remat = Literal["none", "full", "dots"]
 
@@ -22,17 +22,17 @@ LOGITS_BYTES = 2**29
 CHUNK_WIDTHS = 4
 
 
-def params(model: families.Family, vocabulary_size: int, context: int) -> int:
+def params(model: tables.Family, vocabulary_size: int, context: int) -> int:
     """All trainable parameters: the size of the real parameter tree."""
     return sum(weight.size for weight in model.weights(vocabulary_size, context))
 
 
-def params_non_embedding(model: families.Family, vocabulary_size: int, context: int) -> int:
+def params_non_embedding(model: tables.Family, vocabulary_size: int, context: int) -> int:
     """Parameters without token embedding, positions and output matrix (N of Kaplan et al. 2001.08361, section 2.1)."""
     return sum(weight.size for weight in model.weights(vocabulary_size, context) if weight.role in ("hidden", "vector"))
 
 
-def params_with_head(model: families.Family, vocabulary_size: int, context: int) -> int:
+def params_with_head(model: tables.Family, vocabulary_size: int, context: int) -> int:
     """params_non_embedding + vocabulary_size · width, whether or not the head is tied to the embedding.
 
     The head is a matmul a token and so takes part in the compute (Porian et al. 2406.19146, section 3.1).
@@ -40,13 +40,13 @@ def params_with_head(model: families.Family, vocabulary_size: int, context: int)
     return params_non_embedding(model, vocabulary_size, context) + vocabulary_size * model.width
 
 
-def matmul_weights(model: families.Family, vocabulary_size: int, context: int) -> int:
+def matmul_weights(model: tables.Family, vocabulary_size: int, context: int) -> int:
     """Weights that multiply every token once in the forward pass: hidden matrices and the head, tied or not."""
     hidden = sum(weight.size for weight in model.weights(vocabulary_size, context) if weight.role == "hidden")
     return hidden + vocabulary_size * model.width
 
 
-def flops_per_token(model: families.Family, vocabulary_size: int, context: int) -> float:
+def flops_per_token(model: tables.Family, vocabulary_size: int, context: int) -> float:
     """Exact training FLOPs a token: 3 · (2 · matmul_weights + mixing_flops), with the head, without recomputation.
 
     Attention meets (context + 1) / 2 keys a query: 4 · depth · attention_width · (context + 1) / 2 forward (the causal
@@ -56,18 +56,18 @@ def flops_per_token(model: families.Family, vocabulary_size: int, context: int) 
     return PASSES * (2.0 * matmul_weights(model, vocabulary_size, context) + model.mixing_flops(context))
 
 
-def flops(model: families.Family, vocabulary_size: int, context: int, tokens: float) -> float:
+def flops(model: tables.Family, vocabulary_size: int, context: int, tokens: float) -> float:
     """Exact training FLOPs of a run: flops_per_token · tokens."""
     return flops_per_token(model, vocabulary_size, context) * tokens
 
 
-def flops_6nd(model: families.Family, vocabulary_size: int, context: int, tokens: float) -> float:
+def flops_6nd(model: tables.Family, vocabulary_size: int, context: int, tokens: float) -> float:
     """6 · params_non_embedding · tokens (Kaplan et al. 2001.08361, section 2.1)."""
     return 6.0 * params_non_embedding(model, vocabulary_size, context) * tokens
 
 
 def flops_hardware(
-    model: families.Family, vocabulary_size: int, context: int, tokens: float, remat: Remat = "none"
+    model: tables.Family, vocabulary_size: int, context: int, tokens: float, remat: Remat = "none"
 ) -> float:
     """What the device multiplies: the whole attention square, and forward matmuls repeated by remat.
 
@@ -106,7 +106,7 @@ def loss_chunk(
 
 
 def memory_bytes(
-    model: families.Family,
+    model: tables.Family,
     vocabulary_size: int,
     context: int,
     *,
@@ -155,9 +155,7 @@ def memory_bytes(
     )
 
 
-def tokens_for_flops(
-    model: families.Family, vocabulary_size: int, context: int, flops: float, batch_tokens: int
-) -> int:
+def tokens_for_flops(model: tables.Family, vocabulary_size: int, context: int, flops: float, batch_tokens: int) -> int:
     """Tokens, in whole batches, whose exact training FLOPs come closest to a budget.
 
     Raises ValueError where the budget does not buy one batch.

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from scaling import config, counting, families
+from scaling import config, counting
+from scaling.config import families
 
 LIMIT = "SCALING_MEMORY_BYTES"  # what the arrays of a worker on the CPU may take; the launcher sets it
 # A worker before its first array: Python, JAX, LLVM, compiled code. 0.3 to 0.68 GB were measured on Linux.

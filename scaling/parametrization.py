@@ -5,7 +5,7 @@ from typing import Literal
 
 import pydantic
 
-from scaling import families, schema
+from scaling import schema, tables
 
 
 class Parametrization(schema.Variant):
@@ -16,19 +16,19 @@ class Parametrization(schema.Variant):
 
     init_scale: pydantic.PositiveFloat = 1.0
 
-    def init_std(self, weight: families.Weight, model: families.Family) -> float:
+    def init_std(self, weight: tables.Weight, model: tables.Family) -> float:
         """Standard deviation of the initial normal values of a weight that is not a vector."""
         raise NotImplementedError
 
-    def learning_rate_multiplier(self, weight: families.Weight, model: families.Family) -> float:
+    def learning_rate_multiplier(self, weight: tables.Weight, model: tables.Family) -> float:
         """What the run's learning rate is multiplied by for this weight (Adam-like optimizers)."""
         raise NotImplementedError
 
-    def output_multiplier(self, model: families.Family) -> float:
+    def output_multiplier(self, model: tables.Family) -> float:
         """What the logits are multiplied by."""
         raise NotImplementedError
 
-    def residual_multiplier(self, model: families.Family) -> float:
+    def residual_multiplier(self, model: tables.Family) -> float:
         """What the output of each residual branch is multiplied by."""
         raise NotImplementedError
 
@@ -45,16 +45,16 @@ class Standard(Parametrization):
 
     kind: Literal["standard"] = "standard"
 
-    def init_std(self, weight: families.Weight, model: families.Family) -> float:
+    def init_std(self, weight: tables.Weight, model: tables.Family) -> float:
         return self.init_scale * _init_std(weight, model.width, model.depth)
 
-    def learning_rate_multiplier(self, weight: families.Weight, model: families.Family) -> float:
+    def learning_rate_multiplier(self, weight: tables.Weight, model: tables.Family) -> float:
         return 1.0
 
-    def output_multiplier(self, model: families.Family) -> float:
+    def output_multiplier(self, model: tables.Family) -> float:
         return 1.0
 
-    def residual_multiplier(self, model: families.Family) -> float:
+    def residual_multiplier(self, model: tables.Family) -> float:
         return 1.0
 
     def attention_scale(self, head_size: int) -> float:
@@ -75,23 +75,23 @@ class MuP(Parametrization):
     base_depth: pydantic.PositiveInt
     base_head_size: pydantic.PositiveInt
 
-    def init_std(self, weight: families.Weight, model: families.Family) -> float:
+    def init_std(self, weight: tables.Weight, model: tables.Family) -> float:
         return self.init_scale * _init_std(weight, self.base_width, self.base_depth)
 
-    def learning_rate_multiplier(self, weight: families.Weight, model: families.Family) -> float:
+    def learning_rate_multiplier(self, weight: tables.Weight, model: tables.Family) -> float:
         return self.base_width / model.width if weight.role == "hidden" else 1.0
 
-    def output_multiplier(self, model: families.Family) -> float:
+    def output_multiplier(self, model: tables.Family) -> float:
         return self.base_width / model.width
 
-    def residual_multiplier(self, model: families.Family) -> float:
+    def residual_multiplier(self, model: tables.Family) -> float:
         return self.base_depth / model.depth
 
     def attention_scale(self, head_size: int) -> float:
         return math.sqrt(self.base_head_size) / head_size
 
 
-def _init_std(weight: families.Weight, width: int, depth: int) -> float:
+def _init_std(weight: tables.Weight, width: int, depth: int) -> float:
     if weight.role in ("embedding", "position", "output"):
         return 1.0 / math.sqrt(width)
     scale = 1.0 / math.sqrt(weight.fan_in)

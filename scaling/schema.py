@@ -105,6 +105,11 @@ class Variant(Config):
                 raise TypeError(f"two variants call themselves {kind!r}: {other.__qualname__} and {cls.__qualname__}")
             cls.group[kind] = cls
 
+    @classmethod
+    def group_name(cls) -> str:
+        """The name of the class that opened this variant's group."""
+        return next(base.__name__ for base in cls.__mro__ if Variant in base.__bases__)
+
     @pydantic.model_validator(mode="wrap")
     @classmethod
     def _choose_variant(cls, value: Any, handler: pydantic.ModelWrapValidatorHandler[Self]) -> Self:

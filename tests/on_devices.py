@@ -18,8 +18,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from scaling import config, loop, mesh, step
+from scaling import config
 from scaling.data import corpus as corpora
+from scaling.training import loop, mesh, step
 from tests import conftest
 
 STEPS = 3

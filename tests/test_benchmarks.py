@@ -15,7 +15,7 @@ from benchmarks import anatomy, gpt2_scaling, gpu, one_run, startup, sweep, trai
 from benchmarks import memory as memory_benchmark
 from configs import demo
 from scaling import counting, memory
-from scaling.sweep import files
+from scaling.config import loading
 
 
 @pytest.mark.parametrize("target", train_step.SIZES)
@@ -239,7 +239,7 @@ def test_programs_are_counted_by_their_names(tmp_path: Path) -> None:
 
 
 def test_a_start_is_of_two_short_runs_of_the_demos_model() -> None:
-    points = files.load(startup.CONFIG, startup.OVERRIDES).points()
+    points = loading.load(startup.CONFIG, startup.OVERRIDES).points()
     assert [point.run.seed for point in points] == [0, 1]
     assert {(point.run.model, point.run.steps) for point in points} == {(demo.sweep().base.model, 4)}
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling import checkpoint, shelf
-from scaling.sweep import storage
+from scaling.storage import backends, directories
+from scaling.training import checkpoint
 
 # Orbax leaves futures behind where a checkpoint cannot be read, which may end after the loop that they were for.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -25,7 +25,7 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     if request.param in ("by Orbax", "in a bucket, behind"):
         monkeypatch.setattr(checkpoint, "SMALL_BYTES", 0)
     if "bucket" in request.param:
-        monkeypatch.setattr(shelf, "of", lambda place: shelf.Bucket(storage.Folder(Path(place))))
+        monkeypatch.setattr(directories, "of", lambda place: directories.Bucket(backends.Folder(Path(place))))
     return str(request.param)
 
 
@@ -107,7 +107,7 @@ def test_steps_to_keep_stay(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         saved.save(step, state(float(step)), {})
     saved.close()
-    assert shelf.of(tmp_path).steps() == [1, 3, 4]
+    assert directories.of(tmp_path).steps() == [1, 3, 4]
     found = checkpoint.Checkpoints([tmp_path], "mine").restore(shapes(), at=1)
     assert found is not None
     same(found[0], state(1.0))
@@ -116,7 +116,7 @@ def test_steps_to_keep_stay(tmp_path: Path) -> None:
 def test_small_states_are_one_file_and_restored_without_orbax(tmp_path: Path, kind: str) -> None:
     save([tmp_path], [3])
     files = [path.name for path in (tmp_path / "3").rglob("*") if path.is_file()]
-    assert (files == [shelf.FILE]) == (kind != "by Orbax")
+    assert (files == [directories.FILE]) == (kind != "by Orbax")
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove", "empty"])

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scaling import config
-from scaling.sweep import grid, rates, store
+from scaling import config, store
+from scaling.config import grids, rates
 
 Make = Callable[..., config.Run]
 ROOT = Path(__file__).parents[1]
@@ -64,14 +64,14 @@ def written(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def sizes() -> grid.Ladder:
-    return grid.Ladder(sizes=(grid.Size(width=16, depth=1), grid.Size(width=24, depth=1)))
+def sizes() -> grids.Ladder:
+    return grids.Ladder(sizes=(grids.Size(width=16, depth=1), grids.Size(width=24, depth=1)))
 
 
 @pytest.fixture(scope="module")
-def small(tiny: Make, sizes: grid.Ladder) -> config.Sweep:
+def small(tiny: Make, sizes: grids.Ladder) -> config.Sweep:
     """Two sizes on two numbers of tokens."""
-    return config.Sweep(name="small", base=tiny(), grid=grid.IsoToken(tokens=(64 * 20, 64 * 40), sizes=sizes))
+    return config.Sweep(name="small", base=tiny(), grid=grids.IsoToken(tokens=(64 * 20, 64 * 40), sizes=sizes))
 
 
 @pytest.fixture
@@ -306,7 +306,7 @@ def swept(small: config.Sweep, tmp_path_factory: pytest.TempPathFactory) -> tupl
     """A sweep of four runs whose learning rate is tuned at one width and transferred, by two workers."""
     folder = tmp_path_factory.mktemp("swept")
     rule = rates.Tuned(
-        learning_rates=(1e-3, 2e-2, 0.4), tokens=64 * 20, at=grid.Ladder(sizes=(grid.Size(width=16, depth=1),))
+        learning_rates=(1e-3, 2e-2, 0.4), tokens=64 * 20, at=grids.Ladder(sizes=(grids.Size(width=16, depth=1),))
     )
     mup = {"kind": "mup", "base_width": 16, "base_depth": 1, "base_head_size": 8}
     sweep = small.edit({"base.parametrization": mup, "learning_rate": rule})

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from scaling import config, optim
-from scaling.sweep import grid
+from scaling import config
+from scaling.config import grids, optimizers
 
 Make = Callable[..., config.Run]
 SHA = "c0ffee" * 10
@@ -155,14 +155,14 @@ def test_a_sweep_is_named_as_a_folder_may_be(tiny: Make, name: str) -> None:
 
 
 def test_a_run_made_twice_is_one_point(tiny: Make) -> None:
-    twice = grid.Chain(parts=(grid.Axis(field="seed", values=(0, 1)), grid.Axis(field="seed", values=(1, 2, 1))))
+    twice = grids.Chain(parts=(grids.Axis(field="seed", values=(0, 1)), grids.Axis(field="seed", values=(1, 2, 1))))
     points = config.Sweep(name="s", base=tiny(), grid=twice).points()
     assert [point.run.seed for point in points] == [0, 1, 2]
 
 
 def test_points_are_labelled_with_their_own_family(tiny: Make) -> None:
     models = ({"kind": "lstm", "width": 16, "depth": 1}, tiny().model)
-    points = config.Sweep(name="s", base=tiny(), grid=grid.Axis(field="model", values=models)).points()
+    points = config.Sweep(name="s", base=tiny(), grid=grids.Axis(field="model", values=models)).points()
     assert [point.labels["family"] for point in points] == ["lstm", "transformer"]
     assert {point.labels["role"] for point in points} == {"single"}
 
@@ -177,5 +177,5 @@ def test_importing_configs_starts_nothing() -> None:
 
 
 def test_adam_like_optimizers_are_those_that_say_so() -> None:
-    likes = {kind for kind, each in optim.Optimizer.group.items() if each(learning_rate=1.0).adam_like}
+    likes = {kind for kind, each in optimizers.Optimizer.group.items() if each(learning_rate=1.0).adam_like}
     assert likes == {"adamw", "lion"}

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from scaling import counting, families
+from scaling import counting
+from scaling.config import families
 from tests.models import small
 
 SIZE = (small.VOCABULARY, small.CONTEXT)

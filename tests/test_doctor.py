@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
-from scaling import config
+from scaling import config, store
 from scaling.checks import finding, machine, places, storing, tracker, versions
 from scaling.commands import doctor
+from scaling.config import grids
 from scaling.data import corpus
-from scaling.sweep import grid, plan, storage, store
+from scaling.planning import plan
+from scaling.storage import backends
 from tests import s3
 
 Make = Callable[..., config.Run]
@@ -319,7 +321,7 @@ def results(tmp_path: Path, tiny: Make) -> store.Store:
     sweep = config.Sweep(
         name="mine",
         base=tiny(schedule={"kind": "wsd", "cooldown": 0.25, "warmup": {"kind": "tokens", "tokens": 64}}),
-        grid=grid.Axis(field="tokens", values=(64 * 20, 64 * 40)),
+        grid=grids.Axis(field="tokens", values=(64 * 20, 64 * 40)),
         tracking=config.Tracking(wandb="offline"),
     )
     made = store.Store(tmp_path / "store")
@@ -359,7 +361,7 @@ def test_a_store_that_is_read_only_is_told(
     def refuse(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(storage.Folder, "replace", refuse)
+    monkeypatch.setattr(backends.Folder, "replace", refuse)
     before = tree(Path(results.path))
     found = storing.store(results.path)
     assert levels(found) == {"sweeps": "ok", "write": "wrong"}
@@ -379,7 +381,7 @@ def test_a_disk_without_hard_links_is_told(results: store.Store, monkeypatch: py
     assert sorted(os.listdir(results.path)) == before
 
 
-class Racy(storage.Folder):
+class Racy(backends.Folder):
     """Looks whether there is a file, and then writes it."""
 
     def create(self, key: str, text: str) -> bool:
@@ -390,7 +392,7 @@ class Racy(storage.Folder):
         return free
 
 
-class Torn(storage.Folder):
+class Torn(backends.Folder):
     """Replaces a file in place."""
 
     def replace(self, key: str, text: str) -> None:
@@ -401,7 +403,7 @@ class Torn(storage.Folder):
                 file.flush()
 
 
-class Cached(storage.Folder):
+class Cached(backends.Folder):
     """Reads what it read before."""
 
     seen: dict[str, bytes] = {}  # noqa: RUF012
@@ -410,14 +412,14 @@ class Cached(storage.Folder):
         return self.seen.setdefault(f"{self.path}/{key}", super().read(key))
 
 
-class Cut(storage.Folder):
+class Cut(backends.Folder):
     """Keeps only the start of a file."""
 
     def replace(self, key: str, text: str) -> None:
         super().replace(key, text[:4096])
 
 
-class Late(storage.Folder):
+class Late(backends.Folder):
     """Lists what was there some time ago."""
 
     seconds = 1.5
@@ -432,19 +434,19 @@ class Late(storage.Folder):
 @pytest.mark.parametrize(
     ("kind", "check", "level", "words"),
     [
-        (storage.Folder, storing.exclusive, "ok", "one's alone"),
+        (backends.Folder, storing.exclusive, "ok", "one's alone"),
         (Racy, storing.exclusive, "wrong", "2 were told that it is theirs"),
-        (storage.Folder, storing.replaced, "ok", "a whole file each time"),
+        (backends.Folder, storing.replaced, "ok", "a whole file each time"),
         (Torn, storing.replaced, "wrong", "may find a part of it"),
         (Cached, storing.replaced, "wrong", "not what was written last"),
-        (storage.Folder, storing.whole, "ok", "written and read back"),
+        (backends.Folder, storing.whole, "ok", "written and read back"),
         (Cut, storing.whole, "wrong", "came back, and not the same"),
-        (storage.Folder, storing.listed, "ok", "at once"),
+        (backends.Folder, storing.listed, "ok", "at once"),
         (Late, storing.listed, "warning", "s late"),
     ],
 )
 def test_storages_that_workers_cannot_rely_on_are_told(
-    tmp_path: Path, kind: type[storage.Folder], check: storing.Check, level: str, words: str
+    tmp_path: Path, kind: type[backends.Folder], check: storing.Check, level: str, words: str
 ) -> None:
     scratch = kind(tmp_path / "scratch")
     if kind is Late:
@@ -469,9 +471,9 @@ def test_a_listing_that_never_comes_is_wrong(tmp_path: Path, monkeypatch: pytest
 def test_clocks_may_differ_by_less_than_a_lease_allows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: float, level: str
 ) -> None:
-    now = storage.Folder.now
-    monkeypatch.setattr(storage.Folder, "now", lambda self: now(self) - ahead)
-    found = storing.clock(storage.Folder(tmp_path), heartbeat_seconds=10.0, lease_seconds=60.0)
+    now = backends.Folder.now
+    monkeypatch.setattr(backends.Folder, "now", lambda self: now(self) - ahead)
+    found = storing.clock(backends.Folder(tmp_path), heartbeat_seconds=10.0, lease_seconds=60.0)
     assert found.level == level
     assert f"this host is {abs(ahead):.1f} s" in found.found
     assert "25 s are tolerated with leases of 60 s" in found.found
@@ -503,7 +505,7 @@ def test_what_is_no_run_is_told(results: store.Store) -> None:
 
 
 def test_a_checkpoint_is_as_large_as_is_counted(tiny: Make) -> None:
-    from scaling import checkpoint, step
+    from scaling.training import checkpoint, step
 
     size = checkpoint.size_bytes(step.program(tiny(), config.Execution(microbatch=None)).shapes)
     assert storing.state_bytes(tiny()) == pytest.approx(size, rel=0.01)
@@ -546,10 +548,10 @@ def test_a_bucket_is_tried_like_a_folder(server: s3.Server, monkeypatch: pytest.
     place = f"s3://{s3.BUCKET}/doctor"
     found = storing.store(place)
     assert levels(found) == {check: "ok" for check in ALL if check not in ("hard links", "disk")}
-    storage.of(place).replace("sweeps/x/sweep.json", json.dumps({"format": 9}))
+    backends.of(place).replace("sweeps/x/sweep.json", json.dumps({"format": 9}))
     assert storing.store(place)[0].level == "wrong"
-    assert storage.of(f"s3://{s3.BUCKET}").names("") == ["doctor"]
-    assert storage.of(place).names("") == ["sweeps"]
+    assert backends.of(f"s3://{s3.BUCKET}").names("") == ["doctor"]
+    assert backends.of(place).names("") == ["sweeps"]
     missing = storing.store("s3://no-such-bucket/doctor")
     assert levels(missing) == {"sweeps": "ok", "write": "wrong"}
     assert "bucket does not exist" in missing[1].found

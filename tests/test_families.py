@@ -5,7 +5,7 @@ from typing import Any
 import pydantic
 import pytest
 
-from scaling import families
+from scaling.config import families
 from tests.models import small
 
 

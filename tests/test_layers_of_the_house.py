@@ -79,7 +79,7 @@ def test_only_the_command_line_imports_the_commands(module: str) -> None:
     assert reaches(imports(modules("scaling")[module], deferred=True), "scaling.commands", "scaling.cli") == set()
 
 
-@pytest.mark.parametrize("module", [m for m in modules("scaling") if m != "scaling.checkpoint"])
+@pytest.mark.parametrize("module", [m for m in modules("scaling") if m != "scaling.training.checkpoint"])
 def test_only_checkpoint_knows_orbax(module: str) -> None:
     assert reaches(imports(modules("scaling")[module], deferred=True), "orbax") == set()
 
@@ -97,11 +97,12 @@ def test_data_knows_no_models_no_loop_and_no_sweeps(module: str) -> None:
 
 
 LIGHT = [
-    "scaling", "scaling.config", "scaling.counting", "scaling.cli", "scaling.sweep.plan", "scaling.sweep.grid",
-    "scaling.sweep.rates", "scaling.sweep.store", "scaling.sweep.lease", "scaling.sweep.record", "scaling.sweep.files",
+    "scaling", "scaling.config", "scaling.counting", "scaling.cli", "scaling.planning.plan", "scaling.config.grids",
+    "scaling.config.rates", "scaling.store",
+    "scaling.store.lease", "scaling.store.record", "scaling.config.loading",
     "scaling.launch.local", "scaling.launch.slurm", "scaling.launch.ray", "scaling.commands.planning",
     "scaling.commands.sweeping", "scaling.commands.cleaning", "scaling.commands.doctor", "scaling.devices",
-    "scaling.memory", "scaling.sweep.gc",
+    "scaling.memory", "scaling.store.gc",
 ]  # fmt: skip
 
 
@@ -120,7 +121,7 @@ def test_what_plans_and_launches_imports_nothing_heavy() -> None:
 def test_a_worker_imports_nothing_that_its_first_step_does_not_need() -> None:
     unused = ("orbax", "pandas", "scipy", "matplotlib", "wandb", "grain", "tensorflow_datasets")
     code = (
-        "import sys, scaling.commands.sweeping, scaling.sweep.worker, scaling.loop\n"
+        "import sys, scaling.commands.sweeping, scaling.worker.main, scaling.training.loop\n"
         f"print([m for m in {unused} if m in sys.modules])"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

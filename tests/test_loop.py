@@ -16,9 +16,11 @@ import jax
 import numpy as np
 import pytest
 
-from scaling import checkpoint, config, counting, loop, members, step
+from scaling import config, counting
 from scaling.data import batches
 from scaling.data import corpus as corpora
+from scaling.data.sources import synthetic
+from scaling.training import checkpoint, loop, members, step
 
 Make = Callable[..., config.Run]
 SEVEN = config.Execution(steps_per_dispatch=7, checkpoint_seconds=3600.0)
@@ -85,7 +87,7 @@ def test_a_trained_model_approaches_the_entropy_rate_from_above(tiny: Make, tmp_
     run = tiny(tokens=64 * 600, data__validation_tokens=4_096)
     trained = train(run, tmp_path, config.Execution(steps_per_dispatch=7, evaluations=4))
     source: Any = run.data.source
-    truth, outcome = source.entropy_rate(), trained.outcome
+    truth, outcome = synthetic.entropy_rate(source), trained.outcome
     assert outcome.status == "finished"
     assert outcome.loss is not None
     assert outcome.loss_se is not None
@@ -219,6 +221,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
+from scaling.data.sources import synthetic
 from scaling import config, loop
 from scaling.data import corpus
 run = config.Run.from_json({run!r})

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling import config, counting, loss, step
+from scaling import config, counting
+from scaling.tasks import loss
+from scaling.training import step
 
 Make = Callable[..., config.Run]
 BATCH, CONTEXT, WIDTH, VOCABULARY = 3, 10, 8, 40

@@ -8,7 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from scaling import config, devices, families, memory, step
+from scaling import config, devices, memory
+from scaling.config import families
+from scaling.training import step
 
 Make = Callable[..., config.Run]
 AUTO = config.Execution(steps_per_dispatch=2)

@@ -10,7 +10,9 @@ from typing import Any
 import jax
 import pytest
 
-from scaling import config, families, mesh
+from scaling import config
+from scaling.config import families
+from scaling.training import mesh
 
 Make = Callable[..., config.Run]
 

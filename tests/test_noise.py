@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling import config, loop, loss, models, noise, step
+from scaling import config, models
 from scaling.data import corpus as corpora
+from scaling.tasks import loss
+from scaling.training import loop, noise, step
 
 Make = Callable[..., config.Run]
 

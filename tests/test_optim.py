@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from scaling import families, optim
+from scaling.config import families, optimizers, schedules
 
 Tree = dict[str, Any]
 WEIGHTS: Mapping[str, families.Weight] = {
@@ -32,7 +32,7 @@ def random_tree(seed: int) -> Tree:
 GRADIENTS = [random_tree(1), random_tree(2), random_tree(3)]
 
 
-def directions(optimizer: optim.Optimizer, gradients: list[Tree]) -> list[Tree]:
+def directions(optimizer: optimizers.Optimizer, gradients: list[Tree]) -> list[Tree]:
     transformation = optimizer.direction(WEIGHTS)
     params = random_tree(0)
     state, found = transformation.init(params), []
@@ -54,14 +54,14 @@ def adam(gradients: list[Any], beta1: float, beta2: float, epsilon: float) -> li
 
 @pytest.mark.parametrize(("beta1", "beta2", "epsilon"), [(0.9, 0.95, 1e-8), (0.0, 0.5, 1e-1)])
 def test_adam_by_hand(beta1: float, beta2: float, epsilon: float) -> None:
-    found = directions(optim.AdamW(learning_rate=0.3, beta1=beta1, beta2=beta2, epsilon=epsilon), GRADIENTS)
+    found = directions(optimizers.AdamW(learning_rate=0.3, beta1=beta1, beta2=beta2, epsilon=epsilon), GRADIENTS)
     for name in WEIGHTS:
         for step, expected in zip(found, adam([g[name] for g in GRADIENTS], beta1, beta2, epsilon), strict=True):
             np.testing.assert_allclose(step[name], expected, rtol=2e-5, atol=1e-6)
 
 
 def test_lion_by_hand() -> None:
-    found = directions(optim.Lion(learning_rate=0.3, beta1=0.8, beta2=0.6), GRADIENTS)
+    found = directions(optimizers.Lion(learning_rate=0.3, beta1=0.8, beta2=0.6), GRADIENTS)
     for name in WEIGHTS:
         momentum = np.zeros(WEIGHTS[name].full_shape)
         for step, gradients in zip(found, GRADIENTS, strict=True):
@@ -71,7 +71,7 @@ def test_lion_by_hand() -> None:
 
 
 def test_sgd_by_hand() -> None:
-    found = directions(optim.Sgd(learning_rate=0.3, momentum=0.7), GRADIENTS)
+    found = directions(optimizers.Sgd(learning_rate=0.3, momentum=0.7), GRADIENTS)
     velocity = np.zeros(WEIGHTS["output"].full_shape)
     for step, gradients in zip(found, GRADIENTS, strict=True):
         velocity = 0.7 * velocity + np.asarray(gradients["output"])
@@ -80,7 +80,7 @@ def test_sgd_by_hand() -> None:
 
 def test_adafactor_by_hand() -> None:
     """Shazeer and Stern 1804.04235, algorithm 4: V = R C / mean(R), decay 1 − t^−0.8, RMS clipped to 1."""
-    found = directions(optim.Adafactor(learning_rate=0.3, decay_exponent=0.8, smallest_factored=8), GRADIENTS)
+    found = directions(optimizers.Adafactor(learning_rate=0.3, decay_exponent=0.8, smallest_factored=8), GRADIENTS)
     rows, columns = np.zeros(8), np.zeros(16)
     for t, (step, gradients) in enumerate(zip(found, GRADIENTS, strict=True), 1):
         g = np.asarray(gradients["output"], np.float64)
@@ -112,7 +112,7 @@ def well_conditioned(gradients: Tree) -> Tree:
 
 def test_muon_orthogonalises_each_layer_alone_at_the_rms_of_adam() -> None:
     """Singular values are all 0.2 √max(rows, columns), up to the 0.7 to 1.2 that five Newton–Schulz steps leave."""
-    (step,) = directions(optim.Muon(learning_rate=0.3), [well_conditioned(GRADIENTS[0])])
+    (step,) = directions(optimizers.Muon(learning_rate=0.3), [well_conditioned(GRADIENTS[0])])
     for name in HIDDEN:
         matrices = as_matrices(name, step[name])
         scale = 0.2 * math.sqrt(max(matrices.shape[1:]))
@@ -124,14 +124,14 @@ def test_muon_orthogonalises_each_layer_alone_at_the_rms_of_adam() -> None:
 
 def test_muon_takes_no_layer_for_the_scale_of_another() -> None:
     scaled = {**GRADIENTS[0], "layers.query": GRADIENTS[0]["layers.query"].at[1].multiply(100.0)}
-    (one,), (other,) = (directions(optim.Muon(learning_rate=1.0), [each]) for each in (GRADIENTS[0], scaled))
+    (one,), (other,) = (directions(optimizers.Muon(learning_rate=1.0), [each]) for each in (GRADIENTS[0], scaled))
     np.testing.assert_allclose(other["layers.query"], one["layers.query"], atol=1e-4)
 
 
 def test_muon_turns_a_gradient_to_its_polar_factor() -> None:
     """The first step is along U Vᵀ of the gradient's singular vectors: descent, never ascent."""
     gradients = well_conditioned(GRADIENTS[0])
-    (step,) = directions(optim.Muon(learning_rate=1.0), [gradients])
+    (step,) = directions(optimizers.Muon(learning_rate=1.0), [gradients])
     for name in HIDDEN:
         for direction, gradient in zip(as_matrices(name, step[name]), as_matrices(name, gradients[name]), strict=True):
             left, _, right = np.linalg.svd(gradient, full_matrices=False)
@@ -141,16 +141,16 @@ def test_muon_turns_a_gradient_to_its_polar_factor() -> None:
 
 
 def test_muon_is_adam_for_all_that_is_no_hidden_matrix() -> None:
-    found = directions(optim.Muon(learning_rate=0.3, beta1=0.8, beta2=0.9, epsilon=1e-6), GRADIENTS)
+    found = directions(optimizers.Muon(learning_rate=0.3, beta1=0.8, beta2=0.9, epsilon=1e-6), GRADIENTS)
     for name in WEIGHTS.keys() - set(HIDDEN):
         for step, expected in zip(found, adam([g[name] for g in GRADIENTS], 0.8, 0.9, 1e-6), strict=True):
             np.testing.assert_allclose(step[name], expected, rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", sorted(optim.Optimizer.group))
+@pytest.mark.parametrize("kind", sorted(optimizers.Optimizer.group))
 def test_a_direction_does_not_know_the_learning_rate(kind: str) -> None:
     """So that one compiled program serves all of them; and against the gradient it descends."""
-    make = optim.Optimizer.group[kind]
+    make = optimizers.Optimizer.group[kind]
     slow, fast = (
         directions(make(learning_rate=1e-3), GRADIENTS[:1])[0],
         directions(make(learning_rate=1.0), GRADIENTS[:1])[0],
@@ -160,9 +160,9 @@ def test_a_direction_does_not_know_the_learning_rate(kind: str) -> None:
         assert float(jnp.vdot(slow[name], GRADIENTS[0][name])) > 0
 
 
-@pytest.mark.parametrize("kind", sorted(optim.Optimizer.group))
+@pytest.mark.parametrize("kind", sorted(optimizers.Optimizer.group))
 def test_the_state_is_no_larger_than_planned(kind: str) -> None:
-    optimizer = optim.Optimizer.group[kind](learning_rate=1.0)
+    optimizer = optimizers.Optimizer.group[kind](learning_rate=1.0)
     params = random_tree(0)
     state = optimizer.direction(WEIGHTS).init(params)
     floats = sum(leaf.size for leaf in jax.tree.leaves(state))
@@ -175,7 +175,7 @@ def test_the_state_is_no_larger_than_planned(kind: str) -> None:
     [("layers.query", ((1,), (2, 3))), ("layers.output", ((1, 2), (3,))), ("layers.down", ((1,), (2,)))],
 )
 def test_the_axes_of_a_matrix_are_its_inputs_and_outputs(name: str, axes: Any) -> None:
-    assert optim.matrix_axes(WEIGHTS[name]) == axes
+    assert optimizers.matrix_axes(WEIGHTS[name]) == axes
 
 
 # Weight decay
@@ -183,20 +183,20 @@ def test_the_axes_of_a_matrix_are_its_inputs_and_outputs(name: str, axes: Any) -
 
 def test_independent_decay_follows_the_shape_and_coupled_decay_the_learning_rate() -> None:
     rates = np.array([0.01, 0.02, 0.005])
-    independent = optim.AdamW(learning_rate=0.02, weight_decay=0.1)
+    independent = optimizers.AdamW(learning_rate=0.02, weight_decay=0.1)
     np.testing.assert_allclose(independent.decay(rates), [0.05, 0.1, 0.025])
     np.testing.assert_allclose(independent.edit({"learning_rate": 0.2}).decay(10 * rates), [0.05, 0.1, 0.025])
     coupled = independent.edit({"independent": False})
     np.testing.assert_allclose(coupled.decay(rates), [0.001, 0.002, 0.0005])
-    assert not optim.AdamW(learning_rate=0.02).decay(rates).any()
+    assert not optimizers.AdamW(learning_rate=0.02).decay(rates).any()
 
 
 # Schedules
 
 
 def values(schedule: str, steps: int, warmup: int = 0, **fields: Any) -> np.ndarray:
-    rise = optim.WarmupTokens(tokens=warmup * 64)
-    made = optim.Schedule.group[schedule].model_validate({"warmup": rise, **fields})
+    rise = schedules.WarmupTokens(tokens=warmup * 64)
+    made = schedules.Schedule.group[schedule].model_validate({"warmup": rise, **fields})
     found = made.values(2.0, steps, 64)  # type: ignore[attr-defined]
     assert found.dtype == np.float32
     assert found.shape == (steps,)
@@ -206,7 +206,7 @@ def values(schedule: str, steps: int, warmup: int = 0, **fields: Any) -> np.ndar
 FIELDS = {"inverse_sqrt": {"timescale": 10}}
 
 
-@pytest.mark.parametrize("kind", sorted(optim.Schedule.group))
+@pytest.mark.parametrize("kind", sorted(schedules.Schedule.group))
 def test_a_schedule_rises_to_its_peak_and_never_above(kind: str) -> None:
     found = values(kind, 50, warmup=9, **FIELDS.get(kind, {}))
     np.testing.assert_allclose(found[:10], np.arange(1, 11) / 10, rtol=1e-6)  # never zero, and the peak after warm-up
@@ -215,7 +215,7 @@ def test_a_schedule_rises_to_its_peak_and_never_above(kind: str) -> None:
     assert found[-1] > 0
 
 
-@pytest.mark.parametrize("kind", sorted(optim.Schedule.group))
+@pytest.mark.parametrize("kind", sorted(schedules.Schedule.group))
 @hypothesis.given(steps=st.integers(1, 40), warmup=st.integers(0, 39))
 @hypothesis.settings(max_examples=12, deadline=None)
 def test_a_schedule_of_any_length_is_finite_and_positive(kind: str, steps: int, warmup: int) -> None:
@@ -257,6 +257,6 @@ def test_an_inverse_root_halves_after_three_timescales() -> None:
 
 
 def test_a_warm_up_is_a_share_of_the_steps_or_a_number_of_tokens() -> None:
-    assert optim.WarmupFraction(fraction=0.1).steps(200, 64) == 20
-    assert optim.WarmupTokens(tokens=6400).steps(200, 64) == 100
-    assert optim.WarmupTokens(tokens=6400).steps(2000, 64) == 100
+    assert schedules.WarmupFraction(fraction=0.1).steps(200, 64) == 20
+    assert schedules.WarmupTokens(tokens=6400).steps(200, 64) == 100
+    assert schedules.WarmupTokens(tokens=6400).steps(2000, 64) == 100

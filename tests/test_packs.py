@@ -10,9 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from scaling import checkpoint, config, loop, step
+from scaling import config
+from scaling.config import trunks
 from scaling.data import corpus as corpora
-from scaling.sweep import trunks
+from scaling.training import checkpoint, loop, step
 
 Make = Callable[..., config.Run]
 SEVEN = config.Execution(steps_per_dispatch=7, checkpoint_seconds=3600.0)

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from scaling import families, parametrization
+from scaling import parametrization
+from scaling.config import families
 
 BASE = families.Transformer.gpt2(64, 4, 4, tied=False)
 MUP = parametrization.MuP(base_width=64, base_depth=4, base_head_size=16)

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 import pytest
 
-from scaling import config, mesh, processes, step
+from scaling import config
+from scaling.training import mesh, processes, step
 from tests import conftest, on_devices
 
 ROOT = Path(__file__).parents[1]

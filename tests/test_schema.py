@@ -10,13 +10,12 @@ import pydantic
 import pytest
 from hypothesis import strategies as st
 
-from scaling import config, families, optim, parametrization, schema
-from scaling.data import sources, tokenizers
-from scaling.sweep import grid, rates
+from scaling import config, parametrization, schema
+from scaling.config import families, grids, optimizers, rates, schedules, sources, tokenizers
 
 GROUPS = (
-    families.Family, parametrization.Parametrization, optim.Optimizer, optim.Warmup, optim.Schedule, sources.Source,
-    tokenizers.Tokenizer, grid.Grid, rates.Rule,
+    families.Family, parametrization.Parametrization, optimizers.Optimizer, schedules.Warmup, schedules.Schedule,
+    sources.Source,    tokenizers.Tokenizer, grids.Grid, rates.Rule,
 )  # fmt: skip
 KINDS = [(group, kind) for group in GROUPS for kind in group.group]
 Make = Callable[..., config.Run]
@@ -69,9 +68,9 @@ TIED: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "head_size": st.sampled_from([None, 8]),
     },
     "IsoFlop": {"per_budget": st.none(), "tokens_per_param": st.none()},
-    "Zip": {"parts": st.just((grid.Axis(field="seed", values=(1, 2)), grid.Axis(field="clip", values=(1.0, None))))},
-    "Product": {"parts": st.just((grid.Axis(field="seed", values=(1, 2)), grid.Single()))},
-    "Chain": {"parts": st.just((grid.Single(), grid.Axis(field="seed", values=(1, 2))))},
+    "Zip": {"parts": st.just((grids.Axis(field="seed", values=(1, 2)), grids.Axis(field="clip", values=(1.0, None))))},
+    "Product": {"parts": st.just((grids.Axis(field="seed", values=(1, 2)), grids.Single()))},
+    "Chain": {"parts": st.just((grids.Single(), grids.Axis(field="seed", values=(1, 2))))},
 }  # fmt: skip
 
 
@@ -105,8 +104,8 @@ def test_a_run_survives_json_with_its_variants_whole(tiny: Make) -> None:
     run = tiny(schedule={"kind": "wsd", "warmup": {"kind": "tokens", "tokens": 64}, "cooldown": 0.25}, clip=1)
     again = config.Run.from_json(run.to_json())
     assert again == run
-    assert isinstance(again.schedule, optim.Wsd)
-    assert isinstance(again.schedule.warmup, optim.WarmupTokens)
+    assert isinstance(again.schedule, schedules.Wsd)
+    assert isinstance(again.schedule.warmup, schedules.WarmupTokens)
     assert isinstance(again.model, families.Transformer)
     assert (again.model.heads, again.schedule.cooldown, again.clip) == (2, 0.25, 1.0)
 
@@ -158,7 +157,7 @@ def test_an_edit_changes_only_what_it_names(tiny: Make) -> None:
 
 
 def test_an_edit_reaches_into_tuples() -> None:
-    axes = grid.Zip(parts=(grid.Axis(field="seed", values=(1, 2)), grid.Axis(field="clip", values=(1.0, 2.0))))
+    axes = grids.Zip(parts=(grids.Axis(field="seed", values=(1, 2)), grids.Axis(field="clip", values=(1.0, 2.0))))
     edited = axes.edit({"parts.1.values": (3.0, 4.0)})
     assert edited.parts[1].values == (3.0, 4.0)
     assert edited.parts[0] == axes.parts[0]
@@ -195,7 +194,7 @@ def test_an_override_is_read_as_json_else_as_text(tiny: Make, text: str, field: 
     edited: Any = sweep.edit(dict([schema.parse_override(sweep, text)]))
     for name in field.split("."):
         edited = getattr(edited, name)
-    assert edited == (grid.Single() if field == "grid" else value)
+    assert edited == (grids.Single() if field == "grid" else value)
 
 
 @pytest.mark.parametrize(
@@ -253,24 +252,24 @@ def test_a_value_that_is_no_number_has_no_digest() -> None:
 def test_two_variants_of_one_kind_are_refused() -> None:
     with pytest.raises(TypeError, match="two variants call themselves 'sgd'"):
 
-        class Other(optim.Optimizer):
+        class Other(optimizers.Optimizer):
             kind: typing.Literal["sgd"] = "sgd"
 
-    assert optim.Optimizer.group["sgd"] is optim.Sgd
+    assert optimizers.Optimizer.group["sgd"] is optimizers.Sgd
 
 
 def test_a_new_variant_joins_its_group_from_anywhere(tiny: Make) -> None:
-    class Halving(optim.Schedule):
+    class Halving(schedules.Schedule):
         kind: typing.Literal["halving"] = "halving"
         times: int
 
     try:
         run = tiny(schedule={"kind": "halving", "times": 3, "warmup": {"kind": "fraction", "fraction": 0.0}})
         assert config.Run.from_json(run.to_json()).schedule == Halving(
-            times=3, warmup=optim.WarmupFraction(fraction=0.0)
+            times=3, warmup=schedules.WarmupFraction(fraction=0.0)
         )
     finally:
-        del optim.Schedule.group["halving"]
+        del schedules.Schedule.group["halving"]
 
 
 def test_an_error_is_told_a_line_a_problem(tiny: Make) -> None:

@@ -6,25 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from scaling import shelf
+from scaling.storage import directories
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> shelf.Folder:
+def place(tmp_path: Path) -> directories.Folder:
     """A folder with checkpoints of two steps."""
-    place = shelf.Folder(tmp_path / "000001")
+    place = directories.Folder(tmp_path / "000001")
     for step in (5, 10):
         place.put(step, lambda path: path.write_text("whole"))
     return place
 
 
 def test_a_removal_that_is_cut_short_leaves_no_half_checkpoint(
-    place: shelf.Folder, monkeypatch: pytest.MonkeyPatch
+    place: directories.Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would be taken for a damaged one, and a run whose checkpoints are all damaged fails."""
 
     def killed(path: Path, **_: object) -> None:
-        for file in Path(path).rglob(shelf.FILE):
+        for file in Path(path).rglob(directories.FILE):
             file.unlink()
         raise KeyboardInterrupt
 
@@ -36,7 +36,7 @@ def test_a_removal_that_is_cut_short_leaves_no_half_checkpoint(
             assert path.read_text() == "whole"
 
 
-def test_a_late_writer_does_not_make_a_removal_fail(place: shelf.Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_late_writer_does_not_make_a_removal_fail(place: directories.Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     def while_it_writes(path: Path, ignore_errors: bool = False) -> None:
         if path == place.path and not ignore_errors:
             raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))

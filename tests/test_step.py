@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from scaling import config, models, step
+from scaling import config, models
+from scaling.training import step
 
 Make = Callable[..., config.Run]
 FOUR = config.Execution(steps_per_dispatch=4)

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from scaling import config, tracking
+from scaling import config
+from scaling.training import tracking
 
 BLOCK = 32 * 1024
 TRAIN = {"kind": "train", "step": 1, "tokens": 32, "flops": 1e3, "loss": 5.0}

@@ -12,9 +12,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from scaling import breakdown, config, counting, loop, memory
+from scaling import config, counting, memory
 from scaling.commands import training
 from scaling.data import corpus as corpora
+from scaling.training import breakdown, loop
 
 Make = Callable[..., config.Run]
 ROOT = Path(__file__).parents[1]

@@ -14,7 +14,7 @@ from scaling import devices as here
 from scaling import memory
 from scaling.checks import finding
 from scaling.launch import local
-from scaling.sweep import group
+from scaling.worker import group
 
 ANSWER_SECONDS = 180.0  # for JAX to find its devices; of a large slice that takes a minute
 PROBE = (

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from scaling.checks import finding
-from scaling.data import cache
 from scaling.launch import local
-from scaling.sweep import ahead
+from scaling.storage import cache
+from scaling.worker import precompile
 
 LITTLE_BYTES = 2e9  # for text, tokens and compiled programs
 
@@ -54,7 +54,7 @@ def temporary_folder() -> list[finding.Finding]:
 
 def compiled(environment: Mapping[str, str], user: int) -> list[finding.Finding]:
     """Whether compiled programs, which are executed, lie where only this user may write."""
-    check, named = "programs", environment.get(ahead.KEPT_IN)
+    check, named = "programs", environment.get(precompile.KEPT_IN)
     if named and "://" in named:
         return [
             finding.warning(

@@ -14,16 +14,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from scaling import config, counting, shelf
+from scaling import config, counting
+from scaling import store as stores
 from scaling.checks import finding, places
-from scaling.sweep import atomic, record, storage
-from scaling.sweep import store as stores
+from scaling.storage import atomic, backends, directories
+from scaling.store import record
 
 ROUNDS = 10  # how often two try to be first, and how often a file is replaced while it is read
 LISTED_SECONDS = 20.0  # how long a listing is waited for
-KEPT = shelf.KEPT
+KEPT = directories.KEPT
 
-Check = Callable[[storage.Storage], finding.Finding]
+Check = Callable[[backends.Storage], finding.Finding]
 
 
 def store(place: str) -> list[finding.Finding]:
@@ -39,7 +40,7 @@ def store(place: str) -> list[finding.Finding]:
         return [_away(results.files, error)]
 
 
-def _away(files: storage.Storage, error: OSError) -> finding.Finding:
+def _away(files: backends.Storage, error: OSError) -> finding.Finding:
     return finding.wrong(
         "store",
         f"{files} cannot be reached: {type(error).__name__}: {error}",
@@ -128,7 +129,7 @@ def _read_only(results: stores.Store, error: str) -> finding.Finding:
 
 
 @contextlib.contextmanager
-def _scratch(results: stores.Store) -> Iterator[storage.Storage]:
+def _scratch(results: stores.Store) -> Iterator[backends.Storage]:
     """A folder in the store for one doctor, removed at the end with the folders above it that were not there."""
     missing = []
     if results.local is not None:
@@ -144,7 +145,7 @@ def _scratch(results: stores.Store) -> Iterator[storage.Storage]:
                 folder.rmdir()
 
 
-def whole(scratch: storage.Storage) -> finding.Finding:
+def whole(scratch: backends.Storage) -> finding.Finding:
     """Write a file of some size and read it back."""
     text = "".join(f"{number} λ{secrets.token_hex(8)}\n" for number in range(4000))
     start = time.perf_counter()
@@ -157,7 +158,7 @@ def whole(scratch: storage.Storage) -> finding.Finding:
     return finding.ok("write", f"{len(read) // 1000} kB written and read back in {1000 * seconds:.0f} ms")
 
 
-def links(scratch: storage.Storage) -> finding.Finding:
+def links(scratch: backends.Storage) -> finding.Finding:
     """A folder's hard links, by which a file is created where there is none."""
     try:
         scratch.create("linked", "here")
@@ -166,7 +167,7 @@ def links(scratch: storage.Storage) -> finding.Finding:
     return finding.ok("hard links", "there are")
 
 
-def exclusive(scratch: storage.Storage) -> finding.Finding:
+def exclusive(scratch: backends.Storage) -> finding.Finding:
     """Whether of two who create a file at once one alone is told that it is theirs, and it holds what it wrote."""
     texts = ("one", "the other")
     with concurrent.futures.ThreadPoolExecutor(len(texts)) as threads:
@@ -189,7 +190,7 @@ def exclusive(scratch: storage.Storage) -> finding.Finding:
     return finding.ok("exclusivity", f"{ROUNDS} times two created one file at once, and it was one's alone")
 
 
-def replaced(scratch: storage.Storage) -> finding.Finding:
+def replaced(scratch: backends.Storage) -> finding.Finding:
     """Whether a reader sees a file that is being replaced whole at any moment, and then the new one."""
     texts = ("old" * 20_000, "new" * 20_000)
     scratch.replace("replaced", texts[0])
@@ -220,7 +221,7 @@ def replaced(scratch: storage.Storage) -> finding.Finding:
     return finding.ok("replacing", f"{ROUNDS} times, and a reader found a whole file each time")
 
 
-def listed(scratch: storage.Storage) -> finding.Finding:
+def listed(scratch: backends.Storage) -> finding.Finding:
     """Whether a new file is listed at once, and one that was removed no longer."""
     late = 0.0
     for wanted in (True, False):
@@ -241,7 +242,7 @@ def listed(scratch: storage.Storage) -> finding.Finding:
     return finding.ok("listing", "what is written is listed at once")
 
 
-def clock(scratch: storage.Storage, heartbeat_seconds: float, lease_seconds: float) -> finding.Finding:
+def clock(scratch: backends.Storage, heartbeat_seconds: float, lease_seconds: float) -> finding.Finding:
     """How far the clocks of this host and of the storage are apart.
 
     Who may take a run follows from the storage's clock alone. This host's decides what `scaling status` and launchers

@@ -9,9 +9,9 @@ import pandas as pd
 
 import analysis
 from analysis import frontiers, laws, tables
+from scaling import store
 from scaling.commands.arguments import Objective, Table
 from scaling.launch import local
-from scaling.sweep import store
 
 
 def read(table: Table, required: Sequence[str]) -> tuple[pd.DataFrame, str]:

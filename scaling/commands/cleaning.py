@@ -1,6 +1,7 @@
 """`scaling gc`: remove checkpoints of a store that nothing needs."""
 
-from scaling.sweep import gc, store
+from scaling import store
+from scaling.store import gc
 
 
 def collect(store_path: str, dry_run: bool) -> None:

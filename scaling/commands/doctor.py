@@ -5,8 +5,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from scaling import store as stores
 from scaling.checks import finding, machine, places, storing, tracker, versions
-from scaling.sweep import store as stores
 
 MODES: tuple[tracker.Mode, ...] = ("disabled", "offline", "online")
 

@@ -7,9 +7,10 @@ from matplotlib import figure
 
 import analysis
 from analysis import budgets, frontiers, plots
+from scaling import store
 from scaling.commands import analysing
 from scaling.commands.arguments import Table
-from scaling.sweep import rates, store
+from scaling.config import rates
 
 
 def report(table: Table, out: Path | None, title: str | None, notes: tuple[str, ...] = ()) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 import rich.console
 import rich.table
 
-from scaling import config, devices, memory
+from scaling import config, devices, memory, store
+from scaling.config import loading
 from scaling.data import corpus as corpora
 from scaling.launch import local
-from scaling.sweep import files, plan, store, timing
+from scaling.planning import plan, timing
 
 COLUMNS = (
     "run", "model", "params", "non-emb.", "tokens", "epochs", "FLOPs", "6ND", "steps", "lr", "seed", "memory", "time",
@@ -20,7 +21,7 @@ COLUMNS = (
 
 def show(path: Path, overrides: Sequence[str], store_path: str, device: str) -> None:
     """Print the plan of a sweep. Writes nothing and starts no backend."""
-    sweep = files.load(path, overrides)
+    sweep = loading.load(path, overrides)
     results = store.Store(store_path)
     resolved = plan.resolve(sweep, corpora.find, results)
     limit = devices.memory_bytes(device)

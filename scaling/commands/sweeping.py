@@ -4,9 +4,11 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from scaling import store
 from scaling.commands.arguments import Table
+from scaling.config import loading
 from scaling.launch import launcher as launchers
-from scaling.sweep import files, stages, store
+from scaling.launch import stages
 
 
 def run(
@@ -21,7 +23,7 @@ def run(
 ) -> int:
     """Train a sweep, then report on it. Returns 0, or 1 where runs are left without a result."""
     launcher = launchers.load(kind, cluster)
-    sweep = files.load(config, overrides)
+    sweep = loading.load(config, overrides)
     own = config if config.suffix == ".py" else None
     if dry_run:
         print(stages.describe(sweep, store_path, launcher, workers, own))
@@ -58,18 +60,18 @@ def _import_report() -> None:
 
 def work(store_path: str, name: str, config: Path | None, retry_failed: bool) -> int:
     """Be a worker. Returns the documented exit code."""
-    from scaling.sweep import worker
+    from scaling.worker import main
 
     if config is not None:
-        files.load(config)  # registers the model families that it defines
-    return worker.main(store.Store(store_path), name, retry_failed=retry_failed)
+        loading.load(config)  # registers the model families that it defines
+    return main.main(store.Store(store_path), name, retry_failed=retry_failed)
 
 
 def status(store_path: str, name: str | None, follow: bool, rows: int) -> None:
     """Print the table of a sweep, or the list of sweeps."""
     import rich.console
 
-    from scaling.sweep import watch
+    from scaling.launch import watch
 
     results = store.Store(store_path)
     if not results.exists():

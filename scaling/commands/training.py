@@ -18,12 +18,13 @@ import rich.console
 import rich.table
 
 from scaling import config, counting, devices, memory
+from scaling.config import loading
 from scaling.launch import local
-from scaling.sweep import files, record
+from scaling.store import record
 
 if TYPE_CHECKING:
-    from scaling import breakdown, loop
     from scaling.data import corpus as corpora
+    from scaling.training import breakdown, loop
 
 LINES = 20  # of progress
 TRACED = 3  # dispatches in a trace: enough to see that they are alike, few enough for a browser
@@ -40,7 +41,7 @@ def show(
     breakdown: bool,
 ) -> int:
     """Train the run and say how it went; returns 1 where it diverged. Nothing is written but tokens and `profile`."""
-    sweep = files.load(path, overrides)
+    sweep = loading.load(path, overrides)
     run = shortened(sweep.base, steps)
     execution = prepared(run, sweep.execution, profile is not None, noise_scale)
     if profile is not None and profile.exists() and not profile.is_dir():
@@ -83,7 +84,7 @@ def compiled(run: config.Run, execution: config.Execution, corpus: "corpora.Corp
     """Compile the program, and say where it runs."""
     import jax
 
-    from scaling import loop
+    from scaling.training import loop
 
     before = time.perf_counter()
     loop.program_of(run, execution, 1, corpus)
@@ -94,7 +95,7 @@ def compiled(run: config.Run, execution: config.Execution, corpus: "corpora.Corp
 
 
 def _train(run: config.Run, execution: config.Execution, corpus: "corpora.Corpus", profile: Path | None) -> int:
-    from scaling import loop
+    from scaling.training import loop
 
     watch = Watch(run, profile)
     # Nothing is saved: the run is short or looked at, and `scaling sweep` is what keeps results.
@@ -207,7 +208,7 @@ def summary(outcome: "loop.Outcome", speeds: Sequence[float], flops_per_token: f
 
 
 def _measure(run: config.Run, execution: config.Execution, corpus: "corpora.Corpus") -> None:
-    from scaling import breakdown
+    from scaling.training import breakdown
 
     found = breakdown.measure(run, execution, corpus)
     console = rich.console.Console(width=None if rich.get_console().is_terminal else 200)

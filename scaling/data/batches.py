@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int32, Int64, Integer
 
 from scaling.data import corpus as corpora
-from scaling.data import errors
+from scaling.storage import errors
 
 DRAWN_WINDOWS = 2**16
 """Up to so many windows an order is drawn whole; Grain's cipher, which needs no table, is slow below its 16 bits."""

@@ -9,30 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydantic
 from jaxtyping import Int32, Integer
 
 from scaling import schema
-from scaling.data import cache, errors, sources, tokenizers
+from scaling.config import data as datas
+from scaling.config import sources, tokenizers
+from scaling.storage import cache, errors
 
 FORMAT = 1
 """Part of every key: raise it when the meaning of the cached files changes."""
 
 BATCH_BYTES = 4_000_000
 """Text encoded at a time: enough to keep a tokenizer's threads busy, little beside the memory of a small machine."""
-
-
-class Data(schema.Config):
-    """What a run reads: a source, a tokenizer, and how many tokens of each split.
-
-    `validation_tokens` are the first predicted tokens of the validation split, the same for every run; `train_tokens`
-    are the first unique tokens of the training split (None: all of them).
-    """
-
-    source: sources.Source
-    tokenizer: tokenizers.Tokenizer
-    validation_tokens: pydantic.PositiveInt
-    train_tokens: pydantic.PositiveInt | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,7 +43,7 @@ class Corpus:
     folder: Path
 
 
-def find(data: Data) -> Corpus | None:
+def find(data: datas.Data) -> Corpus | None:
     """The corpus if it is cached, by looking at names and sizes only; None where `prepare` has work to do.
 
     Raises MissingDataError where files of the source are gone, DataError where the corpus is too short for `data`.
@@ -64,7 +52,7 @@ def find(data: Data) -> Corpus | None:
     return _open(data, folder) if folder.is_dir() and _defect(folder) is None else None
 
 
-def prepare(data: Data, log: sources.Log = print) -> Corpus:
+def prepare(data: datas.Data, log: sources.Log = print) -> Corpus:
     """The corpus, cached first if need be: builds the dataset, trains the tokenizer, writes the tokens.
 
     A second process waits for the first. Raises MissingDataError, DataError (empty, too short, unreadable for the
@@ -86,12 +74,12 @@ def prepare(data: Data, log: sources.Log = print) -> Corpus:
     return _open(data, folder)
 
 
-def encoder(data: Data, corpus: Corpus) -> tokenizers.Encoder:
+def encoder(data: datas.Data, corpus: Corpus) -> tokenizers.Encoder:
     """The encoder that made a corpus, to encode and decode other text with it."""
     return data.tokenizer.build(corpus.folder, lambda: data.source.documents("train"))
 
 
-def _folder(data: Data) -> Path:
+def _folder(data: datas.Data) -> Path:
     source, tokenizer = data.source.model_dump(mode="json"), data.tokenizer.model_dump(mode="json")
     key = schema.digest([FORMAT, source, data.source.listing(), tokenizer])[:16]
     return cache.root() / "corpora" / f"{data.source.kind}-{data.tokenizer.kind}-{key}"
@@ -115,7 +103,7 @@ def _defect(folder: Path) -> str | None:
     return None
 
 
-def _open(data: Data, folder: Path) -> Corpus:
+def _open(data: datas.Data, folder: Path) -> Corpus:
     record = json.loads((folder / "corpus.json").read_text("utf-8"))
     train_tokens, validation_tokens = record["tokens"]["train"], record["tokens"]["validation"]
     where = f"split of the {data.source.kind} corpus in {record['tokenizer_id']} tokens"
@@ -147,7 +135,7 @@ def _open(data: Data, folder: Path) -> Corpus:
     )
 
 
-def _write(data: Data, folder: Path, log: sources.Log) -> None:
+def _write(data: datas.Data, folder: Path, log: sources.Log) -> None:
     dtype = np.min_scalar_type(data.tokenizer.vocabulary_size - 1)
     text_bytes = data.source.text_bytes()
     if text_bytes is not None:
@@ -199,7 +187,7 @@ class _Written:
 
 
 def _write_split(
-    data: Data,
+    data: datas.Data,
     split: sources.Split,
     encoder: tokenizers.Encoder,
     draft: Path,

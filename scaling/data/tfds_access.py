@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from absl import logging
 
-from scaling.data import errors
+from scaling.storage import errors
 
 
 def find(name: str, data_dir: Path) -> Any:

@@ -23,9 +23,10 @@ import ray.exceptions
 import ray.util
 import ray.util.scheduling_strategies as strategies
 
+from scaling import store
 from scaling.launch import launcher, local, slots
 from scaling.launch import ray as asked
-from scaling.sweep import store, worker
+from scaling.worker import protocol
 
 POLL_SECONDS = 1.0
 WAIT_SECONDS = 10.0  # for places, before it is said that there are none
@@ -260,4 +261,4 @@ def _weight(end: slots.End) -> int:
     """Of several processes that ended together, whose end says most about why."""
     if end.code in launcher.STOPPED:
         return 2
-    return {launcher.REFUSED: 5, None: 4, worker.AGAIN: 1, 0: 0}.get(end.code, 3)
+    return {launcher.REFUSED: 5, None: 4, protocol.AGAIN: 1, 0: 0}.get(end.code, 3)

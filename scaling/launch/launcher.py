@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from scaling import config, launch, schema
-from scaling.sweep import group, outages, pace, store
+from scaling import config, launch, schema, store
+from scaling.launch import rate_limiter
+from scaling.storage import retry
+from scaling.worker import protocol
 
 KINDS = typing.get_args(launch.Kind)
 POLL_SECONDS = 0.2
-REFUSED = group.REFUSED  # for errors of its user, which trying again does not mend
-STOPPED = tuple(128 + number for number in outages.SIGNALS)  # exit codes of workers that were asked to stop
+REFUSED = protocol.REFUSED  # for errors of its user, which trying again does not mend
+STOPPED = tuple(128 + number for number in protocol.SIGNALS)  # exit codes of workers that were asked to stop
 RESTARTS = 3  # crashes of one worker after which it is given up
 
 
@@ -41,7 +43,7 @@ class Job:
 
     def results(self, log: Callable[[str], None] = print) -> store.Store:
         """The store, for as long as workers are looked after: while it is away, that is told and it is waited for."""
-        return store.Store(self.store_path).waiting(outages.Outages(lambda: False, log))
+        return store.Store(self.store_path).waiting(retry.Outages(lambda: False, log))
 
     def worker_command(self, python: str = sys.executable) -> list[str]:
         """The command line of one worker."""
@@ -104,7 +106,7 @@ class Left:
         self._results = results
         self._sweep_name = sweep_name
         self._statuses: list[str] = []
-        self._pace = pace.Paced(self._look)
+        self._pace = rate_limiter.Paced(self._look)
 
     def __call__(self) -> list[str]:
         self._pace.tick()

@@ -17,10 +17,10 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from scaling import config, devices, memory
-from scaling.data import cache
+from scaling import config, devices, memory, store
 from scaling.launch import launcher, slots
-from scaling.sweep import outages, store, worker
+from scaling.storage import cache
+from scaling.worker import protocol
 
 TAIL_BYTES = 2000
 
@@ -83,7 +83,7 @@ class Local(launcher.Launcher):
             if not accelerators:
                 limit = os.environ.get(memory.LIMIT, f"{memory.share(count):.0f}")
                 own = {memory.LIMIT: limit, **host_devices(job.mesh.least)}
-            settings = {**common, **own, worker.WORKERS: str(count)}
+            settings = {**common, **own, protocol.WORKERS: str(count)}
             places.append(Slot(number, environment=settings, cores=shares[number], log=log))
         return places
 
@@ -162,7 +162,7 @@ def environment() -> dict[str, str]:
     settings = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "PYTHONUNBUFFERED": "1", **compiled_programs()}
     return {
         **{name: os.environ.get(name, value) for name, value in settings.items()},
-        outages.LAUNCHER: str(os.getpid()),
+        protocol.LAUNCHER: str(os.getpid()),
     }
 
 

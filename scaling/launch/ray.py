@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import pydantic
 
-from scaling import config, devices, memory
+from scaling import config, devices, memory, store
 from scaling.launch import launcher, local
-from scaling.sweep import store, worker
+from scaling.worker import protocol
 
 if TYPE_CHECKING:
     from scaling.launch import actors
@@ -192,7 +192,7 @@ class Ray(launcher.Launcher):
 
     def _environment(self, shape: Shape, found: Sequence[Resources], count: int) -> dict[str, str]:
         """What every worker has in its environment for being one of these."""
-        settings = {worker.WORKERS: str(count)}
+        settings = {protocol.WORKERS: str(count)}
         if not shape.accelerated:
             limit = _memory(shape, found)
             settings |= {"JAX_PLATFORMS": "cpu", devices.THREADS: f"{shape.resources['CPU']:.0f}"}

@@ -5,10 +5,10 @@ import re
 
 from scaling import config, schema
 from scaling.launch import launcher
-from scaling.sweep import worker
+from scaling.worker import protocol
 
 # Exit codes of a worker that saved its run, or whose machines failed: a new one goes on.
-RESUMED = (worker.AGAIN, *sorted(launcher.STOPPED))
+RESUMED = (protocol.AGAIN, *sorted(launcher.STOPPED))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,5 +142,5 @@ def environment(job: launcher.Job) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "JAX_PLATFORMS": "tpu,cpu",  # a TPU that does not start ends the worker, which would train on the CPU else
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        worker.WORKERS: str(workers(job)),
+        protocol.WORKERS: str(workers(job)),
     }

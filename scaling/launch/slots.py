@@ -7,8 +7,10 @@ import time
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
+from scaling import store
 from scaling.launch import launcher
-from scaling.sweep import lease, store, worker
+from scaling.store import lease
+from scaling.worker import protocol
 
 PAUSE_SECONDS = 5.0  # between the end of a worker and the start of one for runs that others left
 
@@ -82,7 +84,7 @@ class Workers(launcher.Workers, Generic[S]):
 
     def _ended(self, slot: S, end: End) -> None:
         """Restart a worker that crashed, and say so; give it up after `RESTARTS` crashes, or where it was refused."""
-        slot.ended, slot.lost = time.monotonic(), end.code in (None, worker.AGAIN)
+        slot.ended, slot.lost = time.monotonic(), end.code in (None, protocol.AGAIN)
         if end.code == 0 or self.stopping:
             return
         if slot.lost:

@@ -16,9 +16,9 @@ from typing import Any, Self
 import pydantic
 
 from scaling import config, devices, memory
-from scaling.data import cache
 from scaling.launch import launcher, local, slurm_queue, slurm_task
-from scaling.sweep import worker
+from scaling.storage import cache
+from scaling.worker import protocol
 
 WORKERS = 32  # at most so many, where nobody says how many
 TIMEOUTS = 100  # requeues of one job because its time was up
@@ -133,7 +133,7 @@ class Slurm(launcher.Launcher):
 
     def _task(self, job: launcher.Job) -> slurm_task.Task:
         each, limit = self._devices(job.mesh), self._memory()
-        settings = {worker.WORKERS: str(self._count(job))}
+        settings = {protocol.WORKERS: str(self._count(job))}
         if not self.gpus_per_node:
             settings |= local.host_devices(each)
             settings |= {} if limit is None else {memory.LIMIT: f"{limit:.0f}"}

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from scaling import store
 from scaling.launch import launcher, local
-from scaling.sweep import store
 
 RESUBMISSIONS = 3  # in a row, in which no run ended
 QUEUE_SECONDS = 10.0  # between questions to Slurm's controller, which everyone on the cluster shares

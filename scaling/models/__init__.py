@@ -7,13 +7,14 @@ losses or optimizers. The heavy imports happen inside `create`.
 
 from typing import TYPE_CHECKING
 
-from scaling import families, parametrization
+from scaling import parametrization
+from scaling.config import families
 
 if TYPE_CHECKING:
     import jax.typing
 
-    from scaling.models import kernels
     from scaling.models import layers as model_layers
+    from scaling.models.ops import kernels
 
 
 def create(

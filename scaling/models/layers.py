@@ -14,9 +14,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt
 
-from scaling import families
 from scaling import parametrization as parametrizations
-from scaling.models import attention, kernels, lean
+from scaling.config import families
+from scaling.models.ops import attention, kernels, lean
 
 Layers = Literal["scan", "unroll"]
 Remat = Literal["none", "gathers", "full", "dots"]

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from scaling import families
+from scaling.config import families
 from scaling.models import layers
 
 
@@ -53,3 +53,8 @@ class Recurrence(layers.Layer):
         start = jnp.zeros((batch, width), self.dtype), jnp.zeros((batch, width), jnp.float32)
         _, hidden = jax.lax.scan(step, start, inputs)
         return self.place(jnp.swapaxes(hidden, 0, 1), ("batch", None, None))
+
+
+def build(family: families.Lstm, builder: layers.Builder) -> Lstm:
+    """The module of a family."""
+    return Lstm(builder, family)

@@ -4,8 +4,9 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from scaling import families
-from scaling.models import attention, layers, lean
+from scaling.config import families
+from scaling.models import layers
+from scaling.models.ops import attention, lean
 
 
 class Attention(layers.Layer):
@@ -114,3 +115,8 @@ class Transformer(layers.LanguageModel):
             self.layers, x, angles, bias, depth=family.depth, layers=self.layers_mode, remat=self.remat, wide=self.wide
         )
         return self.norm(x)
+
+
+def build(family: families.Transformer, builder: layers.Builder) -> Transformer:
+    """The module of a family."""
+    return Transformer(builder, family)

@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from scaling.sweep import store
+from scaling import store
 from tests.chaos import checks, disk, supervisor, sweeps
 
 SIZES = {

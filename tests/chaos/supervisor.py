@@ -10,8 +10,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from scaling import store
 from scaling.launch import local
-from scaling.sweep import lease, store, worker
+from scaling.store import lease
+from scaling.worker import protocol
 from tests.chaos import disk, sweeps
 
 ROOT = Path(__file__).parents[2]
@@ -102,7 +104,7 @@ class Supervisor:
             slot.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.chaos.worker", *arguments],
                 cwd=ROOT,
-                env={**os.environ, **local.environment(), worker.WORKERS: str(len(self.slots))},
+                env={**os.environ, **local.environment(), protocol.WORKERS: str(len(self.slots))},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=errors,

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from scaling import config
+from scaling import config, store
+from scaling.config import grids
 from scaling.data import corpus
-from scaling.sweep import grid, plan, store
+from scaling.planning import plan
 
 NAME = "chaos"
 EVALUATIONS = 4  # of a run
@@ -36,21 +37,21 @@ def sweep(*, widths: tuple[int, ...], seeds: int, trunks: int, steps: int) -> co
             "precision": {"compute": "float32"},
         }
     )  # fmt: skip
-    sizes = grid.Axis(field="model.width", values=widths)
-    alone = grid.Product(parts=(sizes, grid.Axis(field="seed", values=tuple(range(seeds)))))
+    sizes = grids.Axis(field="model.width", values=widths)
+    alone = grids.Product(parts=(sizes, grids.Axis(field="seed", values=tuple(range(seeds)))))
     lengths = tuple(base.batch_tokens * (steps * share // 8) for share in (4, 6, 8))
     warmup = {"kind": "tokens", "tokens": base.batch_tokens * (steps // 20)}
     schedule = {"kind": "wsd", "warmup": warmup, "cooldown": 0.25}
-    branches = grid.Product(
+    branches = grids.Product(
         parts=(
-            grid.Axis(field="schedule", values=(schedule,)),
+            grids.Axis(field="schedule", values=(schedule,)),
             sizes,
-            grid.Axis(field="seed", values=tuple(range(trunks))),
-            grid.Axis(field="tokens", values=lengths),
+            grids.Axis(field="seed", values=tuple(range(trunks))),
+            grids.Axis(field="tokens", values=lengths),
         )
     )
     execution = config.Execution(evaluations=EVALUATIONS, steps_per_dispatch=8, checkpoint_seconds=CHECKPOINT_SECONDS)
-    return config.Sweep(name=NAME, base=base, grid=grid.Chain(parts=(alone, branches)), execution=execution)
+    return config.Sweep(name=NAME, base=base, grid=grids.Chain(parts=(alone, branches)), execution=execution)
 
 
 def plant(path: Path, settings: config.Sweep) -> store.Store:

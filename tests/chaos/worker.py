@@ -9,8 +9,7 @@ need not be paused for a minute to lose its run. Nobody else needs to set it, so
 import os
 import sys
 
-from scaling import cli
-from scaling.sweep import store
+from scaling import cli, store
 
 BEATS = 4  # heartbeats in the seconds of a lease
 

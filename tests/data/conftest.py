@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaling.data import corpus, sources, tokenizers
+from scaling import config
+from scaling.config import sources, tokenizers
+from scaling.data import corpus
 
 TEXT = "the cat sat on a mat and saw that one more black cat had come to sit there naïvely"
 
@@ -38,9 +40,9 @@ def python_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def python_data(python_cache: Path, monkeypatch: pytest.MonkeyPatch) -> corpus.Data:
+def python_data(python_cache: Path, monkeypatch: pytest.MonkeyPatch) -> config.Data:
     """The demo's data in bytes, cached once a session."""
     monkeypatch.setenv("SCALING_CACHE", str(python_cache))
-    data = corpus.Data(source=sources.PythonSource(), tokenizer=tokenizers.Bytes(), validation_tokens=65_536)
+    data = config.Data(source=sources.PythonSource(), tokenizer=tokenizers.Bytes(), validation_tokens=65_536)
     corpus.prepare(data, log=lambda line: None)
     return data

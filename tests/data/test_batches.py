@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling.data import batches, errors
+from scaling.data import batches
+from scaling.storage import errors
 
 
 def numbered(tokens: int) -> np.ndarray:

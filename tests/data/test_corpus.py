@@ -13,7 +13,10 @@ import types
 import numpy as np
 import pytest
 
-from scaling.data import corpus, errors, sources, tokenizers
+from scaling.config import sources, tokenizers
+from scaling.data import corpus, folders
+from scaling.data.tokenizers import bytes as encoding
+from scaling.storage import errors
 
 TOKENIZERS = {"bytes": tokenizers.Bytes(), "bpe": tokenizers.Bpe(vocabulary_size=300)}
 
@@ -23,8 +26,8 @@ def silent(line: str) -> None:
 
 
 @pytest.fixture
-def data(write_texts) -> corpus.Data:
-    return corpus.Data(source=write_texts(), tokenizer=tokenizers.Bytes(), validation_tokens=500)
+def data(write_texts) -> config.Data:
+    return config.Data(source=write_texts(), tokenizer=tokenizers.Bytes(), validation_tokens=500)
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
@@ -59,7 +62,7 @@ def test_tokens_are_the_documents(data, kind):
 
 def test_identities_are_of_content_not_of_place_or_tokenizer(write_texts):
     def prepared(source, tokenizer=TOKENIZERS["bytes"], **changes):
-        config = corpus.Data(source=source, tokenizer=tokenizer, validation_tokens=500).edit(changes)
+        config = config.Data(source=source, tokenizer=tokenizer, validation_tokens=500).edit(changes)
         return corpus.prepare(config, silent)
 
     here, there = prepared(write_texts("here")), prepared(write_texts("there/deep"))
@@ -133,7 +136,7 @@ def test_a_disk_that_fills_up_is_told_and_nothing_stays(data, cache_folder, monk
     def fill(encoder, documents):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(tokenizers.BytesEncoder, "encode", fill)
+    monkeypatch.setattr(encoding.BytesEncoder, "encode", fill)
     with pytest.raises(errors.DiskSpaceError, match="filled up while it was written; free some space"):
         corpus.prepare(data, silent)
     assert leftovers(cache_folder) == ["corpora"]
@@ -191,7 +194,7 @@ def test_a_corpus_that_changes_while_it_is_read_is_refused(data, tmp_path, monke
 def test_validation_text_that_is_also_in_training_is_counted(data, tmp_path):
     validation = next(iter(data.source.documents("validation")))
     names = (f"copy{index}.txt" for index in range(100))
-    name = next(name for name in names if sources.split_of(name, data.source.validation_fraction) == "train")
+    name = next(name for name in names if folders.split_of(name, data.source.validation_fraction) == "train")
     (tmp_path / "texts" / name).write_bytes(validation)
     lines = []
     corpus.prepare(data, lines.append)
@@ -202,7 +205,7 @@ def test_two_processes_at_once_make_it_once(data, cache_folder):
     data = data.edit({"tokenizer": TOKENIZERS["bpe"]})
     code = (
         "import sys; from scaling.data import corpus; "
-        "made = corpus.prepare(corpus.Data.from_json(sys.argv[1])); print(made.data_sha256, int(made.train.sum()))"
+        "made = corpus.prepare(config.Data.from_json(sys.argv[1])); print(made.data_sha256, int(made.train.sum()))"
     )
     command = [sys.executable, "-c", code, data.to_json()]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
@@ -216,7 +219,7 @@ def test_two_processes_at_once_make_it_once(data, cache_folder):
 
 def test_synthetic_corpus_has_the_length_it_says(cache_folder):
     source = sources.Synthetic(alphabet=32, exponent=1, seed=0, train_symbols=5000, validation_symbols=1000)
-    config = corpus.Data(source=source, tokenizer=tokenizers.Bytes(), validation_tokens=999)
+    config = config.Data(source=source, tokenizer=tokenizers.Bytes(), validation_tokens=999)
     made = corpus.prepare(config, silent)
     assert made.unique_tokens == 5001  # and the end of the document
     assert (made.validation > 0).all()
@@ -233,7 +236,7 @@ def test_python_source_is_found_quickly(python_data):
 
 
 def test_data_round_trips_through_json_and_refuses_unknown_kinds(data):
-    assert corpus.Data.from_json(data.to_json()) == data
+    assert config.Data.from_json(data.to_json()) == data
     with pytest.raises(ValueError, match="did you mean 'synthetic'"):
         data.edit({"source": {"kind": "syntetic"}})
 
@@ -241,7 +244,7 @@ def test_data_round_trips_through_json_and_refuses_unknown_kinds(data):
 def test_what_the_planner_imports_is_light():
     code = (
         "import sys; from scaling.data import corpus, sources, tokenizers; "
-        "found = corpus.find(corpus.Data(source=sources.PythonSource(), tokenizer=tokenizers.Bpe(vocabulary_size=512), "
+        "found = corpus.find(config.Data(source=sources.PythonSource(), tokenizer=tokenizers.Bpe(vocabulary_size=512), "
         "validation_tokens=8)); heavy = {'jax', 'tensorflow', 'tensorflow_datasets', 'grain', 'tokenizers', 'flax'}; "
         "print(found, sorted(heavy & set(sys.modules)))"
     )

@@ -10,7 +10,11 @@ import tensorflow_datasets as tfds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling.data import errors, python_source, sources
+from scaling.config import sources
+from scaling.data import folders, python_builder
+from scaling.data.sources import python_source as reader
+from scaling.data.sources import synthetic as chain
+from scaling.storage import errors
 
 
 def synthetic(**changes) -> sources.Synthetic:
@@ -23,16 +27,16 @@ class TestSynthetic:
     @settings(max_examples=12, deadline=None)
     def test_rate_is_the_entropy_of_every_row(self, alphabet, exponent, seed):
         source = synthetic(alphabet=alphabet, exponent=exponent, seed=seed)
-        matrix, stationary = source.transition_matrix(), source.stationary()
+        matrix, stationary = chain.transition_matrix(source), chain.stationary(source)
         np.testing.assert_allclose(matrix.sum(axis=1), 1)
         np.testing.assert_allclose(stationary @ matrix, stationary, atol=1e-12)
         np.testing.assert_allclose(stationary.sum(), 1)
         zipf = np.sort(matrix[0])[::-1]
         np.testing.assert_allclose(zipf[1] / zipf[0], 2**-exponent)
-        np.testing.assert_allclose(source.entropy_rate(), -(zipf * np.log(zipf)).sum(), rtol=1e-9)
+        np.testing.assert_allclose(chain.entropy_rate(source), -(zipf * np.log(zipf)).sum(), rtol=1e-9)
 
     def test_rate_of_equal_probabilities_is_the_logarithm_of_the_alphabet(self):
-        assert synthetic(alphabet=200, exponent=0).entropy_rate() == pytest.approx(np.log(200))
+        assert chain.entropy_rate(synthetic(alphabet=200, exponent=0)) == pytest.approx(np.log(200))
 
     @pytest.mark.parametrize("split", ["train", "validation"])
     @pytest.mark.parametrize("seed", [0, 1])
@@ -40,10 +44,10 @@ class TestSynthetic:
         source = synthetic(seed=seed)
         (document,) = source.documents(split)
         symbols = np.frombuffer(document, np.uint8).astype(int) - 1
-        losses = -np.log(source.transition_matrix()[symbols[:-1], symbols[1:]])
+        losses = -np.log(chain.transition_matrix(source)[symbols[:-1], symbols[1:]])
         standard_error = losses.std() / np.sqrt(len(losses))
         assert standard_error < 0.01
-        assert abs(losses.mean() - source.entropy_rate()) < 4 * standard_error
+        assert abs(losses.mean() - chain.entropy_rate(source)) < 4 * standard_error
 
     def test_chain_follows_its_matrix_and_stationary_distribution(self):
         source = synthetic(alphabet=5, train_symbols=400_000)
@@ -51,8 +55,10 @@ class TestSynthetic:
         symbols = np.frombuffer(document, np.uint8).astype(int) - 1
         counts = np.zeros((5, 5))
         np.add.at(counts, (symbols[:-1], symbols[1:]), 1)
-        np.testing.assert_allclose(counts / counts.sum(axis=1, keepdims=True), source.transition_matrix(), atol=0.01)
-        np.testing.assert_allclose(counts.sum(axis=1) / counts.sum(), source.stationary(), atol=0.01)
+        np.testing.assert_allclose(
+            counts / counts.sum(axis=1, keepdims=True), chain.transition_matrix(source), atol=0.01
+        )
+        np.testing.assert_allclose(counts.sum(axis=1) / counts.sum(), chain.stationary(source), atol=0.01)
 
     def test_splits_and_seeds_are_other_walks_and_repeat_exactly(self):
         source = synthetic(train_symbols=20_000)
@@ -115,7 +121,7 @@ class TestFiles:
 
 class TestPythonSource:
     def test_is_megabytes_of_distinct_text_with_no_file_in_both_splits(self, python_data):
-        builder = python_data.source._builder(print)
+        builder = reader.builder(python_data.source, print)
         paths, texts = {}, {}
         for split in ("train", "validation"):
             records = list(builder.as_data_source(split=split))
@@ -142,11 +148,11 @@ class TestPythonSource:
         files = []
         for index in range(60):
             (tmp_path / f"{index}.py").write_text(f"x = {index % 50}\n")
-            files.append(sources.File(f"{index}.py", str(tmp_path / f"{index}.py"), 7))
+            files.append(folders.File(f"{index}.py", str(tmp_path / f"{index}.py"), 7))
         (tmp_path / "latin.py").write_bytes(b"# \xe9\n")
-        files.append(sources.File("latin.py", str(tmp_path / "latin.py"), 4))
+        files.append(folders.File("latin.py", str(tmp_path / "latin.py"), 4))
         lines = []
-        builder = python_source.build(tmp_path / "tfds", "small", files, lines.append)
+        builder = python_builder.build(tmp_path / "tfds", "small", files, lines.append)
         assert "less than 5 MB" in lines[0]
         assert sum(len(builder.as_data_source(split=split)) for split in ("train", "validation")) == 50
 

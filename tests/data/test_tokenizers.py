@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling.data import errors, tokenizers
+from scaling.config import tokenizers
+from scaling.data.tokenizers import bpe
+from scaling.data.tokenizers import bytes as encoding
+from scaling.storage import errors
 
 TRAINING_TEXT = [
     b"def attention(query, key, value):\n    return softmax(query @ key.T) @ value\n" * 3,
@@ -20,14 +23,14 @@ documents_of_text = st.lists(st.text().map(str.encode), min_size=1, max_size=5)
 
 
 @functools.cache
-def trained_encoder() -> tokenizers.BpeEncoder:
-    return tokenizers.BpeEncoder(tokenizers.Bpe(vocabulary_size=330)._train(iter(TRAINING_TEXT)).to_str())
+def trained_encoder() -> bpe.BpeEncoder:
+    return bpe.BpeEncoder(tokenizers.Bpe(vocabulary_size=330)._train(iter(TRAINING_TEXT)).to_str())
 
 
 class TestBytes:
     @given(st.lists(st.binary().map(lambda document: document.replace(b"\0", b"")), max_size=5))
     def test_round_trip_and_sum_of_bytes(self, documents):
-        encoder = tokenizers.BytesEncoder()
+        encoder = encoding.BytesEncoder()
         tokens = encoder.encode(documents)
         assert encoder.decode(tokens) == b"".join(documents)
         assert encoder.token_bytes()[tokens].sum() == sum(map(len, documents))
@@ -35,7 +38,7 @@ class TestBytes:
 
     def test_a_document_with_byte_0_is_refused_where_it_stands(self):
         with pytest.raises(errors.DataError, match="byte 0 at offset 3"):
-            tokenizers.BytesEncoder().encode([b"fine", b"bad\0", b"fine"])
+            encoding.BytesEncoder().encode([b"fine", b"bad\0", b"fine"])
 
     def test_vocabulary_size_is_no_choice(self):
         with pytest.raises(ValueError, match="256"):

@@ -14,10 +14,10 @@ from typing import Any
 import psutil
 import pytest
 
-from scaling import config
+from scaling import config, store
+from scaling.config import grids
 from scaling.launch import launcher, slots
 from scaling.launch import ray as rays
-from scaling.sweep import grid, store
 
 ray = pytest.importorskip("ray")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
@@ -104,10 +104,10 @@ def sweep(tiny: Make) -> config.Sweep:
     return config.Sweep(
         name="seeds",
         base=tiny(tokens=64 * 1000),
-        grid=grid.Chain(
+        grid=grids.Chain(
             parts=(
-                grid.Axis(field="seed", values=tuple(range(RUNS - 1))),
-                grid.Axis(field="tokens", values=(SHORT,)),
+                grids.Axis(field="seed", values=tuple(range(RUNS - 1))),
+                grids.Axis(field="tokens", values=(SHORT,)),
             )
         ),
         execution=config.Execution(checkpoint_seconds=0.2),
@@ -179,7 +179,7 @@ def test_the_run_of_a_node_that_dies_goes_on_elsewhere(
 
 def test_a_run_spans_nodes(three: Nodes, undisturbed: store.Store, sweep: config.Sweep, tmp_path: Path) -> None:
     """Trained by a process on each of two nodes, with two of JAX's devices each."""
-    wide = sweep.edit({"grid": grid.Axis(field="tokens", values=(SHORT,)), "execution.mesh.data": 4})
+    wide = sweep.edit({"grid": grids.Axis(field="tokens", values=(SHORT,)), "execution.mesh.data": 4})
     training = start(tmp_path, wide, three.address, "hosts=2", "cpus=1")
     print(training.communicate()[0])
     assert training.returncode == 0
@@ -202,7 +202,7 @@ def segment_steps(results: store.Store, run_id: str, attempt: int) -> list[int]:
 WORKER = """
 import json, os, signal, sys, time
 from pathlib import Path
-from scaling.sweep import store
+from scaling import store
 results, sweep, place = store.Store(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 stopped = []
 signal.signal(signal.SIGTERM, lambda *_: stopped.append(143))

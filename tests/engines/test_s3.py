@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from scaling import config
+from scaling import config, store
+from scaling.config import grids
 from scaling.data import corpus as corpora
-from scaling.sweep import grid, group, record, store
+from scaling.store import record
+from scaling.worker import group
 from tests import conftest, on_devices, s3, test_cli
 
 pytestmark = pytest.mark.engines
@@ -31,11 +33,11 @@ def test_two_sweepers_in_a_bucket_whose_server_goes_away(
     gate: s3.Gate, tiny: Callable[..., config.Run], tmp_path: Path
 ) -> None:
     """Each run is trained once and none is lost; losses are those of the same sweep in a folder, bit for bit."""
-    sizes = grid.Ladder(sizes=(grid.Size(width=16, depth=1), grid.Size(width=32, depth=1)))
+    sizes = grids.Ladder(sizes=(grids.Size(width=16, depth=1), grids.Size(width=32, depth=1)))
     sweep = config.Sweep(
         name="away",
         base=tiny(),
-        grid=grid.IsoToken(tokens=(64 * 1000, 64 * 2000), sizes=sizes),
+        grid=grids.IsoToken(tokens=(64 * 1000, 64 * 2000), sizes=sizes),
         execution=config.Execution(checkpoint_seconds=1.0, evaluations=4),
     )
     (tmp_path / "away.json").write_text(sweep.to_json())

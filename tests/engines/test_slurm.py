@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from scaling import config
-from scaling.launch import local
-from scaling.sweep import grid, stages, store
+from scaling import config, store
+from scaling.config import grids
+from scaling.launch import local, stages
 from tests.engines import slurm_cluster
 
 pytestmark = pytest.mark.engines
@@ -39,7 +39,7 @@ def make_sweep(tiny: Make, tmp_path: Path) -> Callable[[str, int, int], config.S
 
     def make(name: str, seeds: int, steps: int) -> config.Sweep:
         execution = config.Execution(steps_per_dispatch=8, checkpoint_seconds=1e9, pack=1)
-        seeded = grid.Axis(field="seed", values=tuple(range(seeds)))
+        seeded = grids.Axis(field="seed", values=tuple(range(seeds)))
         sweep = config.Sweep(name=name, base=tiny(tokens=64 * steps), grid=seeded, execution=execution)
         (tmp_path / f"{name}.json").write_text(sweep.to_json())
         return sweep

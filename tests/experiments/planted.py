@@ -7,8 +7,7 @@ import pandas as pd
 
 from experiments import papers
 from scaling import config
-from scaling.data import corpus
-from scaling.sweep import record
+from scaling.store import record
 
 UNIQUE = 28_000_000
 
@@ -29,7 +28,7 @@ class Identity:
     validation_id = "b" * 16
     tokenizer_id = "bytes"
 
-    def __init__(self, data: corpus.Data):
+    def __init__(self, data: config.Data):
         self.unique_tokens = data.train_tokens or UNIQUE
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import experiments
-from scaling.sweep import store
+from scaling import store
 
 
 def test_names_are_found_in_the_folder() -> None:

@@ -14,8 +14,8 @@ import pytest
 import yaml
 from fsspec.implementations import dirfs, local
 
-from scaling import cli
-from scaling.sweep import store, worker
+from scaling import cli, store
+from scaling.worker import main
 from tests import conftest
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ COMMANDS = [
 ]
 TINY = f"""
 from scaling import config
-from scaling.sweep import grid
+from scaling.config import grids
 
 def sweep():
     base = config.Run.model_validate({{**{conftest.TINY!r}, "batch_size": 16}})
@@ -133,7 +133,7 @@ def test_from_the_first_command_to_the_prediction(here: Path, run: Any, monkeypa
     container = list(documents)[1]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]
     *_, verb, path, name, _option, config = container["command"]
     assert (verb, config) == ("worker", "/etc/scaling/sweep.py")
-    assert worker.main(store.Store(path), name) == 0
+    assert main.main(store.Store(path), name) == 0
     code, printed = run(commands("scaling", "status")[0])
     assert code == 0
     assert "12 finished" in printed

@@ -12,9 +12,8 @@ import jsonschema
 import pytest
 import yaml
 
-from scaling import config, devices
+from scaling import config, devices, store
 from scaling.launch import fetch, gke, launcher, slices, tpu
-from scaling.sweep import store
 from tests.launch import golden
 
 SCHEMA = json.loads((Path(__file__).parent / "schemas" / "jobset.json").read_text())

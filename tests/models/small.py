@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from scaling import families, models, parametrization
+from scaling import models, parametrization
+from scaling.config import families
 
 VOCABULARY = 11
 CONTEXT = 8

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling.models import attention
+from scaling.models.ops import attention
 from tests.models import small
 
 

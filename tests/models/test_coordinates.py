@@ -9,7 +9,8 @@ import optax
 import pytest
 from flax import nnx
 
-from scaling import families, parametrization
+from scaling import parametrization
+from scaling.config import families
 from scaling.models import layers
 from tests.models import small
 

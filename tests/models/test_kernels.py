@@ -17,8 +17,10 @@ import pytest
 from flax import nnx
 from jax._src.cudnn import fused_attention_stablehlo
 
-from scaling import config, families, step
-from scaling.models import attention, kernels
+from scaling import config
+from scaling.config import families
+from scaling.models.ops import attention, kernels
+from scaling.training import step
 from tests import conftest
 from tests.models import small
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling import loss
-from scaling.models import kernels, lean
+from scaling.models.ops import kernels, lean
+from scaling.tasks import loss
 from tests.models import small
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from scaling import counting, families, parametrization
+from scaling import counting, parametrization
+from scaling.config import families
 from scaling.models import layers
 from tests.models import small
 

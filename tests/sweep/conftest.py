@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import scaling
-from scaling import config
+from scaling import config, store
 from scaling.launch import launcher, local
-from scaling.sweep import record, store
+from scaling.store import record
 
 DATA: dict[str, Any] = {
     "source": {
@@ -139,14 +139,14 @@ def pretend_packs(monkeypatch: pytest.MonkeyPatch, identity: Any) -> Callable[[C
     from scaling.data import corpus
 
     def use(train: Callable[..., Any]) -> None:
-        loop = types.ModuleType("scaling.loop")
+        loop = types.ModuleType("scaling.training.loop")
         loop.train = train  # type: ignore[attr-defined]
         loop.Member = Member  # type: ignore[attr-defined]
         loop.Outcome = Outcome  # type: ignore[attr-defined]
         loop.program_of = lambda *given: types.SimpleNamespace(microbatch=2)  # type: ignore[attr-defined]
         loop.Trunk = lambda *given: given  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "scaling.loop", loop)
-        monkeypatch.setattr(scaling, "loop", loop, raising=False)
+        monkeypatch.setitem(sys.modules, "scaling.training.loop", loop)
+        monkeypatch.setattr(scaling.training, "loop", loop, raising=False)
         monkeypatch.setattr(corpus, "prepare", lambda data, log: identity)
 
     return use

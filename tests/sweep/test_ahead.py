@@ -9,25 +9,25 @@ from pathlib import Path
 import pytest
 
 from scaling import config
-from scaling.sweep import ahead
+from scaling.worker import precompile
 
 Make = Callable[..., config.Run]
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(ahead.KEPT_IN, str(tmp_path))
+    monkeypatch.setenv(precompile.KEPT_IN, str(tmp_path))
     return tmp_path
 
 
-def programs(made: list[int], later: list[config.Run], seconds: float = 0.0) -> ahead.Programs:
+def programs(made: list[int], later: list[config.Run], seconds: float = 0.0) -> precompile.Programs:
     """Pretends to compile, and notes the width of each model."""
 
     def make(run: config.Run, members: int) -> None:
         time.sleep(seconds)
         made.append(run.model.width)
 
-    return ahead.Programs(make, config.Execution(), lambda: later, stop=lambda: False, log=lambda line: None)
+    return precompile.Programs(make, config.Execution(), lambda: later, stop=lambda: False, log=lambda line: None)
 
 
 def test_each_program_is_made_when_needed_and_ahead_only_once_on_a_machine(folder: Path, make_run: Make) -> None:
@@ -68,7 +68,7 @@ def test_a_compilation_that_fails_or_dies_is_taken_over(folder: Path, make_run: 
         raise ValueError("does not fit")
 
     with pytest.raises(ValueError, match="does not fit"):
-        ahead.Programs(fail, config.Execution(), list, stop=lambda: False, log=print).compile(run, 1)
+        precompile.Programs(fail, config.Execution(), list, stop=lambda: False, log=print).compile(run, 1)
     made: list[int] = []
     programs(made, []).compile(run, 1)
     assert made == [8]
@@ -79,7 +79,7 @@ def test_a_compilation_that_fails_or_dies_is_taken_over(folder: Path, make_run: 
 
 
 def test_nothing_is_compiled_ahead_where_nothing_is_kept(monkeypatch: pytest.MonkeyPatch, make_run: Make) -> None:
-    monkeypatch.delenv(ahead.KEPT_IN, raising=False)
+    monkeypatch.delenv(precompile.KEPT_IN, raising=False)
     made: list[int] = []
     one = programs(made, [make_run()])
     one.compile(make_run(), 1)
@@ -97,7 +97,7 @@ def test_a_program_that_cannot_be_compiled_ahead_harms_nobody(folder: Path, make
             raise ValueError("does not fit")
         made.append(run.model.width)
 
-    one = ahead.Programs(make, config.Execution(), lambda: [bad, good], stop=lambda: False, log=told.append)
+    one = precompile.Programs(make, config.Execution(), lambda: [bad, good], stop=lambda: False, log=told.append)
     assert one.compile_later()
     assert not one.compile_later()
     one.compile(needed, 1)
@@ -119,8 +119,8 @@ def test_who_waits_for_a_program_stops_when_asked_to_and_compiles_where_the_othe
         def make(run: config.Run, members: int) -> None:
             made.append(members)
 
-        ahead.Programs(make, config.Execution(), list, stop=lambda: True, log=print).compile(run, 1)
-        monkeypatch.setattr(ahead, "PATIENCE_SECONDS", 0.2)
+        precompile.Programs(make, config.Execution(), list, stop=lambda: True, log=print).compile(run, 1)
+        monkeypatch.setattr(precompile, "PATIENCE_SECONDS", 0.2)
         programs(made, []).compile(run, 1)  # returns: who trains compiles
         programs(made, []).compile_unless_another_does(run, 1)
     assert made == []
@@ -132,10 +132,10 @@ def test_folders_without_marks_and_new_ones_do(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv(ahead.KEPT_IN, kept)
+    monkeypatch.setenv(precompile.KEPT_IN, kept)
     made: list[int] = []
     told: list[str] = []
-    one = ahead.Programs(
+    one = precompile.Programs(
         lambda run, members: made.append(members), config.Execution(), list, stop=lambda: False, log=told.append
     )
     one.compile(make_run(), 1)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from scaling.data import errors
-from scaling.sweep import faults
+from scaling.storage import errors
+from scaling.worker import faults
 
 
 class XlaRuntimeError(RuntimeError):
@@ -43,7 +43,7 @@ def test_a_device_that_has_not_enough_memory_says_so() -> None:
     program = """
 import resource
 import jax, jax.numpy as jnp
-from scaling.sweep import faults
+from scaling.worker import faults
 jnp.ones(3).block_until_ready()
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**31, used + 2**31))

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from scaling import config
-from scaling.sweep import files, grid, record, store
+from scaling import config, store
+from scaling.config import grids, loading
+from scaling.store import record
 
 Make = Callable[..., config.Run]
 
@@ -27,33 +28,33 @@ def python(make_run: Make, tmp_path: Path) -> Path:
 
 
 def test_a_python_file_gives_its_sweep(python: Path, make_run: Make) -> None:
-    assert files.load(python) == config.Sweep(name="from-python", base=make_run())
+    assert loading.load(python) == config.Sweep(name="from-python", base=make_run())
 
 
 def test_overrides_are_applied_in_one_go(python: Path) -> None:
-    sweep = files.load(
+    sweep = loading.load(
         python, ["base.model.width=15", "base.model.heads=3", "base.model.position=none", "name=other", "base.seed=4"]
     )
     assert (sweep.base.model.width, sweep.name, sweep.base.seed) == (15, "other", 4)
     with pytest.raises(ValueError, match="did you mean 'seed'"):
-        files.load(python, ["base.sed=4"])
+        loading.load(python, ["base.sed=4"])
     with pytest.raises(ValueError, match="no override"):
-        files.load(python, ["base.seed"])
+        loading.load(python, ["base.seed"])
 
 
 def test_the_last_of_two_overrides_of_a_field_counts(python: Path) -> None:
-    assert files.load(python, ["base.seed=1", "base.seed=2"]).base.seed == 2
+    assert loading.load(python, ["base.seed=1", "base.seed=2"]).base.seed == 2
 
 
 def test_a_sweep_is_read_from_its_json_and_from_the_store(
     make_run: Make, fill: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    sweep = config.Sweep(name="small", base=make_run(), grid=grid.Axis(field="seed", values=(0, 1)))
+    sweep = config.Sweep(name="small", base=make_run(), grid=grids.Axis(field="seed", values=(0, 1)))
     (tmp_path / "plain.json").write_text(sweep.to_json())
-    assert files.load(tmp_path / "plain.json") == sweep
+    assert loading.load(tmp_path / "plain.json") == sweep
     results = store.Store(tmp_path / "store")
     fill(results, [make_run()])
-    again = files.load(results.sweep_folder("small") / "sweep.json", ["base.seed=3"])
+    again = loading.load(results.sweep_folder("small") / "sweep.json", ["base.seed=3"])
     assert again == config.Sweep(name="small", base=make_run(seed=3))
 
 
@@ -62,7 +63,7 @@ def test_a_stored_run_is_a_sweep_of_itself_under_the_same_name(
 ) -> None:
     results = store.Store(tmp_path / "store")
     (run_id,) = fill(results, [make_run(seed=9)])
-    sweep = files.load(results.folder(run_id) / "config.json")
+    sweep = loading.load(results.folder(run_id) / "config.json")
     assert sweep.name == f"run-{run_id}"
     assert [p.run.run_id(identity.data_sha256) for p in sweep.points()] == [run_id]
     assert record.config_record(sweep.base, identity) == results.config(run_id)
@@ -83,14 +84,14 @@ def test_a_stored_run_is_a_sweep_of_itself_under_the_same_name(
 def test_a_file_that_is_no_sweep_is_refused(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
-        files.load(tmp_path / name)
+        loading.load(tmp_path / name)
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"there is no file .*nothing.py; give a Python file with a function sweep\(\)"
     ):
-        files.load(tmp_path / "nothing.py")
+        loading.load(tmp_path / "nothing.py")
 
 
 def test_a_run_of_another_version_is_refused_by_its_unknown_field(
@@ -103,4 +104,4 @@ def test_a_run_of_another_version_is_refused_by_its_unknown_field(
     content["run"]["dropout"] = 0.1
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="Run has no field 'dropout'"):
-        files.load(path)
+        loading.load(path)

@@ -15,9 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scaling import config
-from scaling.sweep import gc, grid, host, outages, plan, store, worker
-from scaling.sweep import lease as leases
+from scaling import config, store
+from scaling.config import grids
+from scaling.planning import plan
+from scaling.storage import host
+from scaling.store import gc
+from scaling.store import lease as leases
+from scaling.worker import main, signals
 from tests import s3
 
 Make = Callable[..., config.Run]
@@ -128,7 +132,7 @@ def test_of_several_copies_of_the_last_step_one_that_can_be_read_stays(
 def test_a_trunk_keeps_what_branches_without_a_result_start_from(
     results: store.Store, make_run: Make, identity: Any
 ) -> None:
-    axis = grid.Axis(field="tokens", values=tuple(32 * steps for steps in (20, 40, 80)))
+    axis = grids.Axis(field="tokens", values=tuple(32 * steps for steps in (20, 40, 80)))
     sweep = config.Sweep(name="small", base=make_run(schedule=WSD), grid=axis, execution=DROPS_LAST)
     resolved = plan.resolve(sweep, lambda data: identity, results)
     plan.register("small", sweep, resolved.trunks + resolved.runs, results)
@@ -192,7 +196,7 @@ def test_what_was_half_written_goes_and_finished_ones_of_orbax_stay(
 ) -> None:
     import jax.numpy as jnp
 
-    from scaling import checkpoint
+    from scaling.training import checkpoint
 
     run_ids = fill(results, [make_run(seed=seed) for seed in range(2)])
     for run_id in run_ids:
@@ -285,7 +289,7 @@ def test_temporary_files_of_the_dead_go_at_once_and_others_when_they_are_old(
 ) -> None:
     (run_id,) = fill(results, [make_run()])
     program = (
-        "import os, signal, sys; from scaling.sweep import store\n"
+        "import os, signal, sys; from scaling import store\n"
         f"store.Store(sys.argv[1]).claim({run_id!r}, 'victim'); print(os.getpid(), flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -447,14 +451,14 @@ def interrupted(rng: random.Random, patch: pytest.MonkeyPatch) -> Iterator[None]
             raise KilledError
         keep(lease, rows)
 
-    def asked(stop: outages.Stop) -> bool:
+    def asked(stop: signals.Stop) -> bool:
         if not kill and left <= 0:
             stop.signal = signal.SIGTERM
         return stop.signal is not None
 
     with patch.context() as inner:
         inner.setattr(leases.Lease, "metrics", metrics)
-        inner.setattr(outages.Stop, "__call__", asked)
+        inner.setattr(signals.Stop, "__call__", asked)
         with contextlib.suppress(KilledError):
             yield
 
@@ -502,11 +506,11 @@ def test_a_sweep_that_is_cleaned_midway_ends_with_the_same_results(
     of each is damaged."""
     from scaling.data import corpus
 
-    lengths = grid.Axis(field="tokens", values=tuple(64 * steps for steps in (16, 28)))
+    lengths = grids.Axis(field="tokens", values=tuple(64 * steps for steps in (16, 28)))
     sweep = config.Sweep(
         name="mine",
         base=tiny(schedule=WSD),
-        grid=grid.Product(parts=(grid.Axis(field="seed", values=(0, 1)), lengths)),
+        grid=grids.Product(parts=(grids.Axis(field="seed", values=(0, 1)), lengths)),
         execution=config.Execution(steps_per_dispatch=1, checkpoint_seconds=0.0),
     )
     rows, removed, rng = [], 0, random.Random(0)
@@ -517,14 +521,14 @@ def test_a_sweep_that_is_cleaned_midway_ends_with_the_same_results(
         spoil = Damage(results, rng)
         for _ in range(8 if name == "disturbed" else 0):
             with interrupted(rng, monkeypatch):
-                assert worker.work(results, "mine", log=lambda line: None).failed == 0
+                assert main.work(results, "mine", log=lambda line: None).failed == 0
             spoil.drafts()
             if rng.random() < 0.5:
                 spoil.newest(spoil.several())
             several = spoil.several()
             removed += len(clean(results))
             spoil.newest(several)
-        assert worker.work(results, "mine", log=lambda line: None).failed == 0
+        assert main.work(results, "mine", log=lambda line: None).failed == 0
         clean(results)
         assert clean(results) == []
         found = results.results(results.run_ids())

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scaling import config, loop, memory
+from scaling import config, memory, store
 from scaling.data import corpus as corpora
-from scaling.sweep import group, record, store
+from scaling.store import record
+from scaling.training import loop
+from scaling.worker import group, protocol
 from tests import conftest, on_devices
 
 Make = Callable[..., config.Run]
@@ -151,7 +153,7 @@ def test_processes_that_are_killed_or_stopped_end_all_and_another_group_goes_on(
     first = start(results, 2)
     on(first, 0)
     codes, took = first.send(signal.SIGKILL, to=1)
-    assert codes == [group.AGAIN, -signal.SIGKILL], first
+    assert codes == [protocol.AGAIN, -signal.SIGKILL], first
     assert took < LIMIT_SECONDS
     status = results.status(run_id)
     assert (status["status"], status["faults"]) == ("planned", {"infrastructure": 1})
@@ -168,7 +170,7 @@ def test_processes_that_are_killed_or_stopped_end_all_and_another_group_goes_on(
     third, before = start(results, 2), step()
     on(third, before)
     codes, took = third.send(signal.SIGKILL, to=0)
-    assert codes == [-signal.SIGKILL, group.AGAIN], third
+    assert codes == [-signal.SIGKILL, protocol.AGAIN], third
     assert took < LIMIT_SECONDS
     assert before < step() < run.steps
 
@@ -205,7 +207,7 @@ def test_what_fails_in_one_process_alone_ends_all_and_is_the_runs_failure(
     (run_id,) = planned(results, [tiny(data__source=source, data__validation_tokens=64)])
 
     workers = start(results, 2, lambda number: {"HOME": str(homes[number])})
-    assert workers.codes(LIMIT_SECONDS) == [group.AGAIN, group.AGAIN], workers
+    assert workers.codes(LIMIT_SECONDS) == [protocol.AGAIN, protocol.AGAIN], workers
     status = results.status(run_id)
     assert (status["status"], status["faults"]) == ("failed", {})
     assert "1 of 2 processes failed by themselves (process 1: ValueError: the corpus of run" in status["reason"]
@@ -217,7 +219,7 @@ def test_a_worker_that_is_refused_ends_all_with_the_same_code(
 ) -> None:
     planned(results, [tiny()])
     workers = start(results, 2, lambda number: {memory.LIMIT: "1000"})
-    assert workers.codes(LIMIT_SECONDS) == [group.REFUSED, group.REFUSED], workers
+    assert workers.codes(LIMIT_SECONDS) == [protocol.REFUSED, protocol.REFUSED], workers
     assert "no microbatch fits" in workers.logs[0].read_text()
 
 
@@ -255,7 +257,7 @@ def test_a_process_that_dies_while_nothing_is_computed_ends_the_others_in_a_minu
         until(lambda: all("of 3 that train" in log.read_text() for log in workers.logs), workers)
         time.sleep(3)
         codes, _ = workers.send(signal.SIGKILL, to=2)
-    assert codes == [group.AGAIN, group.AGAIN, -signal.SIGKILL], workers
+    assert codes == [protocol.AGAIN, protocol.AGAIN, -signal.SIGKILL], workers
 
 
 # How a worker finds its group, and what becomes of its process
@@ -311,7 +313,7 @@ def test_half_an_environment_is_refused(clean: pytest.MonkeyPatch) -> None:
 
 CHILD = """
 import os, signal, sys, time
-from scaling.sweep import group
+from scaling.worker import group
 group._join = lambda arguments, log: setattr(group, "_joined", True)
 stopped = []
 def work():
@@ -358,11 +360,11 @@ def running(pid: int) -> bool:
     ("body", "code"),
     [
         ("return 3", 3),
-        ("os.abort()", group.AGAIN),  # as JAX does where another process has died
+        ("os.abort()", protocol.AGAIN),  # as JAX does where another process has died
         ("os.kill(os.getpid(), signal.SIGKILL); time.sleep(9)", -signal.SIGKILL),
-        ("raise ValueError('planted')", group.REFUSED),
-        ("raise KeyError('planted')", group.CRASHED),
-        ("return group.AGAIN", group.AGAIN),
+        ("raise ValueError('planted')", protocol.REFUSED),
+        ("raise KeyError('planted')", protocol.CRASHED),
+        ("return protocol.AGAIN", protocol.AGAIN),
     ],
 )
 def test_a_worker_ends_as_its_child_does_but_for_aborts(parent: Any, body: str, code: int) -> None:

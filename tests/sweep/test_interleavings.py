@@ -21,8 +21,9 @@ import fsspec
 from hypothesis import settings, stateful
 from hypothesis import strategies as st
 
-from scaling.sweep import bucket, faults, host, storage, store
-from scaling.sweep import lease as leases
+from scaling import store
+from scaling.storage import backends, bucket, host, retry
+from scaling.store import lease as leases
 
 RUNS = [f"{number:016x}" for number in range(2)]
 MOSTLY_ONE = st.sampled_from([RUNS[0], RUNS[0], RUNS[0], RUNS[1]])  # workers are to meet
@@ -43,16 +44,16 @@ def _stepped(name: str) -> Callable[..., Any]:
             raise OSError(28, "No space left on device")
         done = getattr(self.inner, name)(*given)
         if fate == LOST:
-            raise faults.UnreachableError("the connection was lost")
+            raise retry.UnreachableError("the connection was lost")
         return done
 
     return operation
 
 
-class Paused(storage.Storage):
+class Paused(backends.Storage):
     """A storage each operation of which waits for its turn."""
 
-    def __init__(self, inner: storage.Storage, turn: Callable[[], str]):
+    def __init__(self, inner: backends.Storage, turn: Callable[[], str]):
         self.inner = inner
         self.turn = turn
         self.pace_seconds = inner.pace_seconds
@@ -67,7 +68,7 @@ class Paused(storage.Storage):
         return self.inner.local()
 
 
-OPERATIONS = storage.Storage.__abstractmethods__ - {"__str__", "sub"}
+OPERATIONS = backends.Storage.__abstractmethods__ - {"__str__", "sub"}
 Stepped: Any = type("Stepped", (Paused,), {name: _stepped(name) for name in OPERATIONS})
 
 
@@ -122,10 +123,10 @@ class Worker:
         self.held = []
 
     def wait(self, error: OSError, seconds: float) -> None:
-        """See `storage.Outages`: it tries again when its turn comes."""
+        """See `retry.Outages`: it tries again when its turn comes."""
 
     def passed(self, seconds: float) -> None:
-        """See `storage.Outages`."""
+        """See `retry.Outages`."""
 
     def _turn(self) -> str:
         self._stopped.release()
@@ -149,7 +150,7 @@ class Interleavings(stateful.RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.files = self.place()
-        with mock.patch.object(storage, "of", return_value=self.files):
+        with mock.patch.object(backends, "of", return_value=self.files):
             self.results = store.Store("there")
         for run_id in RUNS:
             self.results.add_run(run_id, {"format": 1, "run_id": run_id, "run": {"data": {}}, "data": {}})
@@ -170,7 +171,7 @@ class Interleavings(stateful.RuleBasedStateMachine):
         self.asked: dict[tuple[str, int], tuple[int, int | None, bool]] = {}  # when, and microbatch and alone from then
         self.rows = 0
 
-    def place(self) -> storage.Storage:
+    def place(self) -> backends.Storage:
         raise NotImplementedError
 
     def age(self, key: str, seconds: float) -> None:
@@ -325,7 +326,7 @@ class Interleavings(stateful.RuleBasedStateMachine):
         for run_id in RUNS:
             self.check_run(run_id, self.files.sub(f"runs/{run_id}"))
 
-    def check_run(self, run_id: str, run: storage.Storage) -> None:
+    def check_run(self, run_id: str, run: backends.Storage) -> None:
         names = [name for name in run.names("leases") if not name.startswith(".")]
         numbers = [int(name[:6]) for name in names]
         assert numbers == list(range(1, len(names) + 1))
@@ -369,7 +370,7 @@ class Interleavings(stateful.RuleBasedStateMachine):
             assert attempt.alone or not alone, "nobody remembers that it is to be tried alone"
             when, microbatch, alone = self.asked.get((run_id, attempt.attempt), (when, microbatch, alone))
 
-    def measured(self, run: storage.Storage) -> Iterator[tuple[int, dict[str, Any]]]:
+    def measured(self, run: backends.Storage) -> Iterator[tuple[int, dict[str, Any]]]:
         for name in run.names("metrics"):
             assert store.SEGMENT.fullmatch(name)
             for line in run.read(f"metrics/{name}").splitlines():
@@ -377,9 +378,9 @@ class Interleavings(stateful.RuleBasedStateMachine):
 
 
 class OnAFolder(Interleavings):
-    def place(self) -> storage.Storage:
+    def place(self) -> backends.Storage:
         self.folder = tempfile.TemporaryDirectory()
-        return storage.Folder(Path(self.folder.name) / "store")
+        return backends.Folder(Path(self.folder.name) / "store")
 
     def age(self, key: str, seconds: float) -> None:
         path = Path(self.folder.name) / "store" / key
@@ -396,7 +397,7 @@ class InABucket(Interleavings):
 
     fates = (*FATES, LOST)
 
-    def place(self) -> storage.Storage:
+    def place(self) -> backends.Storage:
         self.memory = fsspec.filesystem("memory", skip_instance_cache=True)
         self.memory.store.clear()
         self.memory.pseudo_dirs.clear()

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import settings, stateful
 from hypothesis import strategies as st
 
-from scaling.sweep import host, storage, store
-from scaling.sweep import lease as leases
+from scaling import store
+from scaling.storage import backends, host
+from scaling.store import lease as leases
 
 RUN = "0123456789abcdef"
 RECORD = {"format": 1, "run_id": RUN, "run": {"data": {}}, "data": {}}
@@ -168,15 +169,15 @@ def test_what_a_late_owner_still_says_is_told_anew_as_it_is(
 ) -> None:
     """It is paused between its last look at the leases and what it writes."""
     slow = claim(results, "slow")
-    replace = storage.Folder.replace
+    replace = backends.Folder.replace
 
-    def paused(self: storage.Folder, key: str, text: str) -> None:
+    def paused(self: backends.Folder, key: str, text: str) -> None:
         monkeypatch.undo()
         age(results, 61)
         assert claim(results, "quick").publish(row(2.0))
         replace(self, key, text)
 
-    monkeypatch.setattr(storage.Folder, "replace", paused)
+    monkeypatch.setattr(backends.Folder, "replace", paused)
     {"heartbeat": slow.heartbeat, "release": lambda: slow.release("x"), "fail": lambda: slow.fail("x", "x")}[late]()
     for status in (results.status(RUN), results.run(RUN).read_json("status.json")):
         found = {name: status[name] for name in ("status", "reason", "owner", "attempt", "faults")}
@@ -188,15 +189,15 @@ def test_what_a_late_owner_still_says_is_told_anew_as_it_is(
 def test_a_result_that_was_sealed_and_not_written_is_written_by_the_next(
     results: store.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mine, create = claim(results), storage.Folder.create
+    mine, create = claim(results), backends.Folder.create
 
-    def killed(self: storage.Folder, key: str, text: str) -> bool:
+    def killed(self: backends.Folder, key: str, text: str) -> bool:
         created = create(self, key, text)
         if key == leases.key_of(2):
             raise KeyboardInterrupt
         return created
 
-    monkeypatch.setattr(storage.Folder, "create", killed)
+    monkeypatch.setattr(backends.Folder, "create", killed)
     with pytest.raises(KeyboardInterrupt):
         mine.publish(row(2.0))
     monkeypatch.undo()
@@ -218,7 +219,7 @@ def test_a_paused_owner_that_nobody_replaced_goes_on(results: store.Store) -> No
 
 
 def test_a_dead_process_of_this_host_is_replaced_at_once(results: store.Store) -> None:
-    program = f"from scaling.sweep import store; assert store.Store({str(results.path)!r}).claim({RUN!r}, 'dead')"
+    program = f"from scaling import store; assert store.Store({str(results.path)!r}).claim({RUN!r}, 'dead')"
     subprocess.run([sys.executable, "-c", program], check=True)
     assert results.status(RUN)["status"] == "planned"
     heir = claim(results)
@@ -245,7 +246,7 @@ def test_processes_that_claim_at_once_take_each_run_once(tmp_path: Path) -> None
         results.add_run(run_id, {**RECORD, "run_id": run_id})
     program = """
 import sys, time
-from scaling.sweep import store
+from scaling import store
 results, start = store.Store(sys.argv[1]), float(sys.argv[2])
 time.sleep(max(0, start - time.time()))
 held = [(run_id, results.claim(run_id, sys.argv[3])) for run_id in sorted(sys.argv[4:])]

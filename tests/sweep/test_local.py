@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 import rich.console
 
-from scaling import config, memory
-from scaling.launch import launcher, local, slots
-from scaling.sweep import stages, store, watch
+from scaling import config, memory, store
+from scaling.launch import launcher, local, slots, stages, watch
 
 Make = Callable[..., config.Run]
 Launch = Callable[..., local.Workers]
@@ -26,7 +25,7 @@ Fill = Callable[..., list[str]]
 WORKER = """
 import os, signal, sys, time
 from pathlib import Path
-from scaling.sweep import store
+from scaling import store
 results, sweep, place = store.Store(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 stopped = []
 signal.signal(signal.SIGTERM, lambda *_: stopped.append(143))
@@ -304,7 +303,7 @@ def test_cores_are_split_evenly(cores: list[int], workers: int, shares: list[lis
 
 def test_a_launcher_imports_no_jax() -> None:
     program = (
-        "import sys; from scaling.launch import local; from scaling.sweep import watch; print('jax' in sys.modules)"
+        "import sys; from scaling.launch import local; from scaling.launch import watch; print('jax' in sys.modules)"
     )
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "False"
@@ -326,7 +325,7 @@ def test_two_launchers_at_once_train_each_run_once(
 ) -> None:
     """With real workers and real training."""
     from scaling.data import corpus
-    from scaling.sweep import record
+    from scaling.store import record
 
     monkeypatch.setenv("SCALING_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from scaling import config, memory
+from scaling import config, memory, store
 from scaling.commands import planning
-from scaling.launch import local
-from scaling.sweep import plan, stages, store, worker
+from scaling.launch import local, stages
+from scaling.planning import plan
+from scaling.worker import main
 
 Make = Callable[..., config.Run]
 Launch = Callable[..., local.Workers]
@@ -31,7 +32,7 @@ def test_a_worker_refuses_what_its_device_cannot_hold(
     (run_id,) = fill(results, [make_run()])
     monkeypatch.setenv(memory.LIMIT, "20000")
     with pytest.raises(ValueError, match=f"run {run_id} .*a device here"):
-        worker.work(results, "small", log=lambda line: None)
+        main.work(results, "small", log=lambda line: None)
     assert results.status(run_id)["status"] == "planned"
 
 

@@ -10,42 +10,43 @@ from typing import Any
 
 import pytest
 
-from scaling import config, counting, devices
-from scaling.sweep import grid, plan, rates, store
+from scaling import config, counting, devices, store
+from scaling.config import grids, rates
+from scaling.planning import plan
 
 Make = Callable[..., config.Run]
 WIDTHS = (8, 12, 16, 24, 32)
 
 
-def ladder(*widths: int) -> grid.Ladder:
-    return grid.Ladder(sizes=tuple(grid.Size(width=width, depth=1, heads=2) for width in widths))
+def ladder(*widths: int) -> grids.Ladder:
+    return grids.Ladder(sizes=tuple(grids.Size(width=width, depth=1, heads=2) for width in widths))
 
 
-def planned(run: config.Run, of: grid.Grid, corpus: Any = None, **rule: Any) -> tuple[plan.Plan, list[dict[str, Any]]]:
+def planned(run: config.Run, of: grids.Grid, corpus: Any = None, **rule: Any) -> tuple[plan.Plan, list[dict[str, Any]]]:
     made = plan.resolve(config.Sweep(name="s", base=run, grid=of, **rule), lambda data: corpus, None)
     return made, [plan.row(p, 1e9, config.Execution()) for p in made.runs]
 
 
-def warned(run: config.Run, of: grid.Grid, corpus: Any = None, **rule: Any) -> list[str]:
+def warned(run: config.Run, of: grids.Grid, corpus: Any = None, **rule: Any) -> list[str]:
     return plan.warnings(*planned(run, of, corpus, **rule))
 
 
-def budgets_around(ratio: float, *widths: int) -> grid.IsoFlop:
+def budgets_around(ratio: float, *widths: int) -> grids.IsoFlop:
     """A budget at which the middle width has `ratio` tokens per parameter."""
-    from scaling import families
+    from scaling.config import families
 
     model = families.Transformer(
         width=widths[len(widths) // 2], depth=1, heads=2, norm="rmsnorm", position="rotary", mlp="gelu", biases=False,
         qk_norm=False,
     )  # fmt: skip
     params = counting.params_non_embedding(model, 256, 16)
-    return grid.IsoFlop(budgets=(counting.flops(model, 256, 16, ratio * params),), sizes=ladder(*widths))
+    return grids.IsoFlop(budgets=(counting.flops(model, 256, 16, ratio * params),), sizes=ladder(*widths))
 
 
-def proportional(*widths: int) -> grid.Grid:
+def proportional(*widths: int) -> grids.Grid:
     """Tokens in proportion to the parameters, which are 12 width² + 3 width."""
     tokens = tuple(40 * (12 * width + 3) * width // 32 * 32 for width in widths)
-    return grid.Zip(parts=(grid.Axis(field="model.width", values=widths), grid.Axis(field="tokens", values=tokens)))
+    return grids.Zip(parts=(grids.Axis(field="model.width", values=widths), grids.Axis(field="tokens", values=tokens)))
 
 
 # Each warning: a sweep where it is due, and one like it where it is not.
@@ -56,10 +57,10 @@ def proportional(*widths: int) -> grid.Grid:
     [
         (proportional(8, 16, 32), True),
         (ladder(8, 16, 32), False),
-        (grid.Product(parts=(ladder(8, 12), grid.Axis(field="seed", values=(0, 1, 2)))), False),  # two sizes alone
+        (grids.Product(parts=(ladder(8, 12), grids.Axis(field="seed", values=(0, 1, 2)))), False),  # two sizes alone
     ],
 )  # fmt: skip
-def test_one_ratio_of_tokens_to_parameters_is_warned_of(make_run: Make, of: grid.Grid, due: bool) -> None:
+def test_one_ratio_of_tokens_to_parameters_is_warned_of(make_run: Make, of: grids.Grid, due: bool) -> None:
     found = [line for line in warned(make_run(), of) if "tokens per parameter: a fit" in line]
     assert len(found) == due
 
@@ -75,7 +76,7 @@ def test_one_ratio_of_tokens_to_parameters_is_warned_of(make_run: Make, of: grid
     ],
 )
 def test_an_isoflop_grid_is_warned_of_where_its_minimum_would_be_poor(
-    make_run: Make, of: grid.IsoFlop, message: str | None
+    make_run: Make, of: grids.IsoFlop, message: str | None
 ) -> None:
     found = warned(make_run(), of)
     assert found == [] if message is None else (len(found) == 1 and message in found[0])
@@ -86,7 +87,7 @@ def test_an_isoflop_grid_is_warned_of_where_its_minimum_would_be_poor(
 )
 def test_epochs_over_one_are_warned_of(make_run: Make, identity: Any, unique: int, message: str | None) -> None:
     corpus = type(identity)(unique_tokens=unique)
-    found = warned(make_run(), grid.Single(), corpus)
+    found = warned(make_run(), grids.Single(), corpus)
     assert (
         found == []
         if message is None
@@ -96,18 +97,18 @@ def test_epochs_over_one_are_warned_of(make_run: Make, identity: Any, unique: in
 
 @pytest.mark.parametrize(("fraction", "due"), [(0.1, False), (0.0, False), (0.2, True)])
 def test_a_long_warm_up_is_warned_of(make_run: Make, fraction: float, due: bool) -> None:
-    found = warned(make_run(schedule__warmup__fraction=fraction), grid.Single())
+    found = warned(make_run(schedule__warmup__fraction=fraction), grids.Single())
     assert [("warm-up, up to 20%" in line) for line in found] == [True] * due
 
 
 @pytest.mark.parametrize("steps", range(5, 30))
 def test_a_tenth_rounded_up_to_whole_steps_is_no_long_warm_up(make_run: Make, steps: int) -> None:
-    assert warned(make_run(tokens=32 * steps), grid.Single()) == []
+    assert warned(make_run(tokens=32 * steps), grids.Single()) == []
 
 
 def test_a_warm_up_of_fixed_tokens_is_warned_of_for_the_short_runs(make_run: Make) -> None:
     run = make_run(schedule__warmup={"kind": "tokens", "tokens": 320})
-    found = warned(run, grid.IsoToken(tokens=(640, 6400), sizes=ladder(8)))
+    found = warned(run, grids.IsoToken(tokens=(640, 6400), sizes=ladder(8)))
     assert len(found) == 1
     assert found[0].startswith("1 runs spend more than a tenth")
     assert "50%" in found[0]
@@ -120,11 +121,11 @@ def test_a_learning_rate_far_above_the_usual_is_warned_of(
     make_run: Make, optimizer: str, rate: float, due: bool
 ) -> None:
     run = make_run(optimizer={"kind": optimizer, "learning_rate": rate})
-    assert [("tune them instead" in line) for line in warned(run, grid.Single())] == [True] * due
+    assert [("tune them instead" in line) for line in warned(run, grids.Single())] == [True] * due
 
 
 def test_the_step_law_far_below_its_range_is_warned_of(make_run: Make) -> None:
-    found = warned(make_run(), grid.Single(), learning_rate=rates.StepLaw())
+    found = warned(make_run(), grids.Single(), learning_rate=rates.StepLaw())
     assert len(found) == 1
     assert "tune them instead" in found[0]
 
@@ -199,7 +200,7 @@ def test_a_tune_stage_that_ends_at_its_edge_is_refused(make_run: Make, identity:
 
 def test_a_row_counts_what_the_run_costs(make_run: Make) -> None:
     run = make_run()
-    (row,) = planned(run, grid.Single())[1]
+    (row,) = planned(run, grids.Single())[1]
     width, vocabulary, context, tokens = 8, 256, 16, 640
     hidden = 12 * width * width
     per_token = 3 * (2 * (hidden + vocabulary * width) + 4 * width * (context + 1) / 2)
@@ -243,7 +244,7 @@ def test_each_text_of_a_sweep_gives_its_own_runs(make_run: Make) -> None:
     """An axis over data: run ids follow the text of each run, and not that of the base run."""
     texts = {1024: types.SimpleNamespace(data_sha256="a" * 64, unique_tokens=1024)}
     texts[2048] = types.SimpleNamespace(data_sha256="a" * 64, unique_tokens=2048)
-    over = grid.Axis(field="data.train_tokens", values=tuple(texts))
+    over = grids.Axis(field="data.train_tokens", values=tuple(texts))
     sweep = config.Sweep(name="s", base=make_run(), grid=over)
     made = plan.resolve(sweep, lambda data: texts[data.train_tokens], None)
     assert [p.corpus.unique_tokens for p in made.runs] == [1024, 2048]
@@ -253,7 +254,7 @@ def test_each_text_of_a_sweep_gives_its_own_runs(make_run: Make) -> None:
 
 
 def test_runs_that_a_rule_would_make_one_are_refused(make_run: Make) -> None:
-    over = grid.Axis(field="optimizer.learning_rate", values=(0.1, 0.2))
+    over = grids.Axis(field="optimizer.learning_rate", values=(0.1, 0.2))
     with pytest.raises(ValueError, match="'step_law' gives runs that differ in nothing else one learning rate"):
         planned(make_run(), over, learning_rate=rates.StepLaw())
 
@@ -278,11 +279,11 @@ THOUSAND = """
 import sys, time
 sys.path.insert(0, {tests!r})
 from scaling import config
-from scaling.sweep import grid, plan, store
+from scaling.config import grids; from scaling.planning import plan; from scaling import store
 run = config.Run.from_json({run!r})
-sizes = grid.Ladder(sizes=tuple(grid.Size(width=8 * i, depth=1, heads=2) for i in range(1, 21)))
-whole = grid.Product(parts=(
-    grid.Axis(field="seed", values=tuple(range(10))), grid.IsoFlop(budgets=(1e9, 2e9, 4e9, 8e9, 16e9), sizes=sizes),
+sizes = grids.Ladder(sizes=tuple(grids.Size(width=8 * i, depth=1, heads=2) for i in range(1, 21)))
+whole = grids.Product(parts=(
+    grids.Axis(field="seed", values=tuple(range(10))), grids.IsoFlop(budgets=(1e9, 2e9, 4e9, 8e9, 16e9), sizes=sizes),
 ))
 class Identity: data_sha256, unique_tokens = "a" * 64, 10_000
 results = store.Store({store!r})

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from scaling import config
-from scaling.data import corpus
-from scaling.sweep import grid, outages, packing, plan, queue, store, worker
+from scaling import config, store
+from scaling.config import grids
+from scaling.planning import packing, plan
+from scaling.storage import retry
+from scaling.worker import main, protocol, queue, signals
 
 Make = Callable[..., config.Run]
 WSD = {"kind": "wsd", "cooldown": 0.25, "warmup": {"kind": "tokens", "tokens": 64}}
@@ -24,11 +26,11 @@ def planned(results: store.Store, make_run: Make, identity: Any) -> Callable[...
     def register(more: tuple[int, ...] = (), **execution: Any) -> plan.Plan:
         base = make_run(schedule=WSD)
         lengths = tuple(steps * STEP for steps in (20, 40, *more))
-        axes = (grid.Axis(field="seed", values=(0, 1)), grid.Axis(field="tokens", values=lengths))
+        axes = (grids.Axis(field="seed", values=(0, 1)), grids.Axis(field="tokens", values=lengths))
         sweep = config.Sweep(
-            name="small", base=base, grid=grid.Product(parts=axes), execution=config.Execution(**execution)
+            name="small", base=base, grid=grids.Product(parts=axes), execution=config.Execution(**execution)
         )
-        found: Callable[[corpus.Data], Any] = lambda data: identity  # noqa: E731
+        found: Callable[[config.Data], Any] = lambda data: identity  # noqa: E731
         resolved = plan.resolve(sweep, found, results)
         plan.register("small", sweep, resolved.trunks + resolved.runs, results)
         return resolved
@@ -40,7 +42,7 @@ def train(results: store.Store, order: list[list[tuple[int, int]]], saves: bool 
     """A training that notes (seed, steps) of each pack and leaves the checkpoints that branches need."""
 
     def pretend(members: Any, execution: Any, corpus: Any) -> list[Any]:
-        from scaling import loop
+        from scaling.training import loop
 
         order.append([(m.run.seed, m.run.steps) for m in members])
         ended = []
@@ -60,7 +62,7 @@ def test_trunks_come_first_and_each_run_pays_for_its_own_steps(
     resolved = planned()
     order: list[list[tuple[int, int]]] = []
     pretend_packs(train(results, order))
-    assert worker.work(results, "small", log=lambda line: None).finished == 6
+    assert main.work(results, "small", log=lambda line: None).finished == 6
     cooldown = round(0.25 * 38)
     trunk = 40 - cooldown
     assert order == [[(0, trunk)], [(1, trunk)], [(0, 40)], [(1, 40)], [(0, 20)], [(1, 20)]]
@@ -82,7 +84,7 @@ def test_without_trunks_every_run_is_trained_from_its_start(
     assert resolved.trunks == ()
     order: list[list[tuple[int, int]]] = []
     pretend_packs(train(results, order))
-    assert worker.work(results, "small", log=lambda line: None).finished == 4
+    assert main.work(results, "small", log=lambda line: None).finished == 4
     frame = results.runs("small")
     assert (frame["flops_spent"] == frame["flops"]).all()
     assert set(frame["role"]) == {"single"}
@@ -101,7 +103,7 @@ def test_branches_wait_for_a_trunk_that_another_worker_trains(
     assert not any(waiting.ready(item) for item in waiting.left() if item.trunk)
     order: list[list[tuple[int, int]]] = []
     pretend_packs(train(results, order))
-    thread = threading.Thread(target=worker.work, args=(results, "small"), kwargs={"log": lambda line: None})
+    thread = threading.Thread(target=main.work, args=(results, "small"), kwargs={"log": lambda line: None})
     thread.start()
     time.sleep(2 * queue.WAIT_SECONDS)
     assert order == []
@@ -126,13 +128,13 @@ def test_branches_of_a_diverged_trunk_diverge_with_it(results: store.Store, plan
     trained = []
 
     def diverge(members: Any, execution: Any, corpus: Any) -> list[Any]:
-        from scaling import loop
+        from scaling.training import loop
 
         trained.extend(m.run.steps for m in members)
         return [loop.Outcome("diverged", "training loss is nan at step 3", 3, 1.0) for m in members]
 
     pretend_packs(diverge)
-    assert worker.work(results, "small", log=lambda line: None).diverged == 6
+    assert main.work(results, "small", log=lambda line: None).diverged == 6
     assert trained == [30, 30]
     frame = results.runs("small")
     branches = frame[frame["role"] == "branch"]
@@ -148,7 +150,7 @@ def test_branches_that_leave_before_the_trunk_diverged_are_trained(
     trained = []
 
     def diverge(members: Any, execution: Any, corpus: Any) -> list[Any]:
-        from scaling import loop
+        from scaling.training import loop
 
         trained.extend(m.run.steps for m in members)
         if members[0].branches:
@@ -156,7 +158,7 @@ def test_branches_that_leave_before_the_trunk_diverged_are_trained(
         return [loop.Outcome("finished", "", m.run.steps, 1.0, 2.0, 0.1, 2.0) for m in members]
 
     pretend_packs(diverge)
-    tally = worker.work(results, "small", log=lambda line: None)
+    tally = main.work(results, "small", log=lambda line: None)
     assert (tally.diverged, tally.finished) == (4, 2)
     assert trained == [30, 30, 20, 20]
 
@@ -174,7 +176,7 @@ def test_a_sweep_may_grow_or_go_on_without_its_trunks(results: store.Store, plan
 def test_no_trunk_is_trained_for_one_short_run(results: store.Store, planned: Any, pretend_packs: Any) -> None:
     planned(trunks="off")
     pretend_packs(train(results, []))
-    worker.work(results, "small", log=lambda line: None)
+    main.work(results, "small", log=lambda line: None)
     grown = planned(more=(30,))
     assert grown.trunks == ()
     assert sum(results.result(str(p.run_id)) is None for p in grown.runs) == 2
@@ -187,7 +189,7 @@ def test_branches_of_a_trunk_that_cannot_be_had_are_trained_from_their_start(
     planned()
     order: list[list[tuple[int, int]]] = []
     pretend_packs(train(results, order, saves=False))
-    assert worker.work(results, "small", log=lambda line: None).finished == 6
+    assert main.work(results, "small", log=lambda line: None).finished == 6
     frame = results.runs("small")
     assert (frame["flops_spent"] == frame["flops"]).all()
 
@@ -198,18 +200,18 @@ def test_runs_of_one_program_and_length_are_claimed_together(
     planned(pack=8)
     order: list[list[tuple[int, int]]] = []
     pretend_packs(train(results, order))
-    assert worker.work(results, "small", log=lambda line: None).finished == 6
+    assert main.work(results, "small", log=lambda line: None).finished == 6
     assert order == [[(0, 30), (1, 30)], [(0, 40), (1, 40)], [(0, 20), (1, 20)]]
 
 
 def test_workers_leave_each_other_their_share_of_a_pack(
     results: store.Store, planned: Any, pretend_packs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(worker.WORKERS, "2")
+    monkeypatch.setenv(protocol.WORKERS, "2")
     planned(pack=8)
     order: list[list[tuple[int, int]]] = []
     pretend_packs(train(results, order))
-    worker.work(results, "small", log=lambda line: None)
+    main.work(results, "small", log=lambda line: None)
     assert [len(pack) for pack in order] == [1] * 6
 
 
@@ -225,7 +227,7 @@ def test_a_pack_that_fails_is_tried_run_by_run(results: store.Store, planned: An
         return good(members, execution, corpus)
 
     pretend_packs(fail)
-    tally = worker.work(results, "small", log=lambda line: None)
+    tally = main.work(results, "small", log=lambda line: None)
     assert (tally.finished, tally.failed) == (2, 2)
     assert order == [[(0, 40), (1, 40)], [(0, 40)], [(1, 40)], [(0, 20), (1, 20)], [(0, 20)], [(1, 20)]]
     for one in resolved.runs:
@@ -242,17 +244,17 @@ def test_the_next_program_is_compiled_while_runs_train(
     monkeypatch.setattr("os.sched_getaffinity", lambda process: cores)
 
     def training(members: Any, execution: Any, corpus: Any) -> list[Any]:
-        from scaling import loop
+        from scaling.training import loop
 
         loop.program_of = lambda run, execution, members, corpus: compiled.append((run.model.width, members))
         return [loop.Outcome("stopped", "asked to stop", 5, 1.0) for m in members]
 
     pretend_packs(training)
-    stop = outages.Stop()
-    work = worker.Work(
-        results, config.Sweep(name="small", base=make_run()), "small", {}, stop, outages.Outages(stop, print), print
+    stop = signals.Stop()
+    work = main.Work(
+        results, config.Sweep(name="small", base=make_run()), "small", {}, stop, retry.Outages(stop, print), print
     )
-    claims = next(work.queue.claims("me", {}, work.most, lambda: False))
+    claims = next(main.queue.claims("me", {}, work.most, lambda: False))
     training([], None, None)
     thread = work.compile_next(claims)
     assert thread is not None
@@ -267,7 +269,7 @@ def test_what_a_trunk_left_is_removed_with_its_last_branch(
 ) -> None:
     resolved = planned()
     pretend_packs(train(results, []))
-    worker.work(results, "small", log=lambda line: None)
+    main.work(results, "small", log=lambda line: None)
     for trunk in resolved.trunks:
         (folder,) = results.checkpoints(str(trunk.run_id))
         assert [path.name for path in folder.iterdir()] == [str(trunk.run.steps)]  # the last one is kept

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import strategies as st
 
 from scaling import config, counting
-from scaling.sweep import grid, rates
+from scaling.config import grids, rates
 
 Make = Callable[..., config.Run]
 GRID = tuple(float(rate) for rate in 1e-3 * 2.0 ** np.arange(6))
@@ -87,7 +87,7 @@ def test_the_step_law_is_its_formula(make_run: Make, monkeypatch: pytest.MonkeyP
 
 def test_a_rate_as_given_is_that_of_the_run(make_run: Make) -> None:
     assert rates.AsGiven().learning_rate(make_run(optimizer__learning_rate=0.123), {}) == 0.123
-    assert rates.AsGiven().tuning_points([grid.Point(make_run(), {})]) == []
+    assert rates.AsGiven().tuning_points([grids.Point(make_run(), {})]) == []
 
 
 def tuned(**fields: Any) -> rates.Tuned:
@@ -95,7 +95,7 @@ def tuned(**fields: Any) -> rates.Tuned:
 
 
 def test_every_size_is_tuned_at_every_rate_and_seed_on_its_own_tokens(make_run: Make) -> None:
-    points = [grid.Point(make_run(model__width=w, seed=s), {"role": "single"}) for w in (8, 16) for s in (0, 1)]
+    points = [grids.Point(make_run(model__width=w, seed=s), {"role": "single"}) for w in (8, 16) for s in (0, 1)]
     made = tuned(seeds=(5, 6)).tuning_points(points)
     assert [(p.run.model.width, p.run.optimizer.learning_rate, p.run.seed) for p in made] == [
         (w, rate, seed) for w in (8, 16) for rate in (0.01, 0.02, 0.04) for seed in (5, 6)
@@ -111,11 +111,11 @@ def test_each_size_takes_its_own_optimum(make_run: Make) -> None:
 
 
 def test_one_optimum_is_transferred_by_mup(make_run: Make) -> None:
-    at = grid.Ladder(sizes=(grid.Size(width=8, depth=1), grid.Size(width=16, depth=1)))
+    at = grids.Ladder(sizes=(grids.Size(width=8, depth=1), grids.Size(width=16, depth=1)))
     rule = tuned(at=at)
     base = make_run(parametrization=MUP)
     rule.check(base)
-    points = [grid.Point(base.edit({"model.width": w}), {"role": "single"}) for w in (8, 32, 64)]
+    points = [grids.Point(base.edit({"model.width": w}), {"role": "single"}) for w in (8, 32, 64)]
     assert {p.run.model.width for p in rule.tuning_points(points)} == {8, 16}
     assert rule.learning_rate(points[2].run, {"a": 0.01, "b": 0.04}) == pytest.approx(0.02)
     assert "transferred to all sizes by µP" in rule.describe()
@@ -123,9 +123,9 @@ def test_one_optimum_is_transferred_by_mup(make_run: Make) -> None:
 
 def test_a_sweep_over_more_than_size_tokens_and_seed_is_not_tuned(make_run: Make) -> None:
     """One optimum a size would silently serve runs of another batch size."""
-    same = [grid.Point(make_run(seed=seed), {}) for seed in (0, 1)]
+    same = [grids.Point(make_run(seed=seed), {}) for seed in (0, 1)]
     assert len(tuned().tuning_points(same)) == 3
-    larger = grid.Point(make_run(batch_size=2 * make_run().batch_size, tokens=2 * make_run().tokens), {})
+    larger = grids.Point(make_run(batch_size=2 * make_run().batch_size, tokens=2 * make_run().tokens), {})
     with pytest.raises(ValueError, match=r"runs differ in 'batch_size'.*tune a sweep for each value of 'batch_size'"):
         tuned().tuning_points([*same, larger])
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from scaling import config, counting
-from scaling.sweep import record, store
+from scaling import config, counting, store
+from scaling.store import record
 
 Make = Callable[..., config.Run]
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from scaling import config
+from scaling import config, store
 from scaling.launch import slurm_queue
-from scaling.sweep import pace, store
 
 Make = Callable[..., config.Run]
 Fill = Callable[..., list[str]]
@@ -56,9 +55,9 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     folder = tmp_path / "commands"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    for module, name in ((slurm_queue, "QUEUE_SECONDS"), (slurm_queue, "STOPPING_SECONDS"), (pace, "SECONDS")):
+    for module, name in ((slurm_queue, "QUEUE_SECONDS"), (slurm_queue, "STOPPING_SECONDS"), (rate_limiter, "SECONDS")):
         monkeypatch.setattr(module, name, 0.0)
-    monkeypatch.setattr(pace, "SHARE", 1e9)
+    monkeypatch.setattr(rate_limiter, "SHARE", 1e9)
     return Cluster(folder)
 
 
@@ -151,7 +150,7 @@ def test_what_jobs_did_is_seen_before_any_are_submitted_anew(
 ) -> None:
     workers = follow(cluster, results, 1)
     assert workers.poll()
-    monkeypatch.setattr(pace, "SECONDS", 1e9)
+    monkeypatch.setattr(rate_limiter, "SECONDS", 1e9)
     assert workers.poll()
     for run_id in left:
         finish(results, run_id)
@@ -261,7 +260,7 @@ def test_the_queue_is_not_asked_more_often_than_it_may(
     cluster: Cluster, results: store.Store, left: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slurm_queue, "QUEUE_SECONDS", 0.5)
-    monkeypatch.setattr(pace, "SECONDS", 0.3)
+    monkeypatch.setattr(rate_limiter, "SECONDS", 0.3)
     asked, looked = [], []
     monkeypatch.setattr(
         slurm_queue, "listed", lambda name: asked.append(name) or {"1_0": slurm_queue.State("RUNNING", 0)}

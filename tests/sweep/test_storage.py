@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from scaling import config
-from scaling.sweep import bucket, faults, storage, store
+from scaling import config, store
+from scaling.storage import backends, bucket, retry
 from tests import s3
 
 Make = Callable[..., config.Run]
@@ -35,11 +35,11 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.fixture
-def files(place: str) -> storage.Storage:
-    return storage.of(place)
+def files(place: str) -> backends.Storage:
+    return backends.of(place)
 
 
-def test_a_file_is_created_once_and_replaced_whole(files: storage.Storage) -> None:
+def test_a_file_is_created_once_and_replaced_whole(files: backends.Storage) -> None:
     assert files.create("a/b.json", "first")
     assert not files.create("a/b.json", "second")
     assert files.read("a/b.json") == b"first"
@@ -51,7 +51,7 @@ def test_a_file_is_created_once_and_replaced_whole(files: storage.Storage) -> No
         files.read("a/c.json")
 
 
-def test_of_many_who_create_a_file_at_once_one_does(files: storage.Storage) -> None:
+def test_of_many_who_create_a_file_at_once_one_does(files: backends.Storage) -> None:
     won: list[int] = []
     ready = threading.Barrier(8)
 
@@ -69,7 +69,7 @@ def test_of_many_who_create_a_file_at_once_one_does(files: storage.Storage) -> N
     assert files.read("one") == f"by {winner}".encode()
 
 
-def test_many_are_read_and_listed_at_once(files: storage.Storage) -> None:
+def test_many_are_read_and_listed_at_once(files: backends.Storage) -> None:
     for number in range(40):
         files.replace(f"runs/{number:02d}/result.json", str(number))
     keys = [f"runs/{number:02d}/result.json" for number in range(0, 60, 2)]
@@ -90,7 +90,7 @@ def test_many_are_read_and_listed_at_once(files: storage.Storage) -> None:
 
 def test_what_was_written_a_moment_ago_by_another_is_seen(place: str) -> None:
     """Nothing is answered from a cache of what was there before."""
-    mine, other = storage.of(place), storage.of(place)
+    mine, other = backends.of(place), backends.of(place)
     assert mine.names("leases") == []
     assert not mine.exists("leases/1")
     other.create("leases/1", "{}")
@@ -100,7 +100,7 @@ def test_what_was_written_a_moment_ago_by_another_is_seen(place: str) -> None:
     assert mine.read("leases/1") == b"[]"
 
 
-def test_large_files_go_there_and_back(files: storage.Storage, tmp_path: Path) -> None:
+def test_large_files_go_there_and_back(files: backends.Storage, tmp_path: Path) -> None:
     content = bytes(range(256)) * 2**16
     (tmp_path / "here").write_bytes(content)
     files.upload(tmp_path / "here", "checkpoints/5/state.npz")
@@ -111,7 +111,7 @@ def test_large_files_go_there_and_back(files: storage.Storage, tmp_path: Path) -
         files.download("checkpoints/6/state.npz", tmp_path / "none")
 
 
-def test_time_is_that_of_the_storage(files: storage.Storage) -> None:
+def test_time_is_that_of_the_storage(files: backends.Storage) -> None:
     before = files.now()
     files.replace("late", "")
     assert -1.1 < files.modified("late") - before < 5.0  # S3 tells whole seconds
@@ -187,7 +187,7 @@ def test_rows_in_a_bucket_are_held_back_until_a_checkpoint(
 # What passes and what does not
 
 
-class Failing(storage.Folder):
+class Failing(backends.Folder):
     """A folder whose next operations fail."""
 
     def __init__(self, path: Path, errors: list[OSError]):
@@ -216,9 +216,9 @@ class Noted:
 
 def test_what_passes_is_waited_for_and_done_again(tmp_path: Path) -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
-    away = faults.UnreachableError("no answer")
+    away = retry.UnreachableError("no answer")
     outages = Noted()
-    patient = storage.Patient(Failing(tmp_path, [full, away, full]), outages)
+    patient = retry.Patient(Failing(tmp_path, [full, away, full]), outages)
     patient.replace("status.json", "{}")
     assert patient.read("status.json") == b"{}"
     assert outages.waited == [str(full), "no answer", str(full)]
@@ -227,13 +227,13 @@ def test_what_passes_is_waited_for_and_done_again(tmp_path: Path) -> None:
 
 def test_what_does_not_pass_is_raised(tmp_path: Path) -> None:
     outages = Noted()
-    patient = storage.Patient(Failing(tmp_path, [PermissionError(errno.EACCES, "Permission denied")]), outages)
+    patient = retry.Patient(Failing(tmp_path, [PermissionError(errno.EACCES, "Permission denied")]), outages)
     with pytest.raises(PermissionError):
         patient.replace("status.json", "{}")
     assert outages.waited == []
 
 
-def test_a_creation_whose_reply_was_lost_is_ours(files: storage.Storage) -> None:
+def test_a_creation_whose_reply_was_lost_is_ours(files: backends.Storage) -> None:
     if isinstance(files, bucket.Bucket):
         assert files.create("lease", "mine")
         assert files.create("lease", "mine")
@@ -255,4 +255,4 @@ def test_credentials_that_are_missing_are_no_outage(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     bucket.fsspec.filesystem("s3").clear_instance_cache()
     with pytest.raises(PermissionError, match="credentials"):
-        storage.of("s3://laws/none").replace("x", "y")
+        backends.of("s3://laws/none").replace("x", "y")

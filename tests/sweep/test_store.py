@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from scaling import config
-from scaling.sweep import queue, record, store, worker
+from scaling import config, store
+from scaling.store import record
+from scaling.worker import main, queue
 
 Make = Callable[..., config.Run]
 Fill = Callable[..., list[str]]
@@ -29,11 +30,11 @@ def finish(results: store.Store, run_id: str, run: config.Run, outcome: Any, swe
     assert lease is not None
     _, stored = record.read(results.config(run_id))
     item = queue.Item(run_id, run, stored, record.columns(run, stored), {"role": "single"}, None, ())
-    assert lease.publish(worker.result_row(item, sweep, outcome, "cpu"))
+    assert lease.publish(main.result_row(item, sweep, outcome, "cpu"))
 
 
 def test_importing_the_store_imports_neither_jax_nor_pandas() -> None:
-    program = "import sys; from scaling.sweep import store; print({'jax', 'pandas', 'wandb'} & set(sys.modules))"
+    program = "import sys; from scaling import store; print({'jax', 'pandas', 'wandb'} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "set()"
 
@@ -240,7 +241,7 @@ def test_a_full_disk_leaves_no_half_line(results: store.Store, make_run: Make, f
     (run_id,) = fill(results, [make_run()])
     program = f"""
 import resource, signal, sys
-from scaling.sweep import store
+from scaling import store
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 lease = store.Store({str(results.path)!r}).claim({run_id!r}, "me")
 lease.metrics([{{"kind": "train", "step": 1}}])

@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
-from scaling import config, counting
-from scaling.sweep import atomic, grid, plan, record, store, timing
+from scaling import config, counting, store
+from scaling.config import grids
+from scaling.planning import plan, timing
+from scaling.storage import atomic
+from scaling.store import record
 
 Make = Callable[..., config.Run]
 ONCE = config.Execution()
@@ -99,7 +102,7 @@ def test_what_is_assumed_grows_with_the_step_and_says_so(results: store.Store, m
 
 
 def test_a_prediction_stays_as_first_made(results: store.Store, make_run: Make, identity: Any) -> None:
-    sweep = config.Sweep(name="new", base=make_run(), grid=grid.Axis(field="seed", values=(0, 1)))
+    sweep = config.Sweep(name="new", base=make_run(), grid=grids.Axis(field="seed", values=(0, 1)))
     made = plan.resolve(sweep, lambda data: identity, results)
     ended(results, make_run(seed=1), identity, seconds=5.0)
     rates = timing.Rates("cpu", "", {"": ((1.0, 1e6),)})

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from scaling import config
-from scaling.sweep import atomic, host, outages, store, worker
-from scaling.sweep import lease as leases
+from scaling import config, store
+from scaling.storage import atomic, host
+from scaling.store import lease as leases
+from scaling.worker import main, protocol
 
 Make = Callable[..., config.Run]
 Fill = Callable[..., list[str]]
@@ -41,7 +42,7 @@ def test_every_run_is_trained_the_largest_first(
         return outcome("finished", step=run.steps, loss=2.0)
 
     pretend(train)
-    tally = worker.work(results, "small", log=log.append)
+    tally = main.work(results, "small", log=log.append)
     assert order == [2560, 1280, 640]
     assert (tally.finished, tally.exit_code) == (3, 0)
     frame = results.runs("small")
@@ -53,7 +54,7 @@ def test_every_run_is_trained_the_largest_first(
     assert {"jax", "flax", "optax"} <= set(status["versions"])
     assert status["device"]
     assert len(results.history(run_ids[0])) == 1
-    assert worker.work(results, "small", log=log.append) == worker.Tally()
+    assert main.work(results, "small", log=log.append) == main.Tally()
 
 
 def test_a_run_that_raises_keeps_its_traceback_and_the_others_go_on(
@@ -69,17 +70,17 @@ def test_a_run_that_raises_keeps_its_traceback_and_the_others_go_on(
         return outcome("finished", loss=2.0)
 
     pretend(train)
-    tally = worker.work(results, "small", log=log.append)
+    tally = main.work(results, "small", log=log.append)
     assert (tally.finished, tally.failed, tally.exit_code) == (2, 1, 0)
     status = results.status(run_ids[1])
     assert (status["status"], status["reason"]) == ("failed", "ZeroDivisionError: planted")
     assert "in train" in (status["traceback"] or "")
     assert results.runs("small")["status"].tolist() == ["finished", "failed", "finished"]
 
-    assert worker.work(results, "small", log=log.append) == worker.Tally()
-    assert worker.work(results, "small", log=log.append, retry_failed=True).failed == 1
+    assert main.work(results, "small", log=log.append) == main.Tally()
+    assert main.work(results, "small", log=log.append, retry_failed=True).failed == 1
     broken.clear()
-    assert worker.work(results, "small", log=log.append, retry_failed=True).finished == 1
+    assert main.work(results, "small", log=log.append, retry_failed=True).finished == 1
     assert results.status(run_ids[1])["status"] == "finished"
 
 
@@ -88,7 +89,7 @@ def test_a_diverged_run_is_a_row_without_a_loss(
 ) -> None:
     (run_id,) = fill(results, [make_run()])
     pretend(lambda *_, **__: outcome("diverged", step=10, reason="training loss is nan at step 10"))
-    assert worker.work(results, "small", log=log.append).diverged == 1
+    assert main.work(results, "small", log=log.append).diverged == 1
     row = results.result(run_id)
     assert row is not None
     assert (row["status"], row["reason"], row["loss"]) == ("diverged", "training loss is nan at step 10", None)
@@ -110,7 +111,7 @@ def test_a_signal_saves_the_run_and_releases_it(
 
     before = signal.getsignal(number)
     pretend(train)
-    tally = worker.work(results, "small", log=log.append)
+    tally = main.work(results, "small", log=log.append)
     assert signal.getsignal(number) == before
     assert (tally.stopped, tally.exit_code) == (1, code)
     assert started == [0]
@@ -125,7 +126,7 @@ def test_a_worker_whose_launcher_is_gone_stops(
     results: store.Store, make_run: Make, fill: Fill, pretend: Any, outcome: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(results, [make_run()])
-    monkeypatch.setenv(outages.LAUNCHER, str(os.getppid()))
+    monkeypatch.setenv(protocol.LAUNCHER, str(os.getppid()))
 
     def train(*_: Any, stop: Callable[[], bool], **__: Any) -> Any:
         assert not stop()
@@ -134,7 +135,7 @@ def test_a_worker_whose_launcher_is_gone_stops(
         return outcome("stopped", reason="asked to stop")
 
     pretend(train)
-    assert worker.work(results, "small", log=print).exit_code == 129
+    assert main.work(results, "small", log=print).exit_code == 129
 
 
 def test_a_worker_that_lost_its_run_stops_and_publishes_nothing(
@@ -160,7 +161,7 @@ def test_a_worker_that_lost_its_run_stops_and_publishes_nothing(
         return outcome("finished", loss=2.0)
 
     pretend(train)
-    assert worker.work(results, "small", log=log.append).lost == 3
+    assert main.work(results, "small", log=log.append).lost == 3
     assert [results.result(run_id) for run_id in run_ids] == [None] * 3
     assert [results.status(run_id)["owner"] for run_id in run_ids] == ["other"] * 3
     assert all(other.publish({"status": "finished", "reason": None}) for other in others)
@@ -181,7 +182,7 @@ def test_data_that_changed_since_the_plan_fails_the_run_with_a_remedy(
     (run_id,) = fill(results, [make_run()])
     pretend(lambda *_, **__: pytest.fail("trained on other data"))
     monkeypatch.setattr(corpus, "prepare", lambda data, log: dataclasses.replace(identity, **changed))
-    assert worker.work(results, "small", log=print).failed == 1
+    assert main.work(results, "small", log=print).failed == 1
     reason = results.status(run_id)["reason"]
     ((name, value),) = changed.items()
     assert f"has {name} {value} and was planned with" in reason
@@ -203,7 +204,7 @@ def test_two_workers_share_a_sweep(
 
     pretend(train)
     threads = [
-        threading.Thread(target=worker.work, args=(results, "small"), kwargs={"log": log.append}) for _ in range(2)
+        threading.Thread(target=main.work, args=(results, "small"), kwargs={"log": log.append}) for _ in range(2)
     ]
     for thread in threads:
         thread.start()
@@ -217,7 +218,7 @@ def test_two_workers_share_a_sweep(
 def test_a_tracker_that_fails_warns_once_and_training_goes_on(
     results: store.Store, make_run: Make, fill: Fill, pretend: Any, outcome: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from scaling import tracking
+    from scaling.training import tracking
 
     class Broken(tracking.Nothing):
         def log(self, rows: Any) -> None:
@@ -233,7 +234,7 @@ def test_a_tracker_that_fails_warns_once_and_training_goes_on(
         return outcome("finished", loss=2.0)
 
     pretend(train)
-    assert worker.work(results, "small", log=log.append).finished == 2
+    assert main.work(results, "small", log=log.append).finished == 2
     told = [line for line in log if "no network" in line]
     assert len(told) == 1
     assert "training goes on" in told[0]
@@ -259,7 +260,7 @@ def test_out_of_memory_is_tried_once_more_with_half_the_microbatch(
         return outcome("finished", step=run.steps, loss=2.0)
 
     pretend(train)
-    tally = worker.work(results, "small", log=log.append)
+    tally = main.work(results, "small", log=log.append)
     assert (tally.finished, tally.failed, tally.exit_code) == (1, 1, 0)
     assert sorted(tried, key=str) == [(0, "auto"), (0, 1), (1, "auto"), (1, 1)] or sorted(tried, key=str) == [
         (0, 1), (0, "auto"), (1, 1), (1, "auto"),
@@ -278,12 +279,12 @@ def test_out_of_memory_before_there_is_a_program_is_tried_once_more_too(
     (run_id,) = fill(results, [make_run(batch_size=4, tokens=1280)])
 
     def train(members: Any, execution: config.Execution, corpus: Any) -> list[Any]:
-        from scaling import loop
+        from scaling.training import loop
 
         return [loop.Outcome("finished", "", 20, 1.0, 2.0, 0.1, 2.0)]
 
     pretend_packs(train)
-    from scaling import loop
+    from scaling.training import loop
 
     compiled = loop.program_of
 
@@ -293,7 +294,7 @@ def test_out_of_memory_before_there_is_a_program_is_tried_once_more_too(
         return compiled(run, execution, *rest)  # type: ignore[arg-type]
 
     loop.program_of = compile_it  # type: ignore[assignment]
-    assert worker.work(results, "small", log=log.append).finished == 1
+    assert main.work(results, "small", log=log.append).finished == 1
     status = results.status(run_id)
     assert (status["microbatch"], status["faults"]) == (2, {"out_of_memory": 1})
 
@@ -310,7 +311,7 @@ def test_infrastructure_is_tried_again_as_often_as_it_takes(
         return outcome("finished", step=run.steps, loss=2.0)
 
     pretend(train)
-    assert worker.work(results, "small", log=log.append).finished == 1
+    assert main.work(results, "small", log=log.append).finished == 1
     assert results.status(run_id)["faults"] == {"infrastructure": 3}
     assert sum("paused, and trying again until it passes" in line for line in log) == 1
 
@@ -325,7 +326,7 @@ def test_a_device_that_is_gone_ends_the_worker_to_be_started_again(
         raise XlaRuntimeError("UNAVAILABLE: the device is gone")
 
     pretend(train)
-    assert worker.work(results, "small", log=log.append).exit_code == worker.AGAIN
+    assert main.work(results, "small", log=log.append).exit_code == protocol.AGAIN
     assert results.status(first)["reason"].endswith("the device is gone; it is tried again")
     assert results.status(second)["attempt"] == 0
 
@@ -346,7 +347,7 @@ def test_a_run_that_kills_its_workers_waits_for_all_others(
         return outcome("finished", step=run.steps, loss=2.0)
 
     pretend(train)
-    assert worker.work(results, "small", log=log.append).finished == 2
+    assert main.work(results, "small", log=log.append).finished == 2
     assert order == [640, 1280]
     assert results.status(killer)["faults"] == {"vanished": leases.SUSPECT}
 
@@ -371,7 +372,7 @@ def test_a_store_that_is_away_is_waited_for_and_nothing_is_lost(
         return outcome("finished", step=run.steps, loss=2.0)
 
     pretend(train)
-    assert worker.work(results, "small", log=log.append).finished == 1
+    assert main.work(results, "small", log=log.append).finished == 1
     assert results.status(run_id)["status"] == "finished"
     assert any("No space left on device" in line for line in log)
     assert any(line.startswith("going on after a pause of") for line in log)
@@ -384,7 +385,7 @@ def test_a_checkpoint_on_a_full_disk_is_written_when_there_is_room(
     written: list[int] = []
 
     def train(members: Any, execution: Any, corpus: Any) -> list[Any]:
-        from scaling import loop
+        from scaling.training import loop
 
         def write() -> None:
             written.append(len(written))
@@ -395,7 +396,7 @@ def test_a_checkpoint_on_a_full_disk_is_written_when_there_is_room(
         return [loop.Outcome("finished", "", 20, 1.0, 2.0, 0.1, 2.0)]
 
     pretend_packs(train)
-    assert worker.work(results, "small", log=log.append).finished == 1
+    assert main.work(results, "small", log=log.append).finished == 1
     assert written == [0, 1, 2]
 
 
@@ -416,7 +417,7 @@ def test_sigterm_while_the_store_is_away_ends_the_worker(
         return outcome("finished", step=run.steps, loss=2.0)
 
     pretend(train)
-    assert worker.work(results, "small", log=log.append).exit_code == 143
+    assert main.work(results, "small", log=log.append).exit_code == 143
     assert any("could not be released" in line for line in log)
 
 
@@ -427,7 +428,7 @@ def test_a_log_on_a_full_disk_stops_no_worker(
     pretend(lambda *_, **__: outcome("finished", loss=2.0))
     with open("/dev/full", "w", buffering=1) as log:
         monkeypatch.setattr(sys, "stdout", log)
-        assert worker.main(results, "small") == 0
+        assert main.main(results, "small") == 0
         monkeypatch.undo()
         os.dup2(os.open(os.devnull, os.O_WRONLY), log.fileno())  # else what was never written fails here
     assert results.status(run_id)["status"] == "finished"
@@ -455,7 +456,7 @@ def test_what_a_killed_worker_left_of_a_run_goes_when_the_run_has_ended(
 
     pretend(train)
     (open_still / "leases").mkdir()
-    assert worker.work(results, "small", log=log.append).finished == 1
+    assert main.work(results, "small", log=log.append).finished == 1
     assert not (ended / "checkpoints").exists()
     assert sorted(os.listdir(ended / "leases")) == ["000001.json", "000002.json"]
     assert (open_still / "checkpoints" / "000001" / "5.draft").exists()  # the run may go on
@@ -468,7 +469,7 @@ def test_an_attempt_that_lost_its_run_writes_no_checkpoint(
     written: list[str] = []
 
     def train(members: Any, execution: Any, corpus: Any) -> list[Any]:
-        from scaling import loop
+        from scaling.training import loop
 
         members[0].save(lambda: written.append("its own"))
         os.utime(results.folder(run_id) / leases.key_of(1), (0, 0))
@@ -477,5 +478,5 @@ def test_an_attempt_that_lost_its_run_writes_no_checkpoint(
         return [loop.Outcome("stopped", "asked to stop", 7, 1.0)]
 
     pretend_packs(train)
-    assert worker.work(results, "small", log=log.append).lost == 1
+    assert main.work(results, "small", log=log.append).lost == 1
     assert written == ["its own"]

@@ -1,0 +1,181 @@
+"""Show how far a sweep is: a table, once or live, and plain lines where the output is no terminal."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import rich.console
+import rich.live
+import rich.table
+import rich.text
+
+from scaling import store
+from scaling.launch import rate_limiter
+from scaling.store import record
+
+if TYPE_CHECKING:
+    from scaling.launch import launcher
+
+ORDER = ("running", "failed", "diverged", "finished", "planned")
+STYLES = {"finished": "green", "diverged": "yellow", "failed": "red", "running": "cyan", "planned": "dim"}
+
+
+def table(results: store.Store, sweep: str, rows: int | None = None) -> rich.table.Table:
+    """A row a run, running ones first where only so many `rows` are wanted, and the counts of each status above."""
+    frame = results.runs(sweep)
+    counts = Counter(frame["status"])
+    shown = (
+        frame.sort_values("status", key=lambda column: column.map(ORDER.index), kind="stable").head(rows)
+        if rows
+        else frame
+    )
+    left_out = len(frame) - len(shown)
+    grid = rich.table.Table(
+        title=f"{sweep}: {summary(counts)}",
+        title_justify="left",
+        caption=f"{left_out:,} more runs are not shown" if left_out else None,
+        caption_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    for name in (
+        "run",
+        "model",
+        "params",
+        "tokens",
+        "FLOPs",
+        "lr",
+        "seed",
+        "step",
+        "loss",
+        "seconds",
+        "status",
+        "owner",
+    ):
+        grid.add_column(name, justify="left" if name in ("run", "model", "status", "owner") else "right", no_wrap=True)
+    for row in shown.to_dict("records"):
+        grid.add_row(*_cells(results, {str(name): value for name, value in row.items()}))
+    return grid
+
+
+def _cells(results: store.Store, row: Mapping[str, Any]) -> list[rich.text.Text | str]:
+    steps = row["tokens"] // row["batch_tokens"]
+    step, owner = "", ""
+    if row["status"] in store.OPEN:
+        status = results.status(row["run_id"])
+        step, owner = (f"{status['step']:,}/{steps:,}", status["owner"]) if status["attempt"] else (f"{steps:,}", "")
+    elif row["status"] == "finished":
+        step = f"{steps:,}"
+    words = f"{row['status']}: {row['reason']}" if isinstance(row["reason"], str) else row["status"]
+    return [
+        row["run_id"],
+        f"{row['family']} {row['width']}×{row['depth']}",
+        record.short(row["params"]),
+        record.short(row["tokens"]),
+        f"{row['flops']:.3g}",
+        f"{row['learning_rate']:.3g}",
+        str(row["seed"]),
+        step,
+        loss(row),
+        "" if math.isnan(row["seconds"]) else f"{row['seconds']:.1f}",
+        rich.text.Text(words, STYLES[row["status"]]),
+        owner,
+    ]
+
+
+def summary(counts: Mapping[str, int]) -> str:
+    """`12 finished, 2 running, 32 planned`."""
+    order = ("finished", "diverged", "failed", "running", "planned")
+    return ", ".join(f"{counts[name]} {name}" for name in order if name in counts) or "no runs"
+
+
+def loss(row: Mapping[str, Any]) -> str:
+    """`2.0130 ± 0.0042`, or nothing where there is none."""
+    value, error = row["loss"], row["loss_se"]
+    if value is None or math.isnan(value):
+        return ""
+    return f"{value:.4f}" if error is None or math.isnan(error) else f"{value:.4f} ± {error:.4f}"
+
+
+def follow(
+    results: store.Store,
+    sweep: str,
+    launched: "launcher.Workers | None" = None,
+    *,
+    console: rich.console.Console | None = None,
+) -> None:
+    """Show a sweep until its runs are over: live in a terminal, else a line a run that ends.
+
+    With `launched`, until its workers are done; Ctrl-C then stops them, and returns when their runs are saved.
+    """
+    console = console or rich.console.Console(soft_wrap=True)
+    if console.is_terminal:
+        with rich.live.Live(console=console, auto_refresh=False, transient=True) as live:
+            _wait(results, sweep, launched, _Live(results, sweep, console, live).tick)
+        console.print(table(results, sweep))
+    else:
+        _wait(results, sweep, launched, _Lines(results, sweep, console).tick)
+    _tell(launched, console)
+
+
+def _wait(
+    results: store.Store,
+    sweep: str,
+    launched: "launcher.Workers | None",
+    show: Callable[["launcher.Workers | None"], None],
+) -> None:
+    paced = rate_limiter.Paced(lambda: show(launched))
+    if launched is not None:
+        launched.wait(paced.tick)
+        paced.now()
+        return
+    while any(status in store.OPEN for status in results.statuses(sweep).values()):
+        paced.tick()
+        time.sleep(rate_limiter.SECONDS)
+    paced.now()
+
+
+class _Live:
+    """The table in a terminal, as much of it as fits."""
+
+    def __init__(self, results: store.Store, sweep: str, console: rich.console.Console, live: rich.live.Live):
+        self.results, self.sweep, self.console, self.live = results, sweep, console, live
+
+    def tick(self, launched: "launcher.Workers | None") -> None:
+        _tell(launched, self.console)
+        self.live.update(table(self.results, self.sweep, max(5, self.console.height - 5)), refresh=True)
+
+
+class _Lines:
+    """A line for each run that ends, with how many of all have."""
+
+    def __init__(self, results: store.Store, sweep: str, console: rich.console.Console):
+        self.results, self.sweep, self.console = results, sweep, console
+        self.statuses = results.statuses(sweep)
+        self._print(f"{sweep}: {summary(Counter(self.statuses.values()))}")
+
+    def tick(self, launched: "launcher.Workers | None") -> None:
+        _tell(launched, self.console)
+        before, self.statuses = self.statuses, self.results.statuses(self.sweep)
+        ended = sum(status not in store.OPEN for status in before.values())
+        for run_id, status in self.statuses.items():
+            if status not in store.OPEN and before.get(run_id) != status:
+                ended += 1
+                self._print(f"{ended}/{len(self.statuses)} ended · {run_id} {self._ending(run_id, status)}")
+
+    def _ending(self, run_id: str, status: str) -> str:
+        row = self.results.result(run_id)
+        if row is None:
+            return f"{status}: {self.results.status(run_id)['reason']}"
+        how = f"loss {loss(row)}" if status == "finished" else f"{status}: {row['reason']}"
+        return f"{record.describe(row)} {how} ({row['seconds']:.0f} s)"
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False)
+
+
+def _tell(launched: "launcher.Workers | None", console: rich.console.Console) -> None:
+    for line in launched.take_messages() if launched is not None else ():
+        console.print(line, markup=False, highlight=False)

@@ -1,0 +1,1 @@
+"""Operations that models share, chosen once a device."""

@@ -1,0 +1,135 @@
+"""The only ways in which a store's files are written: created where absent, replaced whole, or appended to.
+
+Creating is a hard link of a finished temporary file and replacing is a rename: both are atomic on local disks and on
+NFS, where locks are not. No reader ever sees half a file, but for the last line of one being appended to.
+"""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scaling.storage import host
+
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+def draft(name: str) -> str:
+    """The name of a temporary file beside one of this name. It tells who writes it: `gc` finds what the dead left."""
+    return f".{name}.{os.getpid()}-{host.tag()}-{secrets.token_hex(4)}"
+
+
+@contextlib.contextmanager
+def temporary(path: Path, text: str) -> Iterator[Path]:
+    """A finished temporary file beside `path`, removed at the end unless it was renamed. Makes the folder."""
+    beside = path.with_name(draft(path.name))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(beside, "x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        yield beside
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def link(beside: Path, path: Path) -> bool:
+    """Give a finished temporary file its name, unless the name is taken; says whether it was free.
+
+    Raises ValueError where the file system has no hard links.
+    """
+    try:
+        os.link(beside, path)
+    except FileExistsError:
+        return beside.stat().st_nlink == 2  # NFS may repeat a link whose reply was lost: then the name is ours
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        raise ValueError(
+            f"the file system of {path.parent} has no hard links ({error.strerror}), which a store needs so that two "
+            "workers never take one run; put the store on a local disk or NFS"
+        ) from error
+    return True
+
+
+def create(path: Path, text: str) -> bool:
+    """Create a file with its whole content, unless it exists; says whether it was created."""
+    with temporary(path, text) as beside:
+        return link(beside, path)
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file whole: a reader sees the old content or the new."""
+    with temporary(path, text) as beside:
+        os.replace(beside, path)
+
+
+def append_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Append one JSON object a line in one write; a write cut short by a full disk is taken back and OSError raised."""
+    data = "".join(f"{dumps(row, indent=None)}\n" for row in rows).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab", buffering=0) as file:
+        before = os.fstat(file.fileno()).st_size
+        try:
+            written = file.write(data)
+            if written != len(data):
+                raise OSError(errno.ENOSPC, f"only {written} of {len(data)} bytes could be written", str(path))
+        except OSError:
+            file.truncate(before)
+            raise
+
+
+def dumps(value: Any, indent: int | None = 2) -> str:
+    """JSON text that every reader accepts: numbers that are not finite become null, array scalars plain numbers."""
+    return json.dumps(plain(value), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def plain(value: Any) -> Any:
+    """A value of plain JSON types."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if not isinstance(value, bool | int | float | str | None) and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def parse(content: bytes, path: str) -> dict[str, Any]:
+    """The JSON object that a file holds. Raises ValueError naming the file where it holds none."""
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{path} is not readable as JSON ({error}); {REMEDY}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds {type(value).__name__}, not an object; {REMEDY}")
+    return value
+
+
+def parse_lines(content: bytes, path: str) -> list[dict[str, Any]]:
+    """The objects in a file, one a line; a last line without its end is a write that a crash cut short, and left out.
+
+    Raises ValueError naming file and line where another line holds no JSON object.
+    """
+    lines = content.split(b"\n")
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}, is not readable as JSON ({error}); {REMEDY}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}, holds {type(row).__name__}, not an object; {REMEDY}")
+        rows.append(row)
+    return rows
+
+
+REMEDY = "restore it from a copy, or remove the run's folder and start the sweep again to train it anew"

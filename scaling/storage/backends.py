@@ -1,0 +1,195 @@
+"""Where a store's files are: a folder, or a bucket. What a store needs of either is here, and nothing else is used.
+
+No operation relies on locks or on the clock of a host: creating where absent is atomic, replacing is whole, and times
+are those of the file system or the service.
+"""
+
+import abc
+import contextlib
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+from scaling.storage import atomic
+
+Value = TypeVar("Value")
+Place: TypeAlias = "Path | Storage"
+
+
+class Storage(abc.ABC):
+    """A folder of files. Keys are relative paths with `/`, which never lead out of it."""
+
+    pace_seconds = 0.0  # how long what can wait may wait, where every operation is a request over a network
+
+    @abc.abstractmethod
+    def __str__(self) -> str:
+        """Its place, as a person would write it."""
+
+    @abc.abstractmethod
+    def sub(self, key: str) -> "Storage":
+        """The folder `key` in it, which need not exist."""
+
+    @abc.abstractmethod
+    def read(self, key: str) -> bytes:
+        """A file's content. Raises FileNotFoundError where there is none."""
+
+    @abc.abstractmethod
+    def read_many(self, keys: Iterable[str]) -> dict[str, bytes]:
+        """The content of those files that exist, by key."""
+
+    @abc.abstractmethod
+    def create(self, key: str, text: str) -> bool:
+        """Create a file with its whole content unless there is one; says whether it is ours."""
+
+    @abc.abstractmethod
+    def replace(self, key: str, text: str) -> None:
+        """Write a file whole: a reader sees the old content or the new."""
+
+    @abc.abstractmethod
+    def append(self, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add JSON lines to what `key` holds; only ever called by one process for one key."""
+
+    @abc.abstractmethod
+    def names(self, key: str) -> list[str]:
+        """What lies in a folder, in alphabetical order; nothing where there is no such folder."""
+
+    @abc.abstractmethod
+    def present(self, keys: Sequence[str]) -> set[str]:
+        """Those of the files that exist."""
+
+    @abc.abstractmethod
+    def modified(self, key: str) -> float:
+        """When a file was last written, in seconds since 1970 by the storage's clock."""
+
+    @abc.abstractmethod
+    def now(self) -> float:
+        """What the storage's clock shows now; needs the right to write."""
+
+    @abc.abstractmethod
+    def size(self, key: str) -> int:
+        """Bytes of a file, or of all files in a folder; 0 where there is nothing."""
+
+    @abc.abstractmethod
+    def remove(self, key: str) -> None:
+        """Remove a file, or a folder with all that is in it; nothing where there is none."""
+
+    @abc.abstractmethod
+    def upload(self, path: Path, key: str) -> None:
+        """Write a file whole, from one of this machine, however large."""
+
+    @abc.abstractmethod
+    def download(self, key: str, path: Path) -> None:
+        """Copy a file to this machine. Raises FileNotFoundError where there is none."""
+
+    def local(self) -> Path | None:
+        """Its path, where it is a folder."""
+        return None
+
+    def place(self) -> "Place":
+        """Its path where it is a folder, else itself: for those who write large files in their own way."""
+        return self.local() or self
+
+    def exists(self, key: str) -> bool:
+        """Whether there is a file."""
+        return bool(self.present([key]))
+
+    def read_json(self, key: str) -> dict[str, Any]:
+        """The object in a file. Raises FileNotFoundError, or ValueError naming the file where it holds none."""
+        return atomic.parse(self.read(key), f"{self}/{key}")
+
+
+class Folder(Storage):
+    """A folder of a local or shared disk; it is made when something is first written."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def local(self) -> Path:
+        return self.path
+
+    def sub(self, key: str) -> "Folder":
+        return Folder(self.path / key)
+
+    def read(self, key: str) -> bytes:
+        with open(f"{self.path}/{key}", "rb") as file:
+            return file.read()
+
+    def read_many(self, keys: Iterable[str]) -> dict[str, bytes]:
+        found = {}
+        for key in keys:
+            with contextlib.suppress(FileNotFoundError):
+                found[key] = self.read(key)
+        return found
+
+    def create(self, key: str, text: str) -> bool:
+        return atomic.create(self.path / key, text)
+
+    def replace(self, key: str, text: str) -> None:
+        atomic.replace(self.path / key, text)
+
+    def append(self, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        atomic.append_lines(self.path / key, rows)
+
+    def names(self, key: str) -> list[str]:
+        try:
+            return sorted(os.listdir(self.path / key))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def present(self, keys: Sequence[str]) -> set[str]:
+        root = f"{self.path}/"
+        return {key for key in keys if os.path.exists(root + key)}
+
+    def modified(self, key: str) -> float:
+        return (self.path / key).stat().st_mtime
+
+    def now(self) -> float:
+        with atomic.temporary(self.path / "clock", "") as beside:
+            return beside.stat().st_mtime
+
+    def size(self, key: str) -> int:
+        path = self.path / key
+        paths = [path, *(Path(folder) / name for folder, _, names in os.walk(path) for name in names)]
+        total = 0
+        for each in paths:
+            with contextlib.suppress(FileNotFoundError):  # another process removes it meanwhile
+                found = each.lstat()
+                total += found.st_size if stat.S_ISREG(found.st_mode) else 0
+        return total
+
+    def remove(self, key: str) -> None:
+        path = self.path / key
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def upload(self, path: Path, key: str) -> None:
+        draft = self.path / f"{key}.{secrets.token_hex(4)}.draft"
+        draft.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copyfile(path, draft)
+            draft.rename(self.path / key)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def download(self, key: str, path: Path) -> None:
+        shutil.copyfile(self.path / key, path)
+
+
+def of(place: str | os.PathLike[str]) -> Storage:
+    """The storage at a path or a URL (`s3://bucket/folder`, `gs://…`). Raises ValueError for other URLs."""
+    text = os.fspath(place)
+    if "://" in text:
+        from scaling.storage import bucket
+
+        return bucket.of(text)
+    return Folder(Path(text).absolute())

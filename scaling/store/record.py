@@ -1,0 +1,131 @@
+"""What is stored of a run before it is trained: its resolved config, and every column that can be counted from it.
+
+No JAX here: a plan of a thousand runs counts them all.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from scaling import config, counting, store
+
+
+class Identity(Protocol):
+    """What a run's record says of its corpus; a `scaling.data.corpus.Corpus` has these."""
+
+    @property
+    def data_sha256(self) -> str: ...
+    @property
+    def unique_tokens(self) -> int: ...
+    @property
+    def validation_id(self) -> str: ...
+    @property
+    def tokenizer_id(self) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """The identity of a corpus as a record holds it."""
+
+    data_sha256: str
+    unique_tokens: int
+    validation_id: str
+    tokenizer_id: str
+
+
+def config_record(run: config.Run, corpus: Identity) -> dict[str, Any]:
+    """What config.json holds: `read` gives back the run, which can be trained again."""
+    return {
+        "format": store.FORMAT,
+        "run_id": run.run_id(corpus.data_sha256),
+        "run": run.settings(),
+        "data": {field.name: getattr(corpus, field.name) for field in dataclasses.fields(Stored)},
+    }
+
+
+def read(record: Mapping[str, Any]) -> tuple[config.Run, Stored]:
+    """The run and the identity of its corpus. Raises ValueError where the run's id does not follow from them."""
+    run = config.Run.model_validate(record["run"])
+    corpus = Stored(**record["data"])
+    run_id = run.run_id(corpus.data_sha256)
+    if run_id != record["run_id"]:
+        raise ValueError(
+            f"the config of run {record['run_id']} now has the id {run_id}: it was edited or is of another version; "
+            "plan the sweep again, which stores the run under its own id"
+        )
+    return run, corpus
+
+
+def columns(run: config.Run, corpus: Identity) -> dict[str, Any]:
+    """Every column of a result that follows from the config: all but `sweep`, the measured ones and the status.
+
+    `flops_spent` is what the run will have cost, all of `flops`: a run that starts from another one spends less.
+    """
+    size = (run.model, run.vocabulary_size, run.context)
+    flops = counting.flops(*size, run.tokens)
+    return {
+        "family": run.model.kind,
+        "role": "single",
+        "parent_run_id": None,
+        "width": run.model.width,
+        "depth": run.model.depth,
+        "params": counting.params(*size),
+        "params_non_embedding": counting.params_non_embedding(*size),
+        "params_with_head": counting.params_with_head(*size),
+        "tokens": run.tokens,
+        "unique_tokens": corpus.unique_tokens,
+        "epochs": run.tokens / corpus.unique_tokens,
+        "flops": flops,
+        "flops_spent": flops,
+        "flops_6nd": counting.flops_6nd(*size, run.tokens),
+        "batch_tokens": run.batch_tokens,
+        "context": run.context,
+        "vocabulary_size": run.vocabulary_size,
+        "tokenizer_id": corpus.tokenizer_id,
+        "data_sha256": corpus.data_sha256,
+        "validation_id": corpus.validation_id,
+        "precision": precision(run.precision),
+        "parametrization": run.parametrization.kind,
+        "optimizer": run.optimizer.kind,
+        "schedule": run.schedule.kind,
+        "learning_rate": run.optimizer.learning_rate,
+        "seed": run.seed,
+    }
+
+
+def precision(value: config.Precision) -> str:
+    """One word for a precision: the dtype of compute, and that of the parameters where it is another."""
+    return value.compute if value.compute == value.parameters else f"{value.compute}/{value.parameters}"
+
+
+def describe(counted: Mapping[str, Any]) -> str:
+    """A run in a few words: `transformer 64.2k params 1.2M tokens`."""
+    return f"{counted['family']} {short(counted['params'])} params {short(counted['tokens'])} tokens"
+
+
+def short(count: float) -> str:
+    """A count to three digits with its thousands: 64.2k, 1.2M, 30B."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return f"{count:.3g}"
+
+
+def name_of(counted: Mapping[str, Any], run_id: str) -> str:
+    """A run's name for people: what it is, and enough of its id to find it."""
+    return f"{counted['family']}-{short(counted['params'])}-{short(counted['tokens'])}-{run_id[:6]}"
+
+
+def without_source(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A config record without the place of its corpus, which does not determine the result: its content does."""
+    data = {key: value for key, value in record["run"]["data"].items() if key != "source"}
+    return {**record, "run": {**record["run"], "data": data}}
+
+
+def difference(old: Any, new: Any, field: str = "") -> str:
+    """The first field in which two records differ: `run.tokens: 100 there, 200 here`."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in dict.fromkeys((*old, *new)):
+            if old.get(key) != new.get(key):
+                return difference(old.get(key), new.get(key), f"{field}.{key}" if field else str(key))
+    return f"{field}: {old!r} there, {new!r} here"

@@ -1,0 +1,413 @@
+"""The store of results: a folder or a bucket, which plans fill, workers train from and analyses read.
+
+    <store>/runs/<run_id>/config.json       everything that determines the result; created once
+                          status.json       how far the run is; written whole by its owner
+                          leases/           who may train it: `scaling.store.lease`
+                          metrics/          one segment an attempt, one JSON object a line
+                          checkpoints/      one folder an attempt
+                          result.json       one flat row; created once, never rewritten
+    <store>/sweeps/<name>/sweep.json        the config of a sweep, and its runs with their labels
+
+Reading needs no right to write. Neither JAX nor pandas is imported with this module.
+"""
+
+import copy
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from scaling.storage import atomic, backends, cache, retry
+from scaling.store import lease
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT = 1
+
+# The columns of a result, and of any table that the analysis reads, in this order; labels of a sweep follow them.
+COLUMNS = (
+    "run_id", "sweep", "family", "role", "parent_run_id", "width", "depth", "params", "params_non_embedding",
+    "params_with_head", "tokens", "unique_tokens", "epochs", "flops", "flops_spent", "flops_6nd", "batch_tokens",
+    "context", "vocabulary_size", "tokenizer_id", "data_sha256", "validation_id", "precision", "parametrization",
+    "optimizer", "schedule", "learning_rate", "seed", "loss", "loss_se", "bits_per_byte", "seconds", "device", "status",
+    "reason",
+)  # fmt: skip
+MEASURED = ("loss", "loss_se", "bits_per_byte", "seconds")  # missing until a run has ended
+OF_RUN = ("sweep", "family", "role", "params", "params_non_embedding", "learning_rate", "seed")  # repeated in curves
+
+OPEN = ("planned", "running")  # statuses of runs that are still to end
+
+RUN_ID = re.compile(r"[0-9a-f]{16}")
+SWEEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+SEGMENT = re.compile(r"[0-9]{6}(-[0-9]{6})?\.jsonl")  # of an attempt, or a part of it in a bucket
+
+
+class Member(TypedDict):
+    """A run's place in a sweep: labels are columns that say why it is there (`family`, `role`, `flops_budget`, …)."""
+
+    run_id: str
+    labels: dict[str, Any]
+
+
+class SweepRecord(TypedDict):
+    """What sweep.json holds: `config` is the sweep's config as JSON values."""
+
+    format: int
+    name: str
+    config: dict[str, Any]
+    members: list[Member]
+
+
+class Status(TypedDict):
+    """How far a run is. `step` counts optimizer steps; `heartbeat` is in seconds since 1970 by the owner's clock.
+
+    `faults` counts how its attempts ended (`lease.Fault`); `microbatch` is that of this run alone, where it ran out of
+    memory with the sweep's.
+    """
+
+    status: str
+    reason: str
+    owner: str
+    attempt: int
+    faults: dict[str, int]
+    microbatch: int | None
+    heartbeat: float | None
+    step: int
+    versions: dict[str, str]
+    device: str | None
+    git_commit: str | None
+    traceback: str | None
+
+
+PLANNED = Status(
+    status="planned", reason="", owner="", attempt=0, faults={}, microbatch=None, heartbeat=None, step=0, versions={},
+    device=None, git_commit=None, traceback=None,
+)  # fmt: skip
+
+
+class Store:
+    """The runs and sweeps in a folder or a bucket, which is filled when something is first written.
+
+    Raises ValueError where a path is, or lies below, something that is no folder.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        heartbeat_seconds: float = lease.HEARTBEAT_SECONDS,
+        lease_seconds: float = lease.LEASE_SECONDS,
+    ):
+        self.files = backends.of(path)
+        self.local = self.files.local()
+        self.heartbeat_seconds = heartbeat_seconds
+        self.lease_seconds = lease_seconds
+        self.counted: dict[str, dict[str, Any]] = {}  # counted columns of runs without a result, kept by `frames`
+        if self.local is None:
+            return
+        existing = self._existing(self.local)
+        if not existing.is_dir():
+            raise ValueError(f"store {self.path}: {existing} is a file, not a folder; name a folder, new or old")
+        for room in ("runs", "sweeps"):
+            _no_link(f"{self.path}/{room}")
+
+    def waiting(self, outages: retry.Outages) -> "Store":
+        """The same store, by which what may pass is waited out; by others every error of disk or service is raised."""
+        patient = copy.copy(self)
+        patient.files = retry.Patient(self.files, outages)
+        return patient
+
+    @property
+    def path(self) -> str:
+        """Where it is: an absolute path, or a URL."""
+        return str(self.files)
+
+    def exists(self) -> bool:
+        """Whether anything was ever written to it."""
+        return self.local.is_dir() if self.local is not None else bool(self.files.names("sweeps"))
+
+    def check_writable(self) -> None:
+        """Raises ValueError where nothing may be written to a folder; of a bucket the first write tells."""
+        if self.local is None:
+            return
+        existing = self._existing(self.local)
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise ValueError(
+                f"store {self.path}: no permission to write to {existing}; choose another folder or mend its rights"
+            )
+
+    # Writing
+
+    def add_run(self, run_id: str, record: Mapping[str, Any]) -> None:
+        """Store what determines a run (`record.config_record`), unless it is there already.
+
+        Where only the place of the corpus differs, the new place is taken for a run that has no result yet. Raises
+        ValueError where the run is there with another config.
+        """
+        self.check_writable()
+        run = self.run(run_id)
+        new = atomic.plain(record)
+        if run.create("config.json", atomic.dumps(new)):
+            return
+        old = self.config(run_id)
+        if old == new:
+            return
+        from scaling.store import record as records
+
+        if records.without_source(old) != records.without_source(new):
+            raise ValueError(
+                f"{run}/config.json holds another config than run {run_id} has ({records.difference(old, new)}); "
+                "if it was edited by hand remove the run's folder, else use another store"
+            )
+        if not run.exists("result.json"):
+            run.replace("config.json", atomic.dumps(new))
+
+    def add_sweep(self, name: str, config: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) -> None:
+        """Store a sweep as it is now: its config, and its runs, in order. Runs that it had before stay in the store.
+
+        Raises ValueError where a run has not been added.
+        """
+        self.check_writable()
+        configs = {f"runs/{self._known(member['run_id'])}/config.json": member["run_id"] for member in members}
+        for lacking in configs.keys() - self.files.present(list(configs)):
+            raise ValueError(f"sweep {name!r} lists run {configs[lacking]}, which the store lacks; add the run first")
+        value = SweepRecord(
+            format=FORMAT,
+            name=name,
+            config=dict(config),
+            members=[Member(run_id=member["run_id"], labels=dict(member["labels"])) for member in members],
+        )
+        self._sweep_files(name).replace("sweep.json", atomic.dumps(value))
+
+    def claim(
+        self,
+        run_id: str,
+        owner: str,
+        about: Mapping[str, Any] | None = None,
+        *,
+        joining: bool = False,
+        suspects: bool = True,
+    ) -> lease.Lease | None:
+        """The right to train a run, or None where it has ended, has failed, or someone else trains it.
+
+        `about` (versions, device, git commit) goes into status.json; for `joining` and `suspects` see `lease.take`.
+        """
+        self.check_writable()
+        run = self.run(run_id)
+        if run.exists("result.json"):
+            return None
+        if not run.exists("config.json"):
+            raise ValueError(f"the store {self.path} has no run {run_id}; add it first")
+        mine = lease.take(run, owner, self.lease_seconds, joining=joining, suspects=suspects)
+        if mine is not None:
+            return lease.Lease(run_id, run, mine, heartbeat_seconds=self.heartbeat_seconds, about=about or {})
+        lease.complete(run)
+        return None
+
+    def retry(self, run_id: str) -> bool:
+        """Let a failed run be claimed again; says whether it had failed."""
+        self.check_writable()
+        return lease.forgive(self.run(run_id))
+
+    # Reading
+
+    def run_ids(self) -> list[str]:
+        """All runs, in order of their ids. Raises ValueError for what is no run."""
+        return [self._known(name) for name in self.files.names("runs") if not name.startswith(".")]
+
+    def sweeps(self) -> list[str]:
+        """The names of all sweeps, in alphabetical order."""
+        names = [name for name in self.files.names("sweeps") if SWEEP_NAME.fullmatch(name)]
+        there = self.files.present([f"sweeps/{name}/sweep.json" for name in names])
+        return [name for name in names if f"sweeps/{name}/sweep.json" in there]
+
+    def sweep(self, name: str) -> SweepRecord:
+        """A sweep's config and members. Raises ValueError where there is none of that name."""
+        files = self._sweep_files(name)
+        try:
+            value = files.read_json("sweep.json")
+        except FileNotFoundError:
+            known = ", ".join(self.sweeps()) or "none"
+            raise ValueError(f"the store {self.path} has no sweep {name!r} (its sweeps: {known})") from None
+        _check_format(f"{files}/sweep.json", value)
+        for member in value["members"]:
+            self._known(member["run_id"])
+        return SweepRecord(format=value["format"], name=name, config=value["config"], members=value["members"])
+
+    def config(self, run_id: str) -> dict[str, Any]:
+        """What config.json of a run holds; `scaling.store.record.read` makes a Run of it."""
+        run = self.run(run_id)
+        try:
+            value = run.read_json("config.json")
+        except FileNotFoundError:
+            raise ValueError(f"run {run_id} has no {run}/config.json; start its sweep again, which writes it") from None
+        _check_format(f"{run}/config.json", value)
+        return value
+
+    def result(self, run_id: str) -> dict[str, Any] | None:
+        """The row of a run that has finished or diverged, or None."""
+        run = self.run(run_id)
+        try:
+            return run.read_json("result.json")
+        except FileNotFoundError:
+            last = lease.newest(run)
+            return None if last is None else last.row
+
+    def results(self, run_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """The rows of those runs that have finished or diverged, by run id: of ids that the store gave."""
+        keys = {f"runs/{run_id}/result.json": run_id for run_id in run_ids}
+        found = self.files.read_many(keys)
+        return {keys[key]: atomic.parse(content, f"{self.path}/{key}") for key, content in found.items()}
+
+    def ended(self, run_ids: Iterable[str]) -> set[str]:
+        """Those of the runs whose result is published: of ids that the store gave."""
+        keys = {f"runs/{run_id}/result.json": run_id for run_id in run_ids}
+        return {keys[key] for key in self.files.present(list(keys))}
+
+    def status(self, run_id: str) -> Status:
+        """How far a run is: planned, running, finished, diverged or failed. Where the owner is lost, planned."""
+        run = self.run(run_id)
+        known: dict[str, Any] = {**PLANNED}
+        if run.exists("status.json"):
+            known |= run.read_json("status.json")
+        row, last = self.result(run_id), lease.newest(run)
+        if row is not None:
+            known |= {"status": row["status"], "reason": row["reason"] or "", "traceback": None}
+            if last is not None and last.row is not None:  # what status.json says may be of one who came late
+                known |= {"attempt": last.attempt - 1, "owner": last.owner, "faults": dict(last.faults)}
+        elif last is None:
+            known = {**PLANNED}
+        else:
+            if last.attempt != known["attempt"]:
+                known |= {"attempt": last.attempt, "owner": last.owner, "traceback": None}
+            known |= {"faults": dict(last.faults), "microbatch": last.microbatch}
+            known |= self._now(run, last)
+        return Status(**{name: known[name] for name in PLANNED})  # type: ignore[typeddict-item]
+
+    def _now(self, run: backends.Storage, last: lease.Attempt) -> dict[str, Any]:
+        """Status and reason of a run without a result, by its newest attempt."""
+        if last.ended == "failed":
+            return {"status": "failed", "reason": last.reason}
+        if last.ended == "stopped":
+            return {"status": "planned", "reason": last.reason}
+        if lease.alive(run, last, self.lease_seconds):
+            return {"status": "running", "reason": ""}
+        return {"status": "planned", "reason": f"{last.owner} is gone; another worker resumes the run"}
+
+    def checkpoints(self, run_id: str) -> list[backends.Place]:
+        """The checkpoint folders of the attempts at a run, oldest first."""
+        files = self.run(run_id).sub("checkpoints")
+        return [files.sub(name).place() for name in files.names("")]
+
+    def has_checkpoint(self, run_id: str, step: int | None = None) -> bool:
+        """Whether a run has a finished checkpoint, or one of a given step."""
+        files = self.run(run_id).sub("checkpoints")
+        steps = (name for attempt in files.names("") for name in files.names(attempt))
+        return any(name.isdecimal() and step in (None, int(name)) for name in steps)
+
+    def begun(self, run_id: str) -> bool:
+        """Whether a run has a result, or a checkpoint to go on from."""
+        return self.result(run_id) is not None or self.has_checkpoint(run_id)
+
+    def statuses(self, sweep: str) -> dict[str, str]:
+        """The status of each run of a sweep, by run id."""
+        run_ids = [member["run_id"] for member in self.sweep(sweep)["members"]]
+        rows = self.results(run_ids)
+        return {
+            run_id: rows[run_id]["status"] if run_id in rows else self.status(run_id)["status"] for run_id in run_ids
+        }
+
+    def open(self, run_ids: Iterable[str]) -> set[str]:
+        """Those of the runs that are still to end: of ids that the store gave, or that it does not know yet."""
+        listed = set(run_ids)
+        return {run_id for run_id in listed - self.ended(listed) if self.status(run_id)["status"] in OPEN}
+
+    def runs(self, sweep: str | None = None) -> "pd.DataFrame":
+        """One row a run, with the columns `COLUMNS`; of a sweep only its runs, with its labels as further columns.
+
+        Runs without a result have their counts, a status of planned, running or failed, and no losses.
+        """
+        from scaling.store import frames
+
+        return frames.runs(self, sweep)
+
+    def curves(self, sweep: str | None = None) -> "pd.DataFrame":
+        """One row an evaluation, by run and step: run_id, step, tokens, flops, loss, loss_se, …, and `OF_RUN`."""
+        from scaling.store import frames
+
+        return frames.curves(self, sweep)
+
+    def history(self, run_id: str) -> "pd.DataFrame":
+        """One row a recorded training step of a run; of a step trained twice, the later attempt's."""
+        from scaling.store import frames
+
+        return frames.history(self, run_id)
+
+    def metrics(self, run_id: str, kind: str) -> list[dict[str, Any]]:
+        """Rows of one kind (train, validation) of all attempts, by step; the later attempt's row of a step counts."""
+        files = self.run(run_id).sub("metrics")
+        segments = files.read_many(name for name in files.names("") if SEGMENT.fullmatch(name))
+        steps: dict[int, dict[str, Any]] = {}
+        for name in sorted(segments):
+            for row in atomic.parse_lines(segments[name], f"{files}/{name}"):
+                if row["kind"] == kind:
+                    steps[row["step"]] = {key: value for key, value in row.items() if key != "kind"}
+        return [steps[step] for step in sorted(steps)]
+
+    # Places
+
+    def run(self, run_id: str) -> backends.Storage:
+        """The files of a run. Raises ValueError where the id is none, or its folder leads out of the store."""
+        self._known(run_id)
+        if self.local is not None:
+            _no_link(f"{self.path}/runs/{run_id}")
+        return self.files.sub(f"runs/{run_id}")
+
+    def folder(self, run_id: str) -> Path:
+        """The folder of a run, or in this machine's cache one for what cannot be written to a bucket."""
+        return self.run(run_id).local() or cache.root() / "runs" / run_id
+
+    def sweep_folder(self, name: str) -> Path:
+        """The folder for a sweep's logs and report: in the store, or of a bucket's in `results`, here.
+
+        Raises ValueError where the name is none, or leads out of the store.
+        """
+        return self._sweep_files(name).local() or Path("results").absolute() / "sweeps" / name
+
+    def _sweep_files(self, name: str) -> backends.Storage:
+        if not SWEEP_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no name of a sweep: letters, digits, '.', '_' and '-', not first; rename it")
+        if self.local is not None:
+            _no_link(f"{self.path}/sweeps/{name}")
+        return self.files.sub(f"sweeps/{name}")
+
+    def _known(self, run_id: str) -> str:
+        """A run id. Raises ValueError where it is none."""
+        if not isinstance(run_id, str) or not RUN_ID.fullmatch(run_id):
+            raise ValueError(f"{run_id!r} in {self.path}/runs is no run id (16 digits of 0-9a-f); move it elsewhere")
+        return run_id
+
+    def logs(self, sweep: str) -> Path:
+        """The folder of the logs of a sweep's workers."""
+        return self.sweep_folder(sweep) / "logs"
+
+    @staticmethod
+    def _existing(folder: Path) -> Path:
+        """A folder, or the nearest thing above it that exists."""
+        return next(place for place in (folder, *folder.parents) if place.exists())
+
+
+def _no_link(path: str) -> None:
+    """Raises ValueError where a folder of a store is a link, which may lead out of the store."""
+    if os.path.islink(path):
+        raise ValueError(f"{path} is a symbolic link, and a store's folders must lie in it; move the folder there")
+
+
+def _check_format(path: str, value: Mapping[str, Any]) -> None:
+    if value.get("format") != FORMAT:
+        written = value.get("format")
+        raise ValueError(
+            f"{path} has format {written!r} and this version reads format {FORMAT}; use the version that wrote it"
+        )

@@ -1,0 +1,1 @@
+"""What a batch means, what is minimised and what is measured."""

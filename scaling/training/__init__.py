@@ -1,0 +1,1 @@
+"""Trains a pack of runs from their configs to their outcomes."""

@@ -1,0 +1,128 @@
+"""Where the time of a training step goes: its parts measured by programs of their own, one beside the other.
+
+Three programs are compiled, each a loop over the same batches on the device: the loss alone, the loss with its
+gradient, and the whole step as it trains. What one takes more than the one before is what the part between them
+costs. They run in turn, so that a machine that slows down slows all of them, and medians over the rounds count.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scaling import config, counting, devices
+from scaling.data import batches
+from scaling.data import corpus as corpora
+from scaling.training import loop, mesh, step
+
+FORWARD_SHARE = 1 / counting.PASSES  # of the exact FLOPs of a step; the rest is the backward pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Seconds of a part of one step, and its exact FLOPs (see `counting`); None where it multiplies nothing counted."""
+
+    name: str
+    seconds: float
+    flops: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Breakdown:
+    """The parts of a step, which add up to `step`; and the host's work on a batch, which it does meanwhile.
+
+    `peak` is in FLOP/s, of the devices' data sheets or else of a matrix product here.
+    """
+
+    parts: tuple[Part, ...]
+    step: Part
+    data: Part
+    peak: float
+    steps: int
+    rounds: int
+
+
+def measure(run: config.Run, execution: config.Execution, corpus: corpora.Corpus, rounds: int = 7) -> Breakdown:
+    """Compile the programs, then time each `rounds` times over one dispatch of steps.
+
+    The backward pass counts what remat computes again, the optimizer also clipping, norms and reading the batch.
+    """
+    program = loop.program_of(run, execution, 1, corpus)
+    count = min(program.steps_per_dispatch, run.steps)
+    data = batches.Batches(corpus.train, run.context, run.batch_size, run.seed)
+    mine = mesh.rows(program.mesh, run.batch_size)
+    resident = program.resident is not None
+    tokens = mesh.put(program.mesh, np.asarray(corpus.train) if resident else np.empty(0, np.int32), (None,))
+    still = np.zeros(count, np.float32)  # rates: the parameters stay, and every round does the same work
+
+    def sent() -> step.Dispatch:
+        rows = (data.starts if resident else data.chunk)(0, count, mine)
+        return program.put(step.together([step.dispatch(run, rows, still, still, program.steps_per_dispatch)]))
+
+    work = sent()
+    texts = mesh.put(program.mesh, data.chunk(0, count, mine), (None, "batch", None))
+    held = {"state": program.stack([program.init(np.uint32(run.seed), np.float32(run.parametrization.init_scale))])}
+    params = program.member(held["state"], 0).params
+
+    def whole() -> Any:
+        held["state"], metrics = program.train(held["state"], tokens, work)
+        return metrics
+
+    loss, gradient = _looped(program, run)
+    timed: dict[str, Callable[[], Any]] = {
+        "forward": lambda: loss(params, texts),
+        "gradient": lambda: gradient(params, texts),
+        "step": whole,
+        "data": sent,
+    }
+    seconds = {name: value / count for name, value in _medians(timed, rounds).items()}
+    flops = run.batch_tokens * counting.flops_per_token(run.model, run.vocabulary_size, run.context)
+    peak = devices.peak_flops(jax.local_devices()[0].device_kind)
+    return Breakdown(
+        parts=(
+            Part("forward", seconds["forward"], flops * FORWARD_SHARE),
+            Part("backward", seconds["gradient"] - seconds["forward"], flops * (1 - FORWARD_SHARE)),
+            Part("optimizer", seconds["step"] - seconds["gradient"], None),
+        ),
+        step=Part("step", seconds["step"], flops),
+        data=Part("data", seconds["data"], None),
+        peak=devices.measured_cpu_flops() if peak is None else peak * jax.device_count(),
+        steps=count,
+        rounds=rounds,
+    )
+
+
+def _looped(program: step.Program, run: config.Run) -> tuple[Any, Any]:
+    """Compiled loops over batches (steps, batch, length): of the loss, and of the loss with its gradient."""
+    size, parts = program.microbatch, program.parts
+    z_loss = jnp.float32(run.z_loss)
+
+    def forward(params: step.Params, texts: jax.Array) -> jax.Array:
+        pieces = texts.reshape(-1, size, texts.shape[-1])
+        return jax.lax.fori_loop(
+            0, len(pieces), lambda i, total: total + parts.objective(params, pieces[i], z_loss)[0], jnp.zeros(())
+        )
+
+    def backward(params: step.Params, texts: jax.Array) -> Any:
+        found = jax.eval_shape(parts.gradient, params, texts[0], z_loss)
+        empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found)
+        return jax.lax.fori_loop(0, len(texts), lambda i, _: parts.gradient(params, texts[i], z_loss), empty)
+
+    return jax.jit(forward), jax.jit(backward)
+
+
+def _medians(timed: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median seconds of each, run in turn after a first round that compiles and warms up."""
+    found: dict[str, list[float]] = {name: [] for name in timed}
+    for number in range(rounds + 1):
+        for name, function in timed.items():
+            begun = time.perf_counter()
+            jax.block_until_ready(function())
+            if number:
+                found[name].append(time.perf_counter() - begun)
+    return {name: statistics.median(values) for name, values in found.items()}

@@ -1,0 +1,173 @@
+"""A worker that is one of several processes which train each run together: how it joins them, and how all of them end.
+
+JAX ends every process of a group where one of them dies, by aborting: within `HEARTBEAT_SECONDS` where its devices do
+not notice before. No Python can be run then, so that a worker of a group is two processes: one that computes, and its
+parent, which waits for it, passes signals on, and gives an abort the exit code `protocol.AGAIN`: start the group again.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from scaling import devices
+from scaling.training import processes
+from scaling.worker import protocol
+
+HEARTBEAT_SECONDS = 40  # without a sign of life after which a process counts as dead; noticed up to some seconds later
+NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+LOOK_SECONDS = 0.1
+DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux' prctl
+
+_joined = False
+
+
+def joined() -> bool:
+    """Whether this process is one of a group, so that its parent passes signals on."""
+    return _joined
+
+
+def find() -> dict[str, Any] | None:
+    """How to start JAX's distributed service, by the environment; None for a worker on its own.
+
+    Three variables say it (`NAMES`), or Slurm, in a step of several tasks, or the environment of a TPU slice. A task of
+    Slurm takes all devices that it sees, unless JAX_LOCAL_DEVICE_IDS says which. Raises ValueError where some of the
+    three are missing.
+    """
+    given = [os.environ.get(name) for name in NAMES]
+    if any(given):
+        if not all(given):
+            missing = ", ".join(name for name, value in zip(NAMES, given, strict=True) if not value)
+            raise ValueError(
+                f"a worker of several processes needs {', '.join(NAMES)}, and {missing} is not set; set all of them, "
+                "or none for a worker on its own"
+            )
+        address, count, index = given
+        assert count is not None
+        assert index is not None
+        return _several(int(count), coordinator_address=address, num_processes=int(count), process_id=int(index))
+    if "SLURM_STEP_NODELIST" in os.environ:  # not in a batch script, which is no step of several
+        own: list[int] | None = (
+            None if "JAX_LOCAL_DEVICE_IDS" in os.environ else []
+        )  # empty: all; JAX's default is one a task
+        return _several(int(os.environ.get("SLURM_NTASKS", "1")), local_device_ids=own)
+    if devices.on_tpu():
+        hosts = os.environ.get("TPU_PROCESS_ADDRESSES", os.environ.get("TPU_WORKER_HOSTNAMES"))
+        return {} if hosts is None else _several(len(hosts.split(",")))  # JAX asks Google Cloud for the rest
+    return None
+
+
+def _several(count: int, **arguments: Any) -> dict[str, Any] | None:
+    return arguments if count > 1 else None
+
+
+def run(work: Callable[[], int], signals: Sequence[int], launcher: str, log: Callable[[str], None]) -> int:
+    """The exit code of a worker: of `work`, done here, or by a child of this process that has joined its group.
+
+    `signals` are those that `work` takes for a request to stop; `launcher` is the variable that holds the process whose
+    end is one too.
+    """
+    found = find()
+    if found is None:
+        return work()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    parent, child = os.getpid(), os.fork()  # before JAX has threads
+    if child:
+        return _wait(child, signals, os.environ.get(launcher), log)
+    os.environ.pop(launcher, None)  # its end reaches this process as a signal
+    _die_with(parent)
+    _join(found, log)
+    return _ended(work, log)
+
+
+def _join(arguments: dict[str, Any], log: Callable[[str], None]) -> None:
+    global _joined
+    import jax
+
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
+    try:
+        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    except RuntimeError as error:
+        log(f"the processes of this worker did not find each other: {error}")
+        _exit(protocol.AGAIN)
+    _joined = True
+    log(f"process {jax.process_index()} of {jax.process_count()} that train each run together")
+
+
+def _ended(work: Callable[[], int], log: Callable[[str], None]) -> int:
+    """What `work` returns. Where this process must not wait for the others to end, it ends here and now."""
+    try:
+        code = work()
+    except Exception as error:
+        if processes.leads():  # the others have been told, and end too
+            raise
+        traceback.print_exc()
+        parted = isinstance(error, processes.PartedError)
+        _exit(
+            protocol.AGAIN
+            if parted
+            else protocol.REFUSED
+            if isinstance(error, ValueError | OSError)
+            else protocol.CRASHED
+        )
+    if code == protocol.AGAIN:  # the others may be waiting for this process for ever
+        log(f"ending with exit code {protocol.AGAIN}, to be started again with the others")
+        _exit(code)
+    return code
+
+
+def _exit(code: int) -> NoReturn:
+    """End without JAX's own end, which waits for all processes."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _die_with(parent: int) -> None:
+    """Let the kernel kill this process where its parent dies: they are one worker."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, int(signal.SIGKILL))
+    if os.getppid() != parent:
+        os._exit(protocol.AGAIN)
+
+
+def _wait(child: int, signals: Sequence[int], launcher: str | None, log: Callable[[str], None]) -> int:
+    """Pass signals on until the child has ended; a second one of a kind kills it. Returns the exit code for it."""
+    passed: set[int] = set()
+
+    def give(number: int, frame: object = None) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(child, signal.SIGKILL if number in passed else number)
+        passed.add(number)
+
+    for number in signals:
+        signal.signal(number, give)
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return _code(os.waitstatus_to_exitcode(status), passed, log)
+        if launcher not in (None, str(os.getppid())) and signal.SIGHUP not in passed:
+            give(signal.SIGHUP)
+        time.sleep(LOOK_SECONDS)
+
+
+def _code(status: int, passed: set[int], log: Callable[[str], None]) -> int:
+    """The exit code of a worker whose process ended with a code, or, where it is negative, by a signal."""
+    if status >= 0:
+        return status
+    if -status in passed:  # before it could take note of it
+        return 128 - status
+    if -status == signal.SIGABRT:
+        log(f"aborted, as JAX does where another process has died; ending with exit code {protocol.AGAIN}")
+        return protocol.AGAIN
+    if -status != signal.SIGKILL:
+        signal.signal(-status, signal.SIG_DFL)
+    os.kill(os.getpid(), -status)  # as it died: killed from outside, or by a bug
+    return 128 - status
