@@ -104,7 +104,7 @@ def found() -> dict[str, list[Any]]:
     """What each case returns in each of two processes of two devices; what parts them comes last."""
     names = [case.__name__ for case in (telling, splitting, asking, fitting, failing)]
     code = (
-        "import json, os, sys, jax; from tests import test_processes as cases; from scaling import processes\n"
+        "import json, os, sys, jax; from tests import test_processes as cases; from scaling.training import processes\n"
         "jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))\n"
         "processes.MEETING_SECONDS = 3.0\n"
         f"print(json.dumps([getattr(cases, name)() for name in {names}]), flush=True)\n"

@@ -13,6 +13,7 @@ import types
 import numpy as np
 import pytest
 
+from scaling import config
 from scaling.config import sources, tokenizers
 from scaling.data import corpus, folders
 from scaling.data.tokenizers import bytes as encoding
@@ -62,8 +63,8 @@ def test_tokens_are_the_documents(data, kind):
 
 def test_identities_are_of_content_not_of_place_or_tokenizer(write_texts):
     def prepared(source, tokenizer=TOKENIZERS["bytes"], **changes):
-        config = config.Data(source=source, tokenizer=tokenizer, validation_tokens=500).edit(changes)
-        return corpus.prepare(config, silent)
+        data = config.Data(source=source, tokenizer=tokenizer, validation_tokens=500).edit(changes)
+        return corpus.prepare(data, silent)
 
     here, there = prepared(write_texts("here")), prepared(write_texts("there/deep"))
     assert here.folder != there.folder
@@ -204,7 +205,7 @@ def test_validation_text_that_is_also_in_training_is_counted(data, tmp_path):
 def test_two_processes_at_once_make_it_once(data, cache_folder):
     data = data.edit({"tokenizer": TOKENIZERS["bpe"]})
     code = (
-        "import sys; from scaling.data import corpus; "
+        "import sys; from scaling import config; from scaling.data import corpus; "
         "made = corpus.prepare(config.Data.from_json(sys.argv[1])); print(made.data_sha256, int(made.train.sum()))"
     )
     command = [sys.executable, "-c", code, data.to_json()]
@@ -219,8 +220,8 @@ def test_two_processes_at_once_make_it_once(data, cache_folder):
 
 def test_synthetic_corpus_has_the_length_it_says(cache_folder):
     source = sources.Synthetic(alphabet=32, exponent=1, seed=0, train_symbols=5000, validation_symbols=1000)
-    config = config.Data(source=source, tokenizer=tokenizers.Bytes(), validation_tokens=999)
-    made = corpus.prepare(config, silent)
+    data = config.Data(source=source, tokenizer=tokenizers.Bytes(), validation_tokens=999)
+    made = corpus.prepare(data, silent)
     assert made.unique_tokens == 5001  # and the end of the document
     assert (made.validation > 0).all()
 
@@ -243,7 +244,7 @@ def test_data_round_trips_through_json_and_refuses_unknown_kinds(data):
 
 def test_what_the_planner_imports_is_light():
     code = (
-        "import sys; from scaling.data import corpus, sources, tokenizers; "
+        "import sys; from scaling import config; from scaling.config import sources, tokenizers; from scaling.data import corpus; "
         "found = corpus.find(config.Data(source=sources.PythonSource(), tokenizer=tokenizers.Bpe(vocabulary_size=512), "
         "validation_tokens=8)); heavy = {'jax', 'tensorflow', 'tensorflow_datasets', 'grain', 'tokenizers', 'flax'}; "
         "print(found, sorted(heavy & set(sys.modules)))"

@@ -55,9 +55,8 @@ class TestSynthetic:
         symbols = np.frombuffer(document, np.uint8).astype(int) - 1
         counts = np.zeros((5, 5))
         np.add.at(counts, (symbols[:-1], symbols[1:]), 1)
-        np.testing.assert_allclose(
-            counts / counts.sum(axis=1, keepdims=True), chain.transition_matrix(source), atol=0.01
-        )
+        frequencies = counts / counts.sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(frequencies, chain.transition_matrix(source), atol=0.01)
         np.testing.assert_allclose(counts.sum(axis=1) / counts.sum(), chain.stationary(source), atol=0.01)
 
     def test_splits_and_seeds_are_other_walks_and_repeat_exactly(self):

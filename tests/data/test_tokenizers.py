@@ -24,7 +24,7 @@ documents_of_text = st.lists(st.text().map(str.encode), min_size=1, max_size=5)
 
 @functools.cache
 def trained_encoder() -> bpe.BpeEncoder:
-    return bpe.BpeEncoder(tokenizers.Bpe(vocabulary_size=330)._train(iter(TRAINING_TEXT)).to_str())
+    return bpe.BpeEncoder(bpe._train(tokenizers.Bpe(vocabulary_size=330), iter(TRAINING_TEXT)).to_str())
 
 
 class TestBytes:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import scaling
+import scaling.training
 from scaling import config, store
 from scaling.launch import launcher, local
 from scaling.store import record

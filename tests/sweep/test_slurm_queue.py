@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scaling import config, store
-from scaling.launch import slurm_queue
+from scaling.launch import rate_limiter, slurm_queue
 
 Make = Callable[..., config.Run]
 Fill = Callable[..., list[str]]
