@@ -244,7 +244,8 @@ def test_data_round_trips_through_json_and_refuses_unknown_kinds(data):
 
 def test_what_the_planner_imports_is_light():
     code = (
-        "import sys; from scaling import config; from scaling.config import sources, tokenizers; from scaling.data import corpus; "
+        "import sys; from scaling import config; from scaling.data import corpus; "
+        "from scaling.config import sources, tokenizers; "
         "found = corpus.find(config.Data(source=sources.PythonSource(), tokenizer=tokenizers.Bpe(vocabulary_size=512), "
         "validation_tokens=8)); heavy = {'jax', 'tensorflow', 'tensorflow_datasets', 'grain', 'tokenizers', 'flax'}; "
         "print(found, sorted(heavy & set(sys.modules)))"

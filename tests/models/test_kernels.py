@@ -79,7 +79,8 @@ def test_splash_of_a_pack_is_that_of_its_members() -> None:
 def test_each_device_attends_to_its_own_heads_and_sequences() -> None:
     """Four devices, heads and groups split or, where two groups do not split by four, whole."""
     code = (
-        "import functools, jax, numpy as np\nfrom scaling import config\nfrom scaling.training import mesh\nfrom scaling.models.ops import kernels\n"
+        "import functools, jax, numpy as np\nfrom scaling import config\nfrom scaling.training import mesh\n"
+        "from scaling.models.ops import kernels\n"
         "from tests.models import test_kernels as t\n"
         "for settings in ({'fsdp': 2, 'tensor': 2}, {'tensor': 4}):\n"
         "    layout = functools.partial(mesh.sharding, mesh.make(config.Mesh(**settings)))\n"
