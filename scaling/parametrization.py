@@ -14,7 +14,7 @@ class Parametrization(schema.Variant):
     `init_scale` multiplies every standard deviation of the initial values.
     """
 
-    init_scale: pydantic.PositiveFloat = 1.0
+    init_scale: pydantic.PositiveFloat = schema.added(1.0)
 
     def init_std(self, weight: tables.Weight, model: tables.Family) -> float:
         """Standard deviation of the initial normal values of a weight that is not a vector."""

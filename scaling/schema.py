@@ -9,6 +9,16 @@ from typing import Any, ClassVar, Self
 
 import pydantic
 
+ADDED = "added"  # marks, in a field's metadata, one that is younger than stored runs
+
+
+def added(default: Any) -> Any:
+    """A field that a config gets after runs of it are stored: at this default it is left out of names and records.
+
+    So old names stay and old records are read; the default must never change.
+    """
+    return pydantic.Field(default=default, json_schema_extra={ADDED: True})
+
 
 class Config(pydantic.BaseModel):
     """A frozen record of settings that refuses fields it does not know and names the nearest one it does."""
@@ -33,6 +43,14 @@ class Config(pydantic.BaseModel):
         """The config written by `to_json`; raises ValueError where a field is unknown or of another type."""
         return cls.model_validate_json(text)
 
+    def identity(self) -> dict[str, Any]:
+        """What names and records hold of it, as JSON values: all fields but those `added` that are at their default."""
+        return {
+            name: _identity(getattr(self, name))
+            for name, field in type(self).model_fields.items()
+            if not (_is_added(field) and getattr(self, name) == field.default)
+        }
+
     def edit(self, changes: Mapping[str, Any]) -> Self:
         """A copy with dotted fields replaced, validated again: `run.edit({"model.width": 64, "seed": 1})`.
 
@@ -51,6 +69,20 @@ class Config(pydantic.BaseModel):
         for head, edits in inner.items():
             tree[head] = _edited(tree[head], edits, head)
         return type(self).model_validate(tree)
+
+
+def _is_added(field: pydantic.fields.FieldInfo) -> bool:
+    return isinstance(field.json_schema_extra, dict) and ADDED in field.json_schema_extra
+
+
+def _identity(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.identity()
+    if isinstance(value, tuple | list):
+        return [_identity(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _identity(item) for key, item in value.items()}
+    return value
 
 
 def _edited(part: Any, changes: Mapping[str, Any], whole: str) -> Any:

@@ -1,6 +1,6 @@
 """What a run is: everything that determines its result, and nothing else."""
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import pydantic
 
@@ -92,18 +92,11 @@ class Run(schema.Config):
         """The model's table of weights."""
         return self.model.weights(self.vocabulary_size, self.context)
 
-    def settings(self) -> dict[str, Any]:
-        """What is stored of a run, as JSON values: all but what is younger than stored runs and as it was for them."""
-        settings = self.model_dump(mode="json")
-        if settings["parametrization"]["init_scale"] == 1.0:
-            settings["parametrization"].pop("init_scale")
-        return settings
-
     def run_id(self, data_sha256: str) -> str:
         """The name of this run: 16 hex digits that follow from all that determines its result.
 
         The corpus counts by its content, not by where it lies.
         """
-        settings = self.settings()
+        settings = self.identity()
         settings["data"].pop("source")
         return schema.digest({"run": settings, "data_sha256": data_sha256})[:16]

@@ -38,7 +38,7 @@ def config_record(run: config.Run, corpus: Identity) -> dict[str, Any]:
     return {
         "format": store.FORMAT,
         "run_id": run.run_id(corpus.data_sha256),
-        "run": run.settings(),
+        "run": run.identity(),
         "data": {field.name: getattr(corpus, field.name) for field in dataclasses.fields(Stored)},
     }
 
