@@ -13,8 +13,10 @@ from typing import Any
 from scaling import schema
 
 ROOMS = {
+    "Data": "scaling.data",
     "Family": "scaling.models",
     "Source": "scaling.data.sources",
+    "Task": "scaling.tasks",
     "Tokenizer": "scaling.data.tokenizers",
 }  # by group of variants
 

@@ -120,6 +120,7 @@ class Variant(Config):
 
     A direct subclass opens a group (`class Source(Variant)`); each class below it that sets `kind` joins the group's
     registry, from any module, so a new variant needs no other file edited. Annotate fields with the group itself.
+    A group that is younger than stored runs marks one kind as `added`: a mapping without `kind` means that one.
     """
 
     group: ClassVar[dict[str, type["Variant"]]]
@@ -137,6 +138,12 @@ class Variant(Config):
                 raise TypeError(f"two variants call themselves {kind!r}: {other.__qualname__} and {cls.__qualname__}")
             cls.group[kind] = cls
 
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        if not cls.model_fields["kind"].default:
+            known = ", ".join(sorted(each.__name__ for each in cls.group.values()))
+            raise TypeError(f"{cls.__name__} is a group of configs; write one of its kinds: {known}")
+        return super().__new__(cls)
+
     @classmethod
     def group_name(cls) -> str:
         """The name of the class that opened this variant's group."""
@@ -147,7 +154,8 @@ class Variant(Config):
     def _choose_variant(cls, value: Any, handler: pydantic.ModelWrapValidatorHandler[Self]) -> Self:
         if not isinstance(value, Mapping) or cls.model_fields["kind"].default:
             return handler(value)
-        kind = value.get("kind")
+        unnamed = (kind for kind, each in cls.group.items() if _is_added(each.model_fields["kind"]))
+        kind = value.get("kind", next(unnamed, None))
         if kind not in cls.group:
             near = difflib.get_close_matches(str(kind), cls.group, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else ""

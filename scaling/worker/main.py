@@ -228,7 +228,7 @@ class Work:
             self.programs.compile(run, members)
         self._sequences = loop.program_of(run, pack.execution, members, corpus).microbatch
 
-    def _member(self, attempt: "Attempt") -> "loop.Member":
+    def _member(self, attempt: "Attempt") -> "loop.TrainingRun":
         """What the loop is told of a run. Without a trunk to be had, a branch is trained from its own start."""
         from scaling.training import loop
 
@@ -236,7 +236,7 @@ class Work:
         trunk = None
         if item.trunk is not None and self.queue.has_trunk(item):
             trunk = loop.Trunk(self.results.checkpoints(item.trunk), item.trunk, item.branch_step)
-        return loop.Member(
+        return loop.TrainingRun(
             item.run,
             lease.checkpoints,
             attempt.keep,
@@ -403,7 +403,7 @@ def result_row(item: queue.Item, sweep_name: str, outcome: "loop.Outcome", devic
         "status": outcome.status,
         "reason": outcome.reason or None,
     }
-    return {name: row[name] for name in store.COLUMNS}
+    return {name: row[name] for name in store.COLUMNS} | dict(outcome.metrics)
 
 
 def _shown_loss(row: dict[str, Any]) -> str:
