@@ -24,8 +24,8 @@ class Corpus(abc.ABC):
     data_sha256: str
     validation_id: str
     unique_tokens: int
-    tokenizer_id: str | None = None
-    token_bytes: np.ndarray | None = None
+    tokenizer_id: str | None
+    token_bytes: np.ndarray | None
 
     @abc.abstractmethod
     def train_examples(self, context: int) -> examples.Examples:
@@ -43,6 +43,8 @@ class ArrayCorpus(Corpus):
     train: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
     validation: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
     context: int = 1
+    tokenizer_id = None
+    token_bytes = None
 
     def __post_init__(self) -> None:
         for name, array in {**self.validation, **self.train}.items():

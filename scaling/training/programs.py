@@ -127,10 +127,10 @@ def _program(run: config.Run, execution: config.Execution, members: int, layout:
     pack = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct((members, *x.shape), x.dtype, sharding=s), shapes, shards)
     number = functools.partial(mesh.number, devices)
 
-    train = compiling.pack(functools.partial(steps.train, setup), members, (0, None, 0))
+    train = compiling.pack(_given(steps.train, setup), members, (0, None, 0))
     trained = jax.jit(train, donate_argnums=0, out_shardings=(shards, whole))
     lowered = trained.lower(pack, *_of_train(setup))  # first of all, since it refuses what cannot be computed
-    evaluate = compiling.pack(functools.partial(evaluation.evaluate, setup), members, (0, None, None))
+    evaluate = compiling.pack(_given(evaluation.evaluate, setup), members, (0, None, None))
     evaluated = jax.jit(evaluate, out_shardings=whole).lower(pack.params, *_of_evaluate(setup)).compile()
     begin = _initial(setup, shard)
     pick = jax.jit(lambda state, index: jax.tree.map(lambda x: x[index], state), out_shardings=shard)
@@ -147,8 +147,13 @@ def _program(run: config.Run, execution: config.Execution, members: int, layout:
         train=lowered.compile(compiling.options(large=members > 1 or run.model.width >= lean.WIDE)),
         evaluate=lambda params, batch, draw=None: evaluated(params, batch, draw),
         shapes=shapes,
-        parts=Parts(*(functools.partial(f, setup) for f in (gradients.objective, gradients.gradient, steps.step))),
+        parts=Parts(*(_given(function, setup) for function in (gradients.objective, gradients.gradient, steps.step))),
     )
+
+
+def _given(function: Callable[..., Any], setup: setups.Setup) -> Callable[..., Any]:
+    """A function with its setup, by its own name, which traces and compiled programs show."""
+    return functools.update_wrapper(functools.partial(function, setup), function)
 
 
 def init(setup: setups.Setup, seed: Array, scale: Array) -> states.State:
@@ -165,14 +170,14 @@ def _initial(setup: setups.Setup, shard: Any) -> Any:
     whole = mesh.replicated(setup.devices)
     seed, scale = (jax.ShapeDtypeStruct((), kind, sharding=whole) for kind in (jnp.uint32, jnp.float32))
     quick = compiling.once(sum(weight.size for weight in setup.weights.values()))
-    lowered = jax.jit(functools.partial(init, setup), out_shardings=shard).lower(seed, scale)
+    lowered = jax.jit(_given(init, setup), out_shardings=shard).lower(seed, scale)
     return lowered.compile(compiler_options=quick)
 
 
 def _shapes(setup: setups.Setup) -> tuple[states.State, Any]:
     """The state of one run as shapes, and its shards."""
     seed, scale = jax.ShapeDtypeStruct((), jnp.uint32), jax.ShapeDtypeStruct((), jnp.float32)
-    one = jax.eval_shape(functools.partial(init, setup), seed, scale)
+    one = jax.eval_shape(_given(init, setup), seed, scale)
     shard = states.sharding(one, setup.weights, setup.devices)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), one, shard), shard
 
