@@ -157,3 +157,13 @@ def test_every_module_says_what_it_is_and_stays_short(module: str) -> None:
 def test_every_folder_is_a_package(folder: str) -> None:
     folders = {path.parent for path in (ROOT / folder).rglob("*.py")}
     assert [str(each) for each in folders if not (each / "__init__.py").is_file()] == []
+
+
+def test_a_class_name_means_one_class() -> None:
+    where: dict[str, list[str]] = {}
+    for package in ("scaling", "analysis", "experiments", "benchmarks"):
+        for name, path in modules(package).items():
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, ast.ClassDef):
+                    where.setdefault(node.name, []).append(name)
+    assert {name: places for name, places in where.items() if len(places) > 1} == {}
