@@ -1,7 +1,7 @@
 """Laws side by side on the same runs: by held-out error first, then by information criteria."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ import scipy.special
 
 from analysis import backtests, errors, fitting, laws
 from analysis.criteria import Criterion
+
+OPTIONS = {"objective", "delta", "scale", "weights", "cluster"}  # of a fit, that all laws take
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,21 +63,8 @@ def compare(
     are taken on one scale. A law that the runs cannot carry is listed with the reason; Refused where none can be made.
     """
     forms = [laws.get(entry) for entry in candidates]
-    if repeated := {form.name for form in forms if sum(form.name == other.name for other in forms) > 1}:
-        raise ValueError(f"laws {sorted(repeated)} are named twice; name each once")
-    scales = {options.get("scale") or form.scale for form in forms}
-    if len(scales) != 1:
-        raise errors.Refused(
-            f"laws on the scales {', '.join(sorted(map(str, scales)))} have no common error; pass scale="
-        )
     inputs = {name for form in forms for name in form.inputs}
-    if "fixed" in options:
-        raise ValueError("fixed: laws have no parameters in common; compare them free, or backtest one with fixed=")
-    known = {"objective", "delta", "scale", "weights", "cluster"}
-    if unknown := set(options) - inputs - known:
-        raise ValueError(
-            f"{sorted(unknown)} are no inputs of these laws nor common options ({', '.join(sorted(known))})"
-        )
+    _comparable(forms, inputs, options)
     fits: dict[str, fitting.Fit] = {}
     tests: dict[str, backtests.Backtest] = {}
     refused: dict[str, str] = {}
@@ -99,6 +88,23 @@ def compare(
         nothing = pd.DataFrame([{"law": name, "refused": reason} for name, reason in refused.items()])
         table = pd.concat([table, nothing], ignore_index=True)
     return Comparison(table, fits, tests)
+
+
+def _comparable(forms: Sequence[laws.Law], inputs: set[str], options: Mapping[str, Any]) -> None:
+    """Each law once, all on one scale, and no option that is none of theirs, or ValueError."""
+    if repeated := {form.name for form in forms if sum(form.name == other.name for other in forms) > 1}:
+        raise ValueError(f"laws {sorted(repeated)} are named twice; name each once")
+    scales = {options.get("scale") or form.scale for form in forms}
+    if len(scales) != 1:
+        raise errors.Refused(
+            f"laws on the scales {', '.join(sorted(map(str, scales)))} have no common error; pass scale="
+        )
+    if "fixed" in options:
+        raise ValueError("fixed: laws have no parameters in common; compare them free, or backtest one with fixed=")
+    if unknown := set(options) - inputs - OPTIONS:
+        raise ValueError(
+            f"{sorted(unknown)} are no inputs of these laws nor common options ({', '.join(sorted(OPTIONS))})"
+        )
 
 
 def _row(fit: fitting.Fit, test: backtests.Backtest, shared: set[float]) -> dict[str, Any]:

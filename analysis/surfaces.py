@@ -1,13 +1,13 @@
 """Optima of the fitted law L = E + A/N^α + B/D^β under a rule for the FLOPs, with and without the cost of inference."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from analysis import checks
+from analysis import checks, errors
 
 FORWARD = 1 / 3  # of the FLOPs of training on a token: 2N of 6N (Kaplan et al. 2020, arXiv 2001.08361, section 2.1)
 HALVINGS = 100
@@ -37,6 +37,13 @@ def flop_rule(frame: pd.DataFrame, params: str, tokens: str, flops: str) -> Flop
     if abs(kappa - 1) < 1e-6:
         return FlopRule(float(np.exp(np.mean(c - d - n))), 1.0, f"ratio of column {flops!r} to N·D")
     return FlopRule(float(np.exp(intercept)), float(kappa), f"fitted to column {flops!r}, rms {rms:.1%}")
+
+
+def refuse_without_optimum(params: Mapping[str, float], what: str) -> None:
+    """Refused where a term of the fitted law has vanished, so that no N is best."""
+    for name in ("A", "B", "alpha", "beta"):
+        if params[name] <= 0:
+            raise errors.Refused(f"{what}: the fitted {name} is 0, so the law has no optimum in N; add runs")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
