@@ -34,7 +34,7 @@ class Comparison:
         return str(self.table["law"].iloc[0])
 
     def summary(self) -> str:
-        """The table as text, with the reasons of what was refused below."""
+        """The table as text; below it the reasons of what was refused, and each fit's warnings."""
         shown = self.table[self.table["refused"] == ""]
         rows = [f"{'law':<22}{'held-out':>10}{'inside':>8}{'params':>8}{'AIC':>10}{'BIC':>10}{'rms':>9}  status"]
         for row in shown.to_dict("records"):
@@ -43,7 +43,12 @@ class Comparison:
                 f"{row['bic']:>10.1f}{row['rms']:>9.4f}  {row['status']}"
             )
         refused = self.table[self.table["refused"] != ""]
-        return "\n".join(rows + [f"{row.law}: refused: {row.refused}" for row in refused.itertuples()])
+        rows += [f"{row.law}: refused: {row.refused}" for row in refused.itertuples()]
+        for warning in dict.fromkeys(warning for fit in self.fits.values() for warning in fit.warnings):
+            warned = [name for name, fit in self.fits.items() if warning in fit.warnings]
+            whose = f" ({', '.join(warned)})" if len(warned) < len(self.fits) else ""
+            rows.append(f"warning{whose}: {warning}")
+        return "\n".join(rows)
 
 
 def compare(
@@ -81,13 +86,20 @@ def compare(
             refused[form.name] = str(reason)
     if not fits:
         raise errors.Refused("; ".join(f"{name}: {reason}" for name, reason in refused.items()))
+    return Comparison(_table(fits, tests, refused), fits, tests)
+
+
+def _table(
+    fits: Mapping[str, fitting.Fit], tests: Mapping[str, backtests.Backtest], refused: Mapping[str, str]
+) -> pd.DataFrame:
+    """A row a law, the best first, those that were refused at the end."""
     shared = set.intersection(*(set(test.usable["origin"]) for test in tests.values()))
     rows = [_row(fits[name], tests[name], shared) for name in fits]
     table = pd.DataFrame(rows).sort_values(["held_out", "bic"], kind="stable", ignore_index=True)
-    if refused:
-        nothing = pd.DataFrame([{"law": name, "refused": reason} for name, reason in refused.items()])
-        table = pd.concat([table, nothing], ignore_index=True)
-    return Comparison(table, fits, tests)
+    if not refused:
+        return table
+    nothing = pd.DataFrame([{"law": name, "refused": reason} for name, reason in refused.items()])
+    return pd.concat([table, nothing], ignore_index=True)
 
 
 def _comparable(forms: Sequence[laws.Law], inputs: set[str], options: Mapping[str, Any]) -> None:

@@ -110,7 +110,9 @@ def _conventions(frame: pd.DataFrame, params: str, tokens: str) -> Iterator[_Con
 
 def _relabelled(frame: pd.DataFrame, flops: np.ndarray) -> pd.DataFrame:
     """Without `flops_budget` where the runs of a budget are not of equal FLOPs as they are counted here."""
-    if not budgets.labelled(frame) or not (flops > 0).all():  # the latter is refused, by name, where it counts
+    known = ~np.isnan(flops)  # a run that failed may have none
+    if not budgets.labelled(frame) or not (flops[known] > 0).all():  # the latter is refused, by name, where it counts
         return frame
-    spread = pd.Series(np.log(flops), index=frame.index).groupby(frame["flops_budget"]).agg(np.ptp)
+    logs = pd.Series(np.log(flops[known]), index=frame.index[known])
+    spread = logs.groupby(frame.loc[known, "flops_budget"]).agg(np.ptp)
     return frame if (spread <= budgets.UNEQUAL).all() else frame.drop(columns="flops_budget")

@@ -63,14 +63,18 @@ def frontier(
     with_flops, note = budgets.costed(frame, params, tokens, flops)
     chosen = checks.runs(with_flops)
     checks.one_of_each(chosen.frame)
-    mixed, _ = checks.mixture(chosen.frame)
+    mixed, _ = checks.mixture(chosen.frame, names.values())
     chosen = dataclasses.replace(chosen, warnings=(*chosen.warnings, *mixed))
     checks.separable(*(checks.column(chosen.frame, name, "the frontier") for name in (params, tokens)))
     if approach == 2:
         made = isoflop.frontier(chosen, names, loss, level, resamples, seed, minimum)
     else:
         made = (_envelope if approach == 1 else _parametric)(chosen, names, loss, level, resamples, seed)
-    return dataclasses.replace(made, statements=(*made.statements, note)) if note else made
+    return dataclasses.replace(
+        made,
+        statements=(*made.statements, *([note] if note else [])),
+        excluded=(*checks.left_out(chosen), *made.excluded),
+    )
 
 
 def through(

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from analysis import checks
+from analysis import checks, settings
 
 CONFIG = (
     "family", "role", "params", "params_non_embedding", "params_with_head", "tokens", "unique_tokens", "flops",
@@ -38,7 +38,9 @@ def seed_noise(frame: pd.DataFrame, loss: str = "loss") -> SeedNoise:
         return SeedNoise(np.nan, 0, 0, "seed noise not measured: no column that tells one configuration from another")
     losses = pd.Series(checks.column(chosen, loss, "the seed noise"), index=chosen.index)
     squares, freedom, groups, unclear = 0.0, 0, 0, 0
-    for _, rows in chosen.groupby(keys, dropna=False):
+    alike = [chosen[name] for name in keys]
+    alike += [settings.values(chosen[name]) for name in settings.fields(chosen) if name != "seed"]
+    for _, rows in chosen.groupby(alike, dropna=False):
         if len(rows) < 2:
             continue
         if rows["seed"].duplicated().any():
