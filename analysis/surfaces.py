@@ -63,19 +63,20 @@ class Surface:
         """
         E, A, B, alpha, beta = (self.params[name] for name in ("E", "A", "B", "alpha", "beta"))
         kappa, cost = self.rule.kappa, np.log(flops / self.rule.k)
-        log_n = (np.log(alpha * A / (kappa * beta * B)) + beta * cost) / (alpha + kappa * beta)
-        log_d = cost - kappa * log_n
-        if served := inference_tokens * FORWARD:
+        with np.errstate(divide="ignore", invalid="ignore"):  # of a resample in which a term vanished
+            log_n = (np.log(alpha * A / (kappa * beta * B)) + beta * cost) / (alpha + kappa * beta)
+            log_d = cost - kappa * log_n
+            if served := inference_tokens * FORWARD:
 
-            def excess(log_d: np.ndarray) -> np.ndarray:
-                tokens = np.logaddexp(log_d, np.log(served))
-                gain = np.log(alpha * A) - alpha * (cost - tokens) / kappa
-                return np.asarray(np.log(kappa * beta * B) + tokens - (beta + 1) * log_d - gain)
+                def excess(log_d: np.ndarray) -> np.ndarray:
+                    tokens = np.logaddexp(log_d, np.log(served))
+                    gain = np.log(alpha * A) - alpha * (cost - tokens) / kappa
+                    return np.asarray(np.log(kappa * beta * B) + tokens - (beta + 1) * log_d - gain)
 
-            start, slopes = excess(log_d), np.stack([beta + 1, beta + alpha / kappa])
-            log_d = _root(excess, *np.sort(log_d + start / slopes, axis=0))
-            log_n = (cost - np.logaddexp(log_d, np.log(served))) / kappa
-        loss = E + A * np.exp(-alpha * log_n) + B * np.exp(-beta * log_d)
+                start, slopes = excess(log_d), np.stack([beta + 1, beta + alpha / kappa])
+                log_d = _root(excess, *np.sort(log_d + start / slopes, axis=0))
+                log_n = (cost - np.logaddexp(log_d, np.log(served))) / kappa
+            loss = E + A * np.exp(-alpha * log_n) + B * np.exp(-beta * log_d)
         return np.stack([np.exp(log_n), np.exp(log_d), loss], axis=-1)
 
     def reach(self, loss: float, inference_tokens: float = 0.0) -> Float[np.ndarray, "samples 3"]:
