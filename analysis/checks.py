@@ -272,8 +272,8 @@ def measurements(
         raise errors.Refused(f"0 of {chosen.total} rows are finished runs; there is nothing to fit: {chosen.dropped}")
     names = {name: columns.get(name, name) for name in law.inputs}
     inputs = {
-        name: column(chosen.frame, names[name], f"input {name!r} of {law.name}", name not in law.real)
-        for name in law.inputs
+        name: column(chosen.frame, held, f"input {name!r} of {law.name}", name not in law.real)
+        for name, held in names.items()
     }
     measured = column(chosen.frame, loss, "the loss", scale != "linear")
     _once(chosen.frame)
@@ -289,10 +289,7 @@ def measurements(
         warnings += more
         notes += other
     if not set(fixed) & set(law.nonlinear):
-        if {"params", "tokens"} <= set(law.inputs):
-            separable(inputs["params"], inputs["tokens"])
-        if len(law.inputs) > 1:
-            independent({name: inputs[name] for name in law.inputs if name not in law.real}, law.name)
+        _identified(law, inputs)
     return dataclasses.replace(chosen, warnings=tuple(warnings), notes=tuple(notes)), inputs, measured
 
 
@@ -329,6 +326,14 @@ def _enough(law: forms.Law, inputs: Mapping[str, np.ndarray], names: Mapping[str
     size = inputs[first] if first in law.real else np.log(inputs[first])
     if np.ptp(size) < (1e-9 * np.abs(size).max() if first in law.real else RATIO_SPREAD):
         raise errors.Refused(f"{names[first]!r} is the same in all {got} runs: {law.name!r} needs it to vary; add runs")
+
+
+def _identified(law: forms.Law, inputs: Mapping[str, np.ndarray]) -> None:
+    """Refuse inputs whose effects cannot be told apart."""
+    if {"params", "tokens"} <= set(law.inputs):
+        separable(inputs["params"], inputs["tokens"])
+    if len(law.inputs) > 1:
+        independent({name: inputs[name] for name in law.inputs if name not in law.real}, law.name)
 
 
 def _turning(

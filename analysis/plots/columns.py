@@ -137,20 +137,30 @@ ALIKE = _Colouring((_Group(None, axes.INK, MARKERS[0], None),), "")
 def _colouring(scale: _Scale) -> _Colouring:
     """A colour for each value: over many numbers by their size, else evenly in their order; grey for a missing one."""
     values = np.unique(scale.positions[~np.isnan(scale.positions)])
-    many = not scale.categories and len(values) > FEW
-    names = [str(name) for name in scale.categories] or [_number(float(value), scale.name) for value in values]
-    known = np.array([value for value, name in zip(values, names, strict=True) if name != settings.MISSING])
-    shade = _shade(known if many else np.arange(max(len(known), 1), dtype=np.float64), logarithmic=many)
-    tints = [colors.to_hex(tint) for tint in shade.to_rgba(known if many else np.arange(len(known)))]
-    tints += [axes.FAINT] * (len(values) - len(known))  # sorted, what is missing comes last
-    groups = [
-        _Group(scale.positions == value, tint, MARKERS[i % len(MARKERS)] if scale.categories else MARKERS[0],
-               None if many else name)
-        for i, (value, name, tint) in enumerate(zip(values, names, tints, strict=True))
-    ]  # fmt: skip
+    if not scale.categories and len(values) > FEW:
+        shade = _shade(values, logarithmic=True)
+        groups = [_Group(scale.positions == value, _hex(shade, value), MARKERS[0], None) for value in values]
+    else:
+        shade, groups = None, _few(scale, values)
     if (unknown := np.isnan(scale.positions)).any():
         groups.append(_Group(unknown, axes.FAINT, MARKERS[1], settings.MISSING))
-    return _Colouring(tuple(groups), scale.label, shade if many else None)
+    return _Colouring(tuple(groups), scale.label, shade)
+
+
+def _few(scale: _Scale, values: np.ndarray) -> list[_Group]:
+    """Groups that a legend names, categories with a marker each; sorted, the missing one comes last."""
+    names = [str(name) for name in scale.categories] or [_number(float(value), scale.name) for value in values]
+    shade = _shade(np.arange(max(1, sum(name != settings.MISSING for name in names))), logarithmic=False)
+    groups = []
+    for i, (value, name) in enumerate(zip(values, names, strict=True)):
+        color = axes.FAINT if name == settings.MISSING else _hex(shade, i)
+        marker = MARKERS[i % len(MARKERS)] if scale.categories else MARKERS[0]
+        groups.append(_Group(scale.positions == value, color, marker, name))
+    return groups
+
+
+def _hex(shade: cm.ScalarMappable, value: float) -> str:
+    return colors.to_hex(shade.to_rgba(np.array([value]))[0])
 
 
 def _shade(values: np.ndarray, logarithmic: bool) -> cm.ScalarMappable:

@@ -1,5 +1,6 @@
 """The analyses on planted results: planted exponents come back, every row carries its source, figures have content."""
 
+import io
 import math
 from collections.abc import Callable
 
