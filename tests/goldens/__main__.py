@@ -12,47 +12,53 @@ is expected only on the stack and the kind of CPU that the file names.
 
 import argparse
 import concurrent.futures
+import functools
 import gzip
 import json
 import math
-import os
-import subprocess
+import queue
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+from tests.goldens import running
+
+# What no two trainings share: times, rates of work, and the name of the device.
 UNMEASURED = {"seconds", "device", "tokens_per_second", "flops_per_second", "mfu", "predicted_seconds"}
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def main() -> int:
     """Record or compare; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tests.goldens", description=__doc__.splitlines()[0])
+    description, _, usage = str(__doc__).partition("\n")
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "python -m tests.goldens", description=description, epilog=usage, formatter_class=raw
+    )
     parser.add_argument("action", choices=("record", "compare"))
     parser.add_argument("file", type=Path, help="JSON, gzipped where the name ends in .gz")
-    parser.add_argument("--tree", type=Path, default=HERE.parents[1], help="the checkout whose code trains")
+    parser.add_argument("--tree", type=Path, default=running.TREE, help="the checkout whose code trains")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these files of sweeps/")
     given = parser.parse_args()
-    names = sorted(path.stem for path in (HERE / "sweeps").glob("*.json"))
+    names = sorted(path.stem for path in (running.HERE / "sweeps").glob("*.json"))
     if unknown := set(given.only or ()) - set(names):
         parser.error(f"no sweep {', '.join(sorted(unknown))}; choose of {', '.join(names)}")
     names = [name for name in names if name in (given.only or names)]
     tree = given.tree.resolve()
-    here = stack(tree)
-    print("stack:", ", ".join(f"{name} {value}" for name, value in here.items()), flush=True)
+    here = running.stack(tree)
+    print("stack:", _listed(here), flush=True)
     if given.action == "compare":
-        known = json.loads(_open(given.file, "rt").read())
+        with _open(given.file, "rt") as file:
+            known = json.load(file)
         if here != known["stack"]:
-            print("recorded on another stack:", ", ".join(f"{name} {value}" for name, value in known["stack"].items()))
+            print("recorded on another stack:", _listed(known["stack"]))
         return compare({name: known["sweeps"][name] for name in names}, train(names, tree))
     found = {"stack": here, "sweeps": train(names, tree)}
     with _open(given.file, "wt") as file:
-        file.write(json.dumps(found))
-    print(f"{sum(map(len, _stages(found['sweeps'])))} runs written to {given.file}")
+        json.dump(found, file)
+    print(f"written to {given.file}")
     return 0
 
 
@@ -60,74 +66,42 @@ def _open(path: Path, mode: Any) -> Any:
     return gzip.open(path, mode) if path.suffix == ".gz" else open(path, mode)
 
 
-def _stages(sweeps: dict[str, Any]) -> list[Any]:
-    return [runs for stages in sweeps.values() for runs in stages.values()]
+def _listed(stack: dict[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in stack.items())
 
 
-def environment(tree: Path, cache: Path) -> dict[str, str]:
-    """Of a command whose `scaling` is that of `tree`: one CPU platform, and no settings of the caller's for XLA."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("XLA_", "JAX_", "SCALING_"))}
-    ours = {"PYTHONPATH": str(tree), "PYTHONSAFEPATH": "1", "JAX_PLATFORMS": "cpu", "SCALING_CACHE": str(cache)}
-    return {**kept, **ours}
-
-
-def stack(tree: Path) -> dict[str, str]:
-    """Versions and CPU. Exits where the code that would train is not that of `tree`."""
-    code = (
-        "import importlib.metadata as m, json, platform, scaling\n"
-        f"print(json.dumps([scaling.__file__, platform.python_version(), *map(m.version, {PACKAGES})]))"
-    )
-    command = [sys.executable, "-c", code]
-    environ = environment(tree, Path("unused"))
-    told = subprocess.run(command, cwd=HERE, env=environ, capture_output=True, text=True, check=True)
-    where, python, *versions = json.loads(told.stdout)
-    if not Path(where).resolve().is_relative_to(tree):
-        sys.exit(f"`import scaling` finds {where}, which is not in {tree}")
-    return {"python": python, **dict(zip(PACKAGES, versions, strict=True)), "cpu": cpu()}
-
-
-def cpu() -> str:
-    """The model of the CPU with a digest-free list of what XLA may compile for: its vector extensions."""
-    fields = {}
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        fields.setdefault(name.strip(), value.strip())
-    vectors = [flag for flag in fields.get("flags", "").split() if flag.startswith(("avx", "fma", "amx"))]
-    return " ".join([fields.get("model name", "unknown"), *vectors])
-
-
-def train(names: list[str], tree: Path) -> dict[str, Any]:
+def train(names: Sequence[str], tree: Path) -> dict[str, Any]:
     """What came of each sweep, by name; as many at once as there are cores."""
-    cores = sorted(os.sched_getaffinity(0))
     begun = time.monotonic()
-    free = list(cores)
-
-    def one(name: str) -> Any:
-        core = free.pop()
-        try:
-            return sweep(name, tree, core)
-        finally:
-            free.append(core)
-
-    with concurrent.futures.ThreadPoolExecutor(len(cores)) as pool:
-        found = dict(zip(names, pool.map(one, names), strict=True))
-    print(f"{sum(map(len, _stages(found)))} runs trained in {time.monotonic() - begun:.0f} s", flush=True)
+    free: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for core in running.cores():
+        free.put(core)
+    with concurrent.futures.ThreadPoolExecutor(free.qsize()) as pool:
+        found = dict(zip(names, pool.map(functools.partial(_sweep, tree, free), names), strict=True))
+    print(f"{count(found)} runs trained in {time.monotonic() - begun:.0f} s", flush=True)
     return found
 
 
-def sweep(name: str, tree: Path, core: int) -> dict[str, list[dict[str, Any]]]:
-    """Train one sweep on one core; exits with its output where it fails."""
-    with tempfile.TemporaryDirectory(prefix="goldens-") as folder:
-        store = Path(folder) / "store"
-        command = [sys.executable, "-m", "scaling.cli", "sweep", f"sweeps/{name}.json"]
-        command += ["--store", str(store), "--workers", "1"]
-        ended = subprocess.run(
-            ["taskset", "--cpu-list", str(core), *command],
-            cwd=HERE, env=environment(tree, Path(folder) / "cache"), capture_output=True, text=True,
-        )  # fmt: skip
-        if ended.returncode:
-            sys.exit(f"{name} ended with exit code {ended.returncode}:\n{ended.stdout}\n{ended.stderr}")
-        return {stage.parent.name: collect(store, stage) for stage in sorted(store.glob("sweeps/*/sweep.json"))}
+def _sweep(tree: Path, free: "queue.SimpleQueue[int]", name: str) -> dict[str, list[dict[str, Any]]]:
+    """Train one sweep on a free core: the runs of each of its stages. Raises RuntimeError where the command fails."""
+    core, begun = free.get(), time.monotonic()
+    try:
+        with tempfile.TemporaryDirectory(prefix="goldens-") as folder:
+            store = Path(folder) / "store"
+            arguments = ["sweep", f"sweeps/{name}.json", "--store", str(store), "--workers", "1"]
+            ended = running.command(arguments, tree, Path(folder) / "cache", core)
+            if ended.returncode:
+                raise RuntimeError(f"{name}: exit code {ended.returncode}\n{ended.stdout}\n{ended.stderr}")
+            stages = {stage.parent.name: collect(store, stage) for stage in sorted(store.glob("sweeps/*/sweep.json"))}
+            print(f"{name}: {count({name: stages})} runs in {time.monotonic() - begun:.0f} s", flush=True)
+            return stages
+    finally:
+        free.put(core)
+
+
+def count(sweeps: dict[str, Any]) -> int:
+    """How many runs there are in all stages."""
+    return sum(len(runs) for stages in sweeps.values() for runs in stages.values())
 
 
 def collect(store: Path, stage: Path) -> list[dict[str, Any]]:
@@ -153,7 +127,7 @@ def _kept(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in UNMEASURED}
 
 
-def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     names = dict.fromkeys(name for row in rows for name in _kept(row))
     return {name: [row.get(name) for row in rows] for name in names}
 
@@ -168,23 +142,27 @@ def compare(known: dict[str, Any], found: dict[str, Any]) -> int:
                 wrong += 1
                 print(f"{stage}: {len(before)} runs recorded, {len(now)} trained")
             for old, run in zip(before, now, strict=False):
-                different, line = difference(old, run, new)
+                different, told = difference(old, run, new)
                 wrong += different
-                print(f"{stage} {old['run_id']} {line}")
+                print(f"{stage} {old['run_id']} {told}")
     print("columns that were not recorded:", ", ".join(new) or "none")
-    print(f"{wrong} differ" if wrong else f"all {sum(map(len, _stages(known)))} runs equal, names and numbers")
+    print(f"{wrong} differ" if wrong else f"all {count(known)} runs equal, names and numbers")
     return 1 if wrong else 0
 
 
 def difference(old: dict[str, Any], run: dict[str, Any], new: dict[str, None]) -> tuple[bool, str]:
     """Whether two runs differ, and how in words; names that only `run` has are added to `new`."""
     pairs = list(_pairs(old, run, "", new))
-    unequal = [(where, a, b) for where, a, b in pairs if type(a) is not type(b) or a != b]
+    unequal = [(where, a, b) for where, a, b in pairs if repr(a) != repr(b)]
     name = "id equal" if old["run_id"] == run["run_id"] else f"id DIFFERS ({run['run_id']} now)"
     if not unequal:
         return False, f"{name}, {len(pairs)} values equal"
     numbers = [(_relative(a, b), where, a, b) for where, a, b in unequal if _number(a) and _number(b)]
-    others = [f"{where}: {a!r} before, {b!r} now" for where, a, b in unequal if not (_number(a) and _number(b))]
+    others = [
+        f"{where}: {repr(a)[:100]} before, {repr(b)[:100]} now"
+        for where, a, b in unequal
+        if not (_number(a) and _number(b))
+    ]
     told = [f"{name}, {len(unequal)} of {len(pairs)} values DIFFER"]
     if numbers:
         largest, where, a, b = max(numbers)
@@ -193,11 +171,11 @@ def difference(old: dict[str, Any], run: dict[str, Any], new: dict[str, None]) -
 
 
 def _pairs(old: Any, run: Any, where: str, new: dict[str, None]) -> Iterator[tuple[str, Any, Any]]:
-    """Every value of `old` with the one in the same place of `run` (None where there is none)."""
+    """Every value of `old` with the one in the same place of `run`, "missing" where there is none."""
     if isinstance(old, dict) and isinstance(run, dict):
-        new.update(dict.fromkeys(f"{where}.{name}".lstrip(".") for name in run.keys() - old.keys()))
+        new.update(dict.fromkeys(f"{where}.{name}".lstrip(".") for name in run if name not in old))
         for name, value in old.items():
-            yield from _pairs(value, run.get(name), f"{where}.{name}".lstrip("."), new)
+            yield from _pairs(value, run.get(name, "missing"), f"{where}.{name}".lstrip("."), new)
     elif isinstance(old, list) and isinstance(run, list) and len(old) == len(run):
         for index, (a, b) in enumerate(zip(old, run, strict=True)):
             yield from _pairs(a, b, f"{where}[{index}]", new)
