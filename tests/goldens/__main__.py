@@ -59,7 +59,7 @@ def main() -> int:
     with _open(given.file, "wt") as file:
         json.dump(found, file)
     print(f"written to {given.file}")
-    return 0
+    return 0 if all(found["sweeps"].values()) else 1
 
 
 def _open(path: Path, mode: Any) -> Any:
@@ -83,7 +83,7 @@ def train(names: Sequence[str], tree: Path) -> dict[str, Any]:
 
 
 def _sweep(tree: Path, free: "queue.SimpleQueue[int]", name: str) -> dict[str, list[dict[str, Any]]]:
-    """Train one sweep on a free core: the runs of each of its stages. Raises RuntimeError where the command fails."""
+    """Train one sweep on a free core: the runs of each of its stages; none, and a message, where the command fails."""
     core, begun = free.get(), time.monotonic()
     try:
         with tempfile.TemporaryDirectory(prefix="goldens-") as folder:
@@ -91,7 +91,8 @@ def _sweep(tree: Path, free: "queue.SimpleQueue[int]", name: str) -> dict[str, l
             arguments = ["sweep", f"sweeps/{name}.json", "--store", str(store), "--workers", "1"]
             ended = running.command(arguments, tree, Path(folder) / "cache", core)
             if ended.returncode:
-                raise RuntimeError(f"{name}: exit code {ended.returncode}\n{ended.stdout}\n{ended.stderr}")
+                print(f"{name} FAILED with exit code {ended.returncode}\n{ended.stdout}\n{ended.stderr}", flush=True)
+                return {}
             stages = {stage.parent.name: collect(store, stage) for stage in sorted(store.glob("sweeps/*/sweep.json"))}
             print(f"{name}: {count({name: stages})} runs in {time.monotonic() - begun:.0f} s", flush=True)
             return stages
