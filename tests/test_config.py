@@ -81,6 +81,7 @@ def test_a_run_has_another_name_where_a_field_differs(tiny: Make, field: str) ->
     assert changed.run_id(SHA) != run.run_id(SHA)
 
 
+@pytest.mark.smoke
 def test_the_name_of_a_run_never_changes(tiny: Make) -> None:
     """Stores of results are found by it: if this fails, runs that were trained would be trained again."""
     assert tiny().run_id(SHA) == "87de1392cce26282"
