@@ -548,10 +548,10 @@ def test_a_bucket_is_tried_like_a_folder(server: s3.Server, monkeypatch: pytest.
     place = f"s3://{s3.BUCKET}/doctor"
     found = storing.store(place)
     assert levels(found) == {check: "ok" for check in ALL if check not in ("hard links", "disk")}
-    backends.of(place).replace("sweeps/x/sweep.json", json.dumps({"format": 9}))
+    backends.open_storage(place).replace("sweeps/x/sweep.json", json.dumps({"format": 9}))
     assert storing.store(place)[0].level == "wrong"
-    assert backends.of(f"s3://{s3.BUCKET}").names("") == ["doctor"]
-    assert backends.of(place).names("") == ["sweeps"]
+    assert backends.open_storage(f"s3://{s3.BUCKET}").names("") == ["doctor"]
+    assert backends.open_storage(place).names("") == ["sweeps"]
     missing = storing.store("s3://no-such-bucket/doctor")
     assert levels(missing) == {"sweeps": "ok", "write": "wrong"}
     assert "bucket does not exist" in missing[1].found

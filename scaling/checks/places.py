@@ -15,17 +15,12 @@ from scaling.worker import precompile
 LITTLE_BYTES = 2e9  # for text, tokens and compiled programs
 
 
-def existing(path: Path) -> Path:
-    """A path, or the nearest folder above it that exists."""
-    return next(place for place in (path, *path.parents) if place.exists())
-
-
 def room(check: str, place: Path, needed: float | None = None, what: str = "") -> list[finding.Finding]:
     """The room on the disk of a folder, which need not exist, and whether it may be written.
 
     `needed` bytes are those of `what`; None where that is not known.
     """
-    there = existing(place)
+    there = cache.nearest_existing(place)
     free = shutil.disk_usage(there).free
     size = f"{place}: {free / 1e9:.1f} GB free"
     if not os.access(there, os.W_OK | os.X_OK):

@@ -134,7 +134,7 @@ def _scratch(results: stores.Store) -> Iterator[backends.Storage]:
     missing = []
     if results.local is not None:
         missing = [folder for folder in (results.local, *results.local.parents) if not folder.exists()]
-    name = atomic.draft("doctor")  # which gc removes where this process is killed
+    name = atomic.draft_name("doctor")  # which gc removes where this process is killed
     try:
         yield results.files.sub(name)
     finally:

@@ -14,7 +14,7 @@ from jaxtyping import Int32, Integer
 from scaling import schema
 from scaling.config import data as datas
 from scaling.config import sources, tokenizers
-from scaling.storage import cache, errors
+from scaling.storage import atomic, cache, errors
 
 FORMAT = 1
 """Part of every key: raise it when the meaning of the cached files changes."""
@@ -69,7 +69,7 @@ def prepare(data: datas.Data, log: sources.Log = print) -> Corpus:
             if defect is None:
                 return _open(data, folder)
             log(f"cached corpus {folder.name} is damaged ({defect}): making it again")
-            cache.discard(folder)
+            atomic.discard(folder)
         _write(data, folder, log)
     return _open(data, folder)
 

@@ -43,7 +43,7 @@ class Job:
 
     def results(self, log: Callable[[str], None] = print) -> store.Store:
         """The store, for as long as workers are looked after: while it is away, that is told and it is waited for."""
-        return store.Store(self.store_path).waiting(retry.Outages(lambda: False, log))
+        return store.Store(self.store_path).retrying(retry.Waiter(lambda: False, log))
 
     def worker_command(self, python: str = sys.executable) -> list[str]:
         """The command line of one worker."""

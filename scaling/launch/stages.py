@@ -31,7 +31,7 @@ def run(
     Starting it again goes on where it stopped. The tune stage is a sweep of its own in the store, NAME.tune, so that
     its runs never enter the law. Raises ValueError where tuning failed, before the ladder is started.
     """
-    results = store.Store(store_path).waiting(retry.Outages(lambda: False, log))
+    results = store.Store(store_path).retrying(retry.Waiter(lambda: False, log))
     launcher = launcher or local.Local()
     prepare = functools.partial(corpora.prepare, log=log)
     resolved, workers, device = _resolve(sweep, prepare, results, launcher, workers)

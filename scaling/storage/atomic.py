@@ -1,7 +1,9 @@
-"""The only ways in which a store's files are written: created where absent, replaced whole, or appended to.
+"""The only ways in which files and folders are written: created where absent, replaced whole, or appended to.
 
-Creating is a hard link of a finished temporary file and replacing is a rename: both are atomic on local disks and on
-NFS, where locks are not. No reader ever sees half a file, but for the last line of one being appended to.
+Everything is written as a draft, under another name in the same folder. Creating is a hard link of a complete draft
+and replacing is a rename: both are atomic on local disks and on NFS, where locks are not. A reader never sees a part of
+a file or folder, but for the last line of a file being appended to; a writer that fails, on a full disk too, removes
+its draft, and `gc` removes that of a writer that was killed.
 """
 
 import contextlib
@@ -10,6 +12,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,35 +22,69 @@ from scaling.storage import host
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
-def draft(name: str) -> str:
-    """The name of a temporary file beside one of this name. It tells who writes it: `gc` finds what the dead left."""
+def draft_name(name: str) -> str:
+    """A fresh name for a draft of `name`: `.NAME.PID-HOST-RANDOM`, by which `gc` finds the drafts of dead processes."""
     return f".{name}.{os.getpid()}-{host.tag()}-{secrets.token_hex(4)}"
 
 
 @contextlib.contextmanager
-def temporary(path: Path, text: str) -> Iterator[Path]:
-    """A finished temporary file beside `path`, removed at the end unless it was renamed. Makes the folder."""
-    beside = path.with_name(draft(path.name))
+def drafting(path: Path) -> Iterator[Path]:
+    """The path of a draft beside `path`, a file or a folder, which is removed at the end unless the body renamed it.
+
+    Makes the folder of `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(draft_name(path.name))
     try:
-        with open(beside, "x", encoding="utf-8") as file:
+        yield draft
+    finally:
+        try:
+            draft.unlink(missing_ok=True)
+        except (IsADirectoryError, PermissionError):  # the latter for a folder on macOS
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """The path of a draft, which the body writes and which replaces `path` when the body ends without an error.
+
+    A folder at `path` that is not empty is not replaced: `discard` it first.
+    """
+    with drafting(path) as draft:
+        yield draft
+        os.replace(draft, path)
+
+
+@contextlib.contextmanager
+def written(path: Path, text: str) -> Iterator[Path]:
+    """The path of a draft of `path` that holds the text and is on the disk."""
+    with drafting(path) as draft:
+        with open(draft, "x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        yield beside
-    finally:
-        beside.unlink(missing_ok=True)
+        yield draft
 
 
-def link(beside: Path, path: Path) -> bool:
-    """Give a finished temporary file its name, unless the name is taken; says whether it was free.
+def discard(folder: Path) -> None:
+    """Remove a folder: renamed in one step, then deleted, so that a crash between leaves no part under its name.
+
+    Processes that have its files mapped keep their pages. Raises FileNotFoundError where it is missing.
+    """
+    aside = folder.with_name(draft_name(folder.name))
+    folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def link(draft: Path, path: Path) -> bool:
+    """Give a complete draft its name, unless the name is taken; says whether it was free.
 
     Raises ValueError where the file system has no hard links.
     """
     try:
-        os.link(beside, path)
+        os.link(draft, path)
     except FileExistsError:
-        return beside.stat().st_nlink == 2  # NFS may repeat a link whose reply was lost: then the name is ours
+        return draft.stat().st_nlink == 2  # NFS may repeat a link whose reply was lost: then it is ours
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
@@ -60,18 +97,18 @@ def link(beside: Path, path: Path) -> bool:
 
 def create(path: Path, text: str) -> bool:
     """Create a file with its whole content, unless it exists; says whether it was created."""
-    with temporary(path, text) as beside:
-        return link(beside, path)
+    with written(path, text) as draft:
+        return link(draft, path)
 
 
 def replace(path: Path, text: str) -> None:
     """Write a file whole: a reader sees the old content or the new."""
-    with temporary(path, text) as beside:
-        os.replace(beside, path)
+    with written(path, text) as draft:
+        os.replace(draft, path)
 
 
 def append_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Append one JSON object a line in one write; a write cut short by a full disk is taken back and OSError raised."""
+    """Append one JSON object a line in one write; undo it and raise OSError where a full disk cuts it short."""
     data = "".join(f"{dumps(row, indent=None)}\n" for row in rows).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab", buffering=0) as file:

@@ -41,8 +41,8 @@ FINISHED = "_CHECKPOINT_METADATA"  # which Orbax writes into a checkpoint
 STRAY_SECONDS = 3600.0
 
 ATTEMPT = re.compile(r"[0-9]{6}")
-HALF_WRITTEN = re.compile(r"[0-9]+\.(draft|dropped|orbax-checkpoint-tmp.*)")
-# `atomic.draft`, and what a bucket's clock is read from: `.NAME.PID-HOST-RANDOM`, `.clock.RANDOM`
+HALF_WRITTEN = re.compile(r"[0-9]+\.(draft|dropped|orbax-checkpoint-tmp.*)")  # the first two of earlier versions
+# `atomic.draft_name`, and what a bucket's clock is read from: `.NAME.PID-HOST-RANDOM`, `.clock.RANDOM`
 TEMPORARY = re.compile(r"\..+\.(?P<pid>[0-9]+)-(?P<host>[0-9a-f]{8})-[0-9a-f]{8}|\.clock\.[0-9a-f]{16}")
 
 
@@ -252,7 +252,7 @@ def _contents(run: backends.Storage) -> tuple[list[Copy], list[str]]:
             _confined(run, f"checkpoints/{attempt}/{name}")
             if name.isdecimal():
                 copies.append(Copy(int(name), attempt))
-            elif HALF_WRITTEN.fullmatch(name):
+            elif HALF_WRITTEN.fullmatch(name) or TEMPORARY.fullmatch(name):
                 halves.append(f"checkpoints/{attempt}/{name}")
     return copies, halves
 
@@ -325,7 +325,7 @@ def _drop(
             return
         folder, _, name = removal.key.rpartition("/")
         if name.isdecimal():
-            directories.of(files.sub(folder).place()).drop(int(name))
+            directories.at(files.sub(folder).place()).drop(int(name))
         else:
             files.remove(removal.key)
         told(removal)

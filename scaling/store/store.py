@@ -100,24 +100,24 @@ class Store:
         heartbeat_seconds: float = lease.HEARTBEAT_SECONDS,
         lease_seconds: float = lease.LEASE_SECONDS,
     ):
-        self.files = backends.of(path)
+        self.files = backends.open_storage(path)
         self.local = self.files.local()
         self.heartbeat_seconds = heartbeat_seconds
         self.lease_seconds = lease_seconds
         self.counted: dict[str, dict[str, Any]] = {}  # counted columns of runs without a result, kept by `frames`
         if self.local is None:
             return
-        existing = self._existing(self.local)
+        existing = cache.nearest_existing(self.local)
         if not existing.is_dir():
             raise ValueError(f"store {self.path}: {existing} is a file, not a folder; name a folder, new or old")
         for room in ("runs", "sweeps"):
             _no_link(f"{self.path}/{room}")
 
-    def waiting(self, outages: retry.Outages) -> "Store":
-        """The same store, by which what may pass is waited out; by others every error of disk or service is raised."""
-        patient = copy.copy(self)
-        patient.files = retry.Patient(self.files, outages)
-        return patient
+    def retrying(self, waiter: retry.Waiter) -> "Store":
+        """The same store, which retries transient errors of its disk or service; others raise every error."""
+        retrying = copy.copy(self)
+        retrying.files = retry.RetryingStorage(self.files, waiter)
+        return retrying
 
     @property
     def path(self) -> str:
@@ -132,7 +132,7 @@ class Store:
         """Raises ValueError where nothing may be written to a folder; of a bucket the first write tells."""
         if self.local is None:
             return
-        existing = self._existing(self.local)
+        existing = cache.nearest_existing(self.local)
         if not os.access(existing, os.W_OK | os.X_OK):
             raise ValueError(
                 f"store {self.path}: no permission to write to {existing}; choose another folder or mend its rights"
@@ -258,7 +258,7 @@ class Store:
     def results(self, run_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
         """The rows of those runs that have finished or diverged, by run id: of ids that the store gave."""
         keys = {f"runs/{run_id}/result.json": run_id for run_id in run_ids}
-        found = self.files.read_many(keys)
+        found = self.files.read_many(list(keys))
         return {keys[key]: atomic.parse(content, f"{self.path}/{key}") for key, content in found.items()}
 
     def ended(self, run_ids: Iterable[str]) -> set[str]:
@@ -348,7 +348,7 @@ class Store:
     def metrics(self, run_id: str, kind: str) -> list[dict[str, Any]]:
         """Rows of one kind (train, validation) of all attempts, by step; the later attempt's row of a step counts."""
         files = self.run(run_id).sub("metrics")
-        segments = files.read_many(name for name in files.names("") if SEGMENT.fullmatch(name))
+        segments = files.read_many([name for name in files.names("") if SEGMENT.fullmatch(name)])
         steps: dict[int, dict[str, Any]] = {}
         for name in sorted(segments):
             for row in atomic.parse_lines(segments[name], f"{files}/{name}"):
@@ -392,11 +392,6 @@ class Store:
     def logs(self, sweep: str) -> Path:
         """The folder of the logs of a sweep's workers."""
         return self.sweep_folder(sweep) / "logs"
-
-    @staticmethod
-    def _existing(folder: Path) -> Path:
-        """A folder, or the nearest thing above it that exists."""
-        return next(place for place in (folder, *folder.parents) if place.exists())
 
 
 def _no_link(path: str) -> None:

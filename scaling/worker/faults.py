@@ -24,7 +24,7 @@ def kind(error: BaseException) -> Kind:
         return typing.cast(Kind, error.kind)
     if isinstance(error, MemoryError):
         return "out_of_memory"
-    if retry.passes(error):
+    if retry.is_transient(error):
         return "infrastructure"
     if type(error).__name__ in ("XlaRuntimeError", "JaxRuntimeError"):
         code, _, said = str(error).partition(":")

@@ -68,16 +68,16 @@ def work(results: store.Store, sweep_name: str, *, log: Callable[[str], None], r
     """
     tally = Tally()
     with waiting.until_signal(log) as stop:
-        outages = retry.Outages(stop, log)
-        results = results.waiting(outages)
+        waiter = retry.Waiter(stop, log)
+        results = results.retrying(waiter)
         about = provenance.environment()
-        with outages.given_up():
+        with waiter.until_stopped():
             sweep = results.sweep(sweep_name)
             settings = config.Sweep.model_validate(sweep["config"])
             if retry_failed:
                 for member in sweep["members"]:
                     results.retry(member["run_id"])
-            work = Work(results, settings, sweep_name, about, stop, outages, log)
+            work = Work(results, settings, sweep_name, about, stop, waiter, log)
             work.check_memory()
             owner = f"{socket.gethostname()}:{os.getpid()}"
             for claims in work.queue.claims(owner, about, work.most, lambda: stop.anywhere() or tally.broken):
@@ -124,7 +124,7 @@ class Work:
         sweep_name: str,
         about: dict[str, Any],
         stop: waiting.Stop,
-        outages: retry.Outages,
+        waiter: retry.Waiter,
         log: Callable[[str], None],
     ):
         self.results = results
@@ -133,7 +133,7 @@ class Work:
         self.sweep_name = sweep_name
         self.about = about
         self.stop = stop
-        self.outages = outages
+        self.waiter = waiter
         self.log = log
         self.broken = False  # a device or a peer is gone, and no training in this process can succeed
         self._away: tuple[OSError, float] | None = None  # what infrastructure failed last, and since when it has
@@ -252,7 +252,7 @@ class Work:
         if processes.several():  # they write together, once
             write()
         elif not lease.lost:  # else whoever took the run over may have ended it, and nobody would remove the checkpoint
-            retry.patiently(write, self.outages)
+            retry.call(write, self.waiter)
 
     def _failed(self, attempt: "Attempt", error: Exception, trace: str, members: int) -> str:
         """End an attempt whose training raised, so that what may mend it is tried; see the head of this file."""
@@ -302,7 +302,7 @@ class Work:
         if self._away is not None and not self.stop():
             error, since = self._away
             with contextlib.suppress(OSError):  # a stop was asked for
-                self.outages.wait(error, time.monotonic() - since)
+                self.waiter.wait(error, time.monotonic() - since)
 
     def _ended(self, attempt: "Attempt", outcome: "loop.Outcome") -> str:
         item, lease, tracker = attempt.item, attempt.lease, attempt.tracker

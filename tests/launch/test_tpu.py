@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -207,23 +208,26 @@ def test_text_is_copied_before_the_worker_starts_where_it_runs() -> None:
     assert "initContainers" not in pod(jobsets(on_gke(), job())[0])
 
 
-def test_a_folder_is_copied_whole_and_once(tmp_path: Path) -> None:
+def test_a_folder_is_copied_whole_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, target = tmp_path / "source", tmp_path / "text"
     (source / "inner").mkdir(parents=True)
     (source / "a.txt").write_text("a")
     (source / "inner" / "b.txt").write_text("b")
-    (tmp_path / "text.part").mkdir()
-    (tmp_path / "text.part" / "old.txt").write_text("of a copy that was interrupted")
-    fetch.fetch(f"file://{source}", target)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", lambda source, target: target.write_text(str(1 / 0)))
+        with pytest.raises(ZeroDivisionError):
+            fetch.fetch(str(source), target)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]  # nothing stays of a copy that was interrupted
+    fetch.fetch(str(source), target)
     assert {path.relative_to(target).as_posix(): path.read_text() for path in target.rglob("*.txt")} == {
         "a.txt": "a",
         "inner/b.txt": "b",
     }
     (source / "a.txt").write_text("changed")
-    fetch.fetch(f"file://{source}", target)
+    fetch.fetch(str(source), target)
     assert (target / "a.txt").read_text() == "a"
     with pytest.raises(ValueError, match="there is nothing in"):
-        fetch.fetch(f"file://{tmp_path}/nowhere", tmp_path / "other")
+        fetch.fetch(f"{tmp_path}/nowhere", tmp_path / "other")
 
 
 # Names

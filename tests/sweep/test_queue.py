@@ -252,7 +252,7 @@ def test_the_next_program_is_compiled_while_runs_train(
     pretend_packs(training)
     stop = signals.Stop()
     work = main.Work(
-        results, config.Sweep(name="small", base=make_run()), "small", {}, stop, retry.Outages(stop, print), print
+        results, config.Sweep(name="small", base=make_run()), "small", {}, stop, retry.Waiter(stop, print), print
     )
     claims = next(main.queue.claims("me", {}, work.most, lambda: False))
     training([], None, None)

@@ -36,7 +36,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.fixture
 def files(place: str) -> backends.Storage:
-    return backends.of(place)
+    return backends.open_storage(place)
 
 
 def test_a_file_is_created_once_and_replaced_whole(files: backends.Storage) -> None:
@@ -90,7 +90,7 @@ def test_many_are_read_and_listed_at_once(files: backends.Storage) -> None:
 
 def test_what_was_written_a_moment_ago_by_another_is_seen(place: str) -> None:
     """Nothing is answered from a cache of what was there before."""
-    mine, other = backends.of(place), backends.of(place)
+    mine, other = backends.open_storage(place), backends.open_storage(place)
     assert mine.names("leases") == []
     assert not mine.exists("leases/1")
     other.create("leases/1", "{}")
@@ -217,20 +217,20 @@ class Noted:
 def test_what_passes_is_waited_for_and_done_again(tmp_path: Path) -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
     away = retry.UnreachableError("no answer")
-    outages = Noted()
-    patient = retry.Patient(Failing(tmp_path, [full, away, full]), outages)
-    patient.replace("status.json", "{}")
-    assert patient.read("status.json") == b"{}"
-    assert outages.waited == [str(full), "no answer", str(full)]
-    assert outages.over == 1
+    waiter = Noted()
+    retrying = retry.RetryingStorage(Failing(tmp_path, [full, away, full]), waiter)
+    retrying.replace("status.json", "{}")
+    assert retrying.read("status.json") == b"{}"
+    assert waiter.waited == [str(full), "no answer", str(full)]
+    assert waiter.over == 1
 
 
 def test_what_does_not_pass_is_raised(tmp_path: Path) -> None:
-    outages = Noted()
-    patient = retry.Patient(Failing(tmp_path, [PermissionError(errno.EACCES, "Permission denied")]), outages)
+    waiter = Noted()
+    retrying = retry.RetryingStorage(Failing(tmp_path, [PermissionError(errno.EACCES, "Permission denied")]), waiter)
     with pytest.raises(PermissionError):
-        patient.replace("status.json", "{}")
-    assert outages.waited == []
+        retrying.replace("status.json", "{}")
+    assert waiter.waited == []
 
 
 def test_a_creation_whose_reply_was_lost_is_ours(files: backends.Storage) -> None:
@@ -255,4 +255,4 @@ def test_credentials_that_are_missing_are_no_outage(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     bucket.fsspec.filesystem("s3").clear_instance_cache()
     with pytest.raises(PermissionError, match="credentials"):
-        backends.of("s3://laws/none").replace("x", "y")
+        backends.open_storage("s3://laws/none").replace("x", "y")
