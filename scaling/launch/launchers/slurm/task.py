@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from scaling.launch import launcher, local
+from scaling.launch import environments, launcher
 
 FAILURES = 10  # lives in a row that ended in a crash, after which a job is not requeued
 POLL_SECONDS = 0.2
@@ -31,10 +31,10 @@ FIRST_PORT, PORTS = 61440, 4096  # above the ports that Linux gives to clients; 
 
 
 @dataclasses.dataclass
-class Task:
+class SlurmTask:
     """What submitit runs in every process of a job; pickled when submitted, and again when requeued.
 
-    `environment` is what the worker finds beside what its launcher's `local.environment` sets on this node, `gpus` how
+    `environment` is what the worker finds beside what `environments.worker` sets on this node, `gpus` how
     many of its node's GPUs each process has, where several train each run together. `failures` counts crashes in a row.
     """
 
@@ -67,7 +67,7 @@ class Task:
 
     def settings(self) -> dict[str, str]:
         """The environment of the worker, beside this process' own."""
-        settings = {**local.environment(), **self.environment}
+        settings = {**environments.worker(), **self.environment}
         if int(os.environ["SLURM_NTASKS"]) > 1:
             settings |= group(os.environ, self.gpus)
         return settings
@@ -106,11 +106,8 @@ def group(environment: Mapping[str, str], gpus: int) -> dict[str, str]:
     would give each process one GPU of its node: it gets `gpus`.
     """
     host, job = environment["SLURM_LAUNCH_NODE_IPADDR"], int(environment["SLURM_JOB_ID"])
-    settings = {
-        "JAX_COORDINATOR_ADDRESS": f"{f'[{host}]' if ':' in host else host}:{FIRST_PORT + job % PORTS}",
-        "JAX_NUM_PROCESSES": environment["SLURM_NTASKS"],
-        "JAX_PROCESS_ID": environment["SLURM_PROCID"],
-    }
+    coordinator = f"{f'[{host}]' if ':' in host else host}:{FIRST_PORT + job % PORTS}"
+    settings = environments.group(coordinator, int(environment["SLURM_NTASKS"]), int(environment["SLURM_PROCID"]))
     if gpus:
         first = int(environment["SLURM_LOCALID"]) * gpus
         settings["JAX_LOCAL_DEVICE_IDS"] = ",".join(map(str, range(first, first + gpus)))

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 import pydantic
 
 from scaling import config, devices, memory, store
-from scaling.launch import launcher, local
+from scaling.launch import environments, launcher
 from scaling.worker import protocol
 
 if TYPE_CHECKING:
-    from scaling.launch import actors
+    from scaling.launch.launchers.ray import actors
 
 ACCELERATOR = "accelerator_type:"  # of what kind a node's GPUs are, in Ray's words: a resource of that name
 ANY = 0.001  # of such a resource: enough to be placed where there is some
@@ -33,7 +33,7 @@ Resources = Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
+class WorkerShape:
     """What one worker asks for: so many hosts, on each these resources of Ray's and so many devices of JAX's."""
 
     hosts: int
@@ -117,13 +117,13 @@ class Ray(launcher.Launcher):
         for number in range(count):
             lines.append(f"worker {number}: {group}an actor with {in_words(shape.resources)}")
             for index in range(shape.hosts):
-                own = group_environment("<its first host>:<a free port>", shape.hosts, index) if group else {}
+                own = environments.group("<its first host>:<a free port>", shape.hosts, index) if group else {}
                 settings = {**common, **hidden, **own}
                 words = " ".join(f"{name}={_quote(value)}" for name, value in settings.items())
                 lines.append(f"  {words} {shlex.join(job.worker_command('python'))}")
         return "\n".join(lines)
 
-    def start(self, job: launcher.Job) -> "actors.Workers":
+    def start(self, job: launcher.Job) -> "actors.RayWorkers":
         """Ask the cluster for places, at most one a run; workers wait as actors where it has too few for all at once.
 
         Raises ValueError where no cluster answers, or nothing in it holds a worker and none were asked for.
@@ -132,18 +132,18 @@ class Ray(launcher.Launcher):
         shape = self._shape(job.mesh, found)
         count = self._count(job, shape, found)
         connect(self.address)
-        from scaling.launch import actors
+        from scaling.launch.launchers.ray import actors
 
-        task = actors.Task(
+        task = actors.ProcessSpec(
             command=tuple(job.worker_command()),
             environment=self._environment(shape, found, count) | {name: os.environ[name] for name in self.env},
             cpu_devices=1 if shape.accelerated else shape.devices,
             folder=os.getcwd(),
             logs=None if "://" in job.store_path else str(store.Store(job.store_path).logs(job.sweep_name)),
         )
-        return actors.Workers(job.results(), job.sweep_name, shape, count, task)
+        return actors.RayWorkers(job.results(), job.sweep_name, shape, count, task)
 
-    def _shape(self, mesh: config.Mesh, found: Sequence[Resources]) -> Shape:
+    def _shape(self, mesh: config.Mesh, found: Sequence[Resources]) -> WorkerShape:
         """What a worker asks for: on the fewest hosts that some nodes of the cluster hold, unless settings say.
 
         Raises ValueError where settings and mesh disagree.
@@ -160,7 +160,7 @@ class Ray(launcher.Launcher):
         shapes = [self._on(count, mesh, accelerated, found) for count in counts]
         return next((shape for shape in shapes if shape.capacity(found, 1)), shapes[0])
 
-    def _on(self, hosts: int, mesh: config.Mesh, accelerated: bool, found: Sequence[Resources]) -> Shape:
+    def _on(self, hosts: int, mesh: config.Mesh, accelerated: bool, found: Sequence[Resources]) -> WorkerShape:
         each = self.gpus if accelerated and self.gpus else math.ceil(mesh.least / hosts)
         rows, per_row = divmod(hosts * each, mesh.fsdp * mesh.tensor)
         if per_row or mesh.data not in (None, rows):
@@ -174,9 +174,9 @@ class Ray(launcher.Launcher):
             resources["GPU"] = float(each)
         if self.gpu is not None and any(self.gpu in _kinds(node) for node in found):
             resources[ACCELERATOR + self.gpu] = ANY
-        return Shape(hosts, each, resources)
+        return WorkerShape(hosts, each, resources)
 
-    def _count(self, job: launcher.Job, shape: Shape, found: Sequence[Resources]) -> int:
+    def _count(self, job: launcher.Job, shape: WorkerShape, found: Sequence[Resources]) -> int:
         """How many workers to start: as many as were asked for, or the cluster holds, and at most one a run."""
         if job.workers is not None:
             return min(job.workers, job.runs)
@@ -190,7 +190,7 @@ class Ray(launcher.Launcher):
             )
         return count
 
-    def _environment(self, shape: Shape, found: Sequence[Resources], count: int) -> dict[str, str]:
+    def _environment(self, shape: WorkerShape, found: Sequence[Resources], count: int) -> dict[str, str]:
         """What every worker has in its environment for being one of these."""
         settings = {protocol.WORKERS: str(count)}
         if not shape.accelerated:
@@ -198,15 +198,6 @@ class Ray(launcher.Launcher):
             settings |= {"JAX_PLATFORMS": "cpu", devices.THREADS: f"{shape.resources['CPU']:.0f}"}
             settings |= {} if limit is None else {memory.LIMIT: f"{limit:.0f}"}
         return settings
-
-
-def group_environment(coordinator: str, hosts: int, index: int) -> dict[str, str]:
-    """By what each of several processes knows the others that train the same runs; `coordinator` is HOST:PORT."""
-    return {
-        "JAX_COORDINATOR_ADDRESS": coordinator,
-        "JAX_NUM_PROCESSES": str(hosts),
-        "JAX_PROCESS_ID": str(index),
-    }
 
 
 def nodes(address: str) -> list[Resources]:
@@ -257,7 +248,7 @@ def _reach(address: str) -> None:
 
 def _own() -> Resources:
     """What a cluster that is started here has."""
-    gpus = [one for one in local.find_accelerators() if one]
+    gpus = [one for one in environments.find_accelerators() if one]
     return {
         "CPU": float(len(devices.cores())),
         "memory": memory.available(),
@@ -265,7 +256,7 @@ def _own() -> Resources:
     }
 
 
-def _memory(shape: Shape, found: Sequence[Resources]) -> float | None:
+def _memory(shape: WorkerShape, found: Sequence[Resources]) -> float | None:
     """Bytes for the arrays of one process on the CPU: its cores' share of the memory of a node; the least, where known.
 
     The same everywhere, so that all workers compute with the same microbatch.

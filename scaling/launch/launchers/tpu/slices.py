@@ -12,7 +12,7 @@ RESUMED = (protocol.AGAIN, *sorted(launcher.STOPPED))
 
 
 @dataclasses.dataclass(frozen=True)
-class Generation:
+class TpuGeneration:
     """A generation of TPUs.
 
     `prefix` begins its accelerator types, whose number counts `counted` a chip. `label` is the value of GKE's node
@@ -37,18 +37,18 @@ CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8",
 # cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus; software versions: cloud.google.com/tpu/docs/runtimes.
 # Names of v4 and v5p count TensorCores, of which a chip has two; JAX takes a chip for one device in all of them.
 GENERATIONS = (
-    Generation("v5litepod", 1, "tpu-v5-lite-podslice", "ct5lp-hightpu", "TPU v5 lite", "v2-alpha-tpuv5-lite", 8, FLAT),
-    Generation("v6e", 1, "tpu-v6e-slice", "ct6e-standard", "TPU v6 lite", "v2-alpha-tpuv6e", 8, FLAT),
-    Generation("v5p", 2, "tpu-v5p-slice", "ct5p-hightpu", "TPU v5", "v2-alpha-tpuv5", 4, CUBES),
-    Generation("v4", 2, "tpu-v4-podslice", "ct4p-hightpu", "TPU v4", "tpu-ubuntu2204-base", 4, CUBES),
+    TpuGeneration("v5litepod", 1, "tpu-v5-lite-podslice", "ct5lp-hightpu", "TPU v5 lite", "v2-alpha-tpuv5-lite", 8, FLAT),
+    TpuGeneration("v6e", 1, "tpu-v6e-slice", "ct6e-standard", "TPU v6 lite", "v2-alpha-tpuv6e", 8, FLAT),
+    TpuGeneration("v5p", 2, "tpu-v5p-slice", "ct5p-hightpu", "TPU v5", "v2-alpha-tpuv5", 4, CUBES),
+    TpuGeneration("v4", 2, "tpu-v4-podslice", "ct4p-hightpu", "TPU v4", "tpu-ubuntu2204-base", 4, CUBES),
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class Slice:
+class TpuSlice:
     """A slice of so many chips, wired as `topology`; one worker trains on all of it."""
 
-    generation: Generation
+    generation: TpuGeneration
     topology: str
 
     @property
@@ -80,10 +80,10 @@ class Slice:
         return f"{self.generation.machine}-{self.chips_per_host}t"
 
 
-SLICES = tuple(Slice(generation, topology) for generation in GENERATIONS for topology in generation.topologies)
+SLICES = tuple(TpuSlice(generation, topology) for generation in GENERATIONS for topology in generation.topologies)
 
 
-def find(accelerator: str) -> Slice:
+def find(accelerator: str) -> TpuSlice:
     """The slice of an accelerator type. Raises ValueError where it is not known."""
     for known in SLICES:
         if known.accelerator == accelerator:
@@ -92,7 +92,7 @@ def find(accelerator: str) -> Slice:
     raise ValueError(f"{accelerator!r} is no TPU slice known here; choose one of {_names(alike)}")
 
 
-def check_mesh(chosen: Slice, mesh: config.Mesh) -> None:
+def check_mesh(chosen: TpuSlice, mesh: config.Mesh) -> None:
     """Raises ValueError where a run's mesh does not use all chips of the slice."""
     if _fits(chosen, mesh):
         return
@@ -105,11 +105,11 @@ def check_mesh(chosen: Slice, mesh: config.Mesh) -> None:
     )
 
 
-def _fits(one: Slice, mesh: config.Mesh) -> bool:
+def _fits(one: TpuSlice, mesh: config.Mesh) -> bool:
     return one.chips == mesh.least if mesh.data else one.chips % mesh.least == 0
 
 
-def _names(slices: list[Slice]) -> str:
+def _names(slices: list[TpuSlice]) -> str:
     return ", ".join(one.accelerator for one in slices)
 
 

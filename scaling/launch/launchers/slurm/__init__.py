@@ -1,7 +1,7 @@
 """Workers as the tasks of a Slurm job array, which submitit submits: one a worker, or one a group of processes.
 
 A group trains each run together, over the GPUs or nodes that the launcher's settings give it. What a job does when its
-time is up or it is to make room is in `scaling.launch.slurm_task`, how the launcher follows it in `slurm_queue`.
+time is up or it is to make room is in `task`, how the launcher follows it in `queue`.
 """
 
 import dataclasses
@@ -16,7 +16,8 @@ from typing import Any, Self
 import pydantic
 
 from scaling import config, devices, memory
-from scaling.launch import launcher, local, slurm_queue, slurm_task
+from scaling.launch import environments, launcher
+from scaling.launch.launchers.slurm import queue, task
 from scaling.storage import cache
 from scaling.worker import protocol
 
@@ -82,12 +83,12 @@ class Slurm(launcher.Launcher):
         """The script that submitit gives to `sbatch`, and what each process that it starts runs."""
         if not job.runs:
             return "nothing: every run has a result"
-        task = self._task(job)
-        settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in task.environment.items())
+        described = self._task(job)
+        settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in described.environment.items())
         together = f", {self.processes} of which train each run together" if self.processes > 1 else ""
-        return f"{self._script(job)}\n# what each process starts{together}:\n# {settings} {shlex.join(task.command)}"
+        return f"{self._script(job)}\n# what each process starts{together}:\n# {settings} {shlex.join(described.command)}"
 
-    def start(self, job: launcher.Job) -> slurm_queue.Workers:
+    def start(self, job: launcher.Job) -> queue.SlurmWorkers:
         """Submit an array of jobs. Raises ValueError where it is refused, or where this is no machine of a cluster."""
         if shutil.which("sbatch") is None:
             raise ValueError("there is no sbatch here; start the sweep on a machine from which jobs are submitted")
@@ -95,7 +96,7 @@ class Slurm(launcher.Launcher):
         def submit(count: int) -> dict[str, Path]:
             return self._submit(dataclasses.replace(job, workers=count))
 
-        return slurm_queue.Workers(job.results(), job.sweep_name, self._name(job), submit, self._count(job))
+        return queue.SlurmWorkers(job.results(), job.sweep_name, self._name(job), submit, self._count(job))
 
     def _count(self, job: launcher.Job) -> int:
         return min(job.workers or WORKERS, job.runs)
@@ -131,13 +132,13 @@ class Slurm(launcher.Launcher):
             return None
         return max(0.0, self.memory_gb * 1e9 / self.tasks_per_node - memory.PROCESS_BYTES)
 
-    def _task(self, job: launcher.Job) -> slurm_task.Task:
+    def _task(self, job: launcher.Job) -> task.SlurmTask:
         each, limit = self._devices(job.mesh), self._memory()
         settings = {protocol.WORKERS: str(self._count(job))}
         if not self.gpus_per_node:
-            settings |= local.host_devices(each)
+            settings |= environments.host_devices(each)
             settings |= {} if limit is None else {memory.LIMIT: f"{limit:.0f}"}
-        return slurm_task.Task(tuple(job.worker_command()), settings, each if self.gpus_per_node else 0)
+        return task.SlurmTask(tuple(job.worker_command()), settings, each if self.gpus_per_node else 0)
 
     def _parameters(self, job: launcher.Job) -> dict[str, Any]:
         """What `submitit.SlurmExecutor.update_parameters` is told; it calls most as `sbatch` does."""

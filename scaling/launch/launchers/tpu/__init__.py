@@ -1,6 +1,6 @@
 """Workers on TPU slices, one slice a worker. Writes what starts them, as files, and starts nothing: a person does.
 
-On GKE that is a JobSet a slice (`scaling.launch.gke`), on Cloud TPU VMs a script (`scaling.launch.vm`). Either starts
+On GKE that is a JobSet a slice (`gke`), on Cloud TPU VMs a script (`vm`). Either starts
 workers anew where the infrastructure fails, and leaves them ended where they end with 0 (nothing left to claim) or 2
 (refused). docs/first-tpu-pod-sweep.md goes from an empty project to a finished sweep.
 """
@@ -13,7 +13,8 @@ from typing import Annotated, ClassVar, Literal, Self
 import pydantic
 
 from scaling import devices
-from scaling.launch import gke, launcher, slices, vm
+from scaling.launch import launcher
+from scaling.launch.launchers.tpu import gke, slices, vm
 
 BUCKET = re.compile(r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/[^\x00-\x1f\x7f]*)?")
 KUBERNETES = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
@@ -37,7 +38,7 @@ class Tpu(launcher.Launcher):
     `zone`, and `runtime`, the software version, where it is not the generation's usual one.
     """
 
-    hands_over: ClassVar[bool] = True
+    manual: ClassVar[bool] = True
 
     kind: str = "tpu"
     system: Literal["gke", "vm"]
@@ -77,7 +78,7 @@ class Tpu(launcher.Launcher):
         return self
 
     @property
-    def slice(self) -> slices.Slice:
+    def slice(self) -> slices.TpuSlice:
         """What a worker trains on."""
         return slices.find(self.accelerator)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from scaling import store
-from scaling.launch import launcher, local
+from scaling.launch import launcher, slots
 
 RESUBMISSIONS = 3  # in a row, in which no run ended
 QUEUE_SECONDS = 10.0  # between questions to Slurm's controller, which everyone on the cluster shares
@@ -24,14 +24,14 @@ ENDED = (
 
 
 @dataclasses.dataclass(frozen=True)
-class State:
+class JobState:
     """A job as `squeue` lists it: its state in capitals, and its exit code where it has FAILED."""
 
     name: str
     code: int
 
 
-class Workers(launcher.Workers):
+class SlurmWorkers(launcher.Workers):
     """Jobs in the queue of a cluster, which are submitted anew where they were lost, or are gone and runs are left.
 
     `submit` submits so many, all of one `name`, and gives the log of each by its id.
@@ -52,7 +52,7 @@ class Workers(launcher.Workers):
         self.stopping = False
         self.jobs: dict[str, Path] = {}  # those that are in the queue, and their logs
         self._states: dict[str, str] = {}  # theirs, when Slurm was last asked
-        self._open = launcher.Left(results, sweep_name)
+        self._open = launcher.OpenRuns(results, sweep_name)
         self._left: list[str] = []  # what it said last
         self._next_question = 0.0
         self._lost = 0  # workers that ended too early and may be replaced
@@ -121,7 +121,7 @@ class Workers(launcher.Workers):
             self._cancel("PENDING")
             self._cancel("RUNNING", "--signal=INT")  # again where a job had not begun to listen: it is heard once
 
-    def _ended(self, job: str, state: State | None) -> None:
+    def _ended(self, job: str, state: JobState | None) -> None:
         """Say why a job ended too early, and count it as lost; not where another would end as it did."""
         log = self.jobs.pop(job)
         if state is None or state.name == "COMPLETED" or self.stopping:
@@ -136,7 +136,7 @@ class Workers(launcher.Workers):
             how += " and is given up"
         else:
             self._lost += 1
-        end = f"its log {log} ends:\n{local.tail(log)}" if log.exists() else f"it wrote no log {log}"
+        end = f"its log {log} ends:\n{slots.tail(log)}" if log.exists() else f"it wrote no log {log}"
         self.messages.append(f"{how}; {end}")
 
     def _resubmit(self, count: int) -> bool:
@@ -173,7 +173,7 @@ class Workers(launcher.Workers):
             self.messages.append(f"scancel: {done.stderr.strip()}")
 
 
-def listed(name: str) -> dict[str, State]:
+def listed(name: str) -> dict[str, JobState]:
     """This user's jobs of a name, by id, a task of an array as JOB_TASK; ended ones too, while Slurm knows them.
 
     Raises ConnectionError with what `squeue` says where it cannot tell.
@@ -185,5 +185,5 @@ def listed(name: str) -> dict[str, State]:
     found = {}
     for line in shown.stdout.splitlines():
         job, state, status = (part.strip() for part in line.split("|")[:3])
-        found[job] = State(state, int(status) >> 8)  # as `wait` has it
+        found[job] = JobState(state, int(status) >> 8)  # as `wait` has it
     return found

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from scaling.launch import launcher, slices
+from scaling.launch import launcher
+from scaling.launch.launchers.tpu import slices
 
 if TYPE_CHECKING:
-    from scaling.launch.tpu import Tpu
+    from scaling.launch.launchers.tpu import Tpu
 
 CONTAINER = "worker"
 CONFIG = Path("/etc/scaling/sweep.py")

@@ -10,12 +10,13 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scaling.launch import launcher, slices
+from scaling.launch import launcher
+from scaling.launch.launchers.tpu import slices
 
 if TYPE_CHECKING:
-    from scaling.launch.tpu import Tpu
+    from scaling.launch.launchers.tpu import Tpu
 
-CHECKOUT = Path(__file__).parents[2]
+CHECKOUT = Path(__file__).parents[4]
 CODE = ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "scaling", "analysis", "experiments", "configs")
 CONFIG = "sweep.py"
 
@@ -78,4 +79,4 @@ def _script(body: str, head: dict[str, str | int | list[str]], exports: dict[str
         text = f"({shlex.join(value)})" if isinstance(value, list) else shlex.quote(str(value))
         lines.append(f"{name}={text}")
     lines += [f"export {name}={shlex.quote(value)}" for name, value in exports.items()]
-    return "\n".join(lines) + "\n\n" + (importlib.resources.files("scaling.launch") / body).read_text("utf-8")
+    return "\n".join(lines) + "\n\n" + (importlib.resources.files(__package__) / body).read_text("utf-8")

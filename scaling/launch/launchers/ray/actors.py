@@ -24,8 +24,8 @@ import ray.util
 import ray.util.scheduling_strategies as strategies
 
 from scaling import store
-from scaling.launch import launcher, local, slots
-from scaling.launch import ray as asked
+from scaling.launch import environments, launcher, slots
+from scaling.launch.launchers import ray as asked
 from scaling.worker import protocol
 
 POLL_SECONDS = 1.0
@@ -35,7 +35,7 @@ CALLS = 8  # at once: one waits for the child's end, more where connections brok
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class ProcessSpec:
     """What is started in each actor: a command whose Python is that of its node, and where and with what."""
 
     command: tuple[str, ...]
@@ -46,7 +46,7 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class ActorPlace:
     """Where an actor is: its node, by Ray's id, and its host; a port that nobody uses there now, and its log."""
 
     node: str
@@ -56,10 +56,10 @@ class Place:
     log: str
 
 
-class Process:
+class ActorProcess:
     """One process of a worker, and the resources that it was given; lives on a node of the cluster."""
 
-    def __init__(self, task: Task, number: int) -> None:
+    def __init__(self, task: ProcessSpec, number: int) -> None:
         self.task = task
         self.child: Popen[bytes] | None = None
         self.stopped: int | None = None  # by which signal, which may come before there is a child
@@ -67,23 +67,23 @@ class Process:
         logs = Path(task.logs or tempfile.mkdtemp(prefix="scaling-"))
         self.log = logs / f"{socket.gethostname()}-{os.getpid()}-{number}.log"
 
-    def place(self) -> Place:
+    def place(self) -> ActorPlace:
         """Where this is."""
         with socket.socket() as free:
             free.bind(("", 0))
             port = free.getsockname()[1]
         node, host = ray.get_runtime_context().get_node_id(), socket.gethostname()
-        return Place(node, host, ray.util.get_node_ip_address(), port, f"{host}:{self.log}")
+        return ActorPlace(node, host, ray.util.get_node_ip_address(), port, f"{host}:{self.log}")
 
     def run(self, environment: Mapping[str, str]) -> slots.End:
         """Start the process with this beside the task's environment, unless asked to stop, and wait for its end."""
         os.environ |= {**self.task.environment, **environment}  # this process serves nothing else
-        os.environ |= {**local.environment(), **local.host_devices(self.task.cpu_devices)}
+        os.environ |= {**environments.worker(), **environments.host_devices(self.task.cpu_devices)}
         command, folder = [sys.executable, *self.task.command[1:]], Path(self.task.folder)
         with self.lock:
             if self.stopped is not None:
                 return slots.End(128 + self.stopped, "was stopped before it began", str(self.log), "")
-            self.child = local.spawn(command, os.environ, self.log, folder if folder.is_dir() else None)
+            self.child = slots.spawn(command, os.environ, self.log, folder if folder.is_dir() else None)
         return self.wait()
 
     def wait(self) -> slots.End:
@@ -91,7 +91,7 @@ class Process:
         if self.child is None:
             raise ValueError("no process was started in this actor")
         code = self.child.wait()
-        return slots.End(code, slots.in_words(code), f"{socket.gethostname()}:{self.log}", local.tail(self.log))
+        return slots.End(code, slots.in_words(code), f"{socket.gethostname()}:{self.log}", slots.tail(self.log))
 
     def signal(self, number: int) -> None:
         """Send the process a signal that asks it to stop."""
@@ -102,13 +102,13 @@ class Process:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Slot(slots.Slot):
+class RaySlot(slots.Slot):
     """A place for one worker: the actors of its processes while there are some, and what each was asked last."""
 
     actors: list[Any] = dataclasses.field(default_factory=list)
     group: Any = None  # the placement group of several actors
     asked: list[Any] = dataclasses.field(default_factory=list)
-    places: list[Place] = dataclasses.field(default_factory=list)  # none as long as one waits for resources
+    places: list[ActorPlace] = dataclasses.field(default_factory=list)  # none as long as one waits for resources
     filled: float = 0.0
     told: bool = False  # whether it was said that it waits
     failed: float | None = None  # when the first of its processes did, while others go on
@@ -119,11 +119,11 @@ class Slot(slots.Slot):
         return bool(self.actors) and not self.places
 
 
-class Workers(slots.Workers[Slot]):
+class RayWorkers(slots.SlotWorkers[RaySlot]):
     """Actors of a cluster, started anew where they crash, or elsewhere where their node is lost."""
 
-    def __init__(self, results: store.Store, sweep_name: str, shape: asked.Shape, count: int, task: Task):
-        super().__init__(results, sweep_name, [Slot(number) for number in range(count)])
+    def __init__(self, results: store.Store, sweep_name: str, shape: asked.WorkerShape, count: int, task: ProcessSpec):
+        super().__init__(results, sweep_name, [RaySlot(number) for number in range(count)])
         self.shape = shape
         self.task = task
         self._next_poll = 0.0
@@ -132,7 +132,7 @@ class Workers(slots.Workers[Slot]):
             self.start(slot)
 
     def poll(self) -> bool:
-        """See `slots.Workers`; asks the cluster no oftener than once in `POLL_SECONDS`."""
+        """See `slots.SlotWorkers`; asks the cluster no oftener than once in `POLL_SECONDS`."""
         if time.monotonic() >= self._next_poll:
             self._going = super().poll()
             busy = [slot for slot in self.slots if slot.actors]
@@ -143,8 +143,8 @@ class Workers(slots.Workers[Slot]):
             self._next_poll = time.monotonic() + POLL_SECONDS
         return self._going
 
-    def start(self, slot: Slot) -> None:
-        """See `slots.Workers`. The actors wait where the cluster has no room for them."""
+    def start(self, slot: RaySlot) -> None:
+        """See `slots.SlotWorkers`. The actors wait where the cluster has no room for them."""
         resources = self.shape.resources
         options = {
             "num_cpus": resources["CPU"],
@@ -159,7 +159,7 @@ class Workers(slots.Workers[Slot]):
                 strategies.PlacementGroupSchedulingStrategy(slot.group, placement_group_bundle_index=index)
                 for index in range(self.shape.hosts)
             ]
-        process = ray.remote(Process)
+        process = ray.remote(ActorProcess)
         slot.actors = [
             process.options(scheduling_strategy=place, **options).remote(self.task, slot.number) for place in places
         ]
@@ -167,16 +167,16 @@ class Workers(slots.Workers[Slot]):
         slot.places, slot.failed = [], None
         slot.filled, slot.told = time.monotonic(), False
 
-    def busy(self, slot: Slot) -> bool:
-        """See `slots.Workers`."""
+    def busy(self, slot: RaySlot) -> bool:
+        """See `slots.SlotWorkers`."""
         return bool(slot.actors)
 
-    def look(self, slot: Slot) -> slots.End | None:
-        """See `slots.Workers`. A worker of several processes ends when all have, or some time after one has failed."""
+    def look(self, slot: RaySlot) -> slots.End | None:
+        """See `slots.SlotWorkers`. A worker of several processes ends when all have, or some time after one has failed."""
         answers = [self._answer(slot, index) for index in range(len(slot.actors))]
         ends = [answer for answer in answers if isinstance(answer, slots.End)]
         if slot.waits:
-            places = [answer for answer in answers if isinstance(answer, Place)]
+            places = [answer for answer in answers if isinstance(answer, ActorPlace)]
             if len(places) == len(answers):
                 self._run(slot, places)
             if not ends:
@@ -207,14 +207,14 @@ class Workers(slots.Workers[Slot]):
         self._next_poll = 0.0
         self._give_back(self.slots)
 
-    def _run(self, slot: Slot, places: list[Place]) -> None:
+    def _run(self, slot: RaySlot, places: list[ActorPlace]) -> None:
         slot.places = places
         coordinator = f"{places[0].address}:{places[0].port}"
         for index, actor in enumerate(slot.actors):
-            own = asked.group_environment(coordinator, len(places), index) if len(places) > 1 else {}
+            own = environments.group(coordinator, len(places), index) if len(places) > 1 else {}
             slot.asked[index] = actor.run.remote(own)
 
-    def _answer(self, slot: Slot, index: int) -> Place | slots.End | None:
+    def _answer(self, slot: RaySlot, index: int) -> ActorPlace | slots.End | None:
         """What an actor has answered, or how it was lost; None as long as it has not."""
         reference = slot.asked[index]
         if not ray.wait([reference], timeout=0)[0]:
@@ -232,7 +232,7 @@ class Workers(slots.Workers[Slot]):
             log = "none, for it never ran," if place is None else place.log
             return slots.End(-signal.SIGKILL, "ended with its actor", log, str(error))
 
-    def _give_back(self, these: Sequence[Slot]) -> None:
+    def _give_back(self, these: Sequence[RaySlot]) -> None:
         """Give what slots have of the cluster back to it; Ray ends what still runs there."""
         for slot in these:
             for actor in slot.actors:
