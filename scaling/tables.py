@@ -63,9 +63,7 @@ class Weight:
 
 def in_stages(*stages: Iterable[Weight]) -> tuple[Weight, ...]:
     """One table of the weights of each stage, the stage nearest the input first."""
-    return tuple(
-        dataclasses.replace(weight, stage=stage) for stage, weights in enumerate(stages) for weight in weights
-    )
+    return tuple(dataclasses.replace(weight, stage=stage) for stage, weights in enumerate(stages) for weight in weights)
 
 
 class Family(schema.Variant):
