@@ -158,7 +158,7 @@ def test_an_owner_that_does_not_beat_loses_its_run(place: str, make_run: Make, f
     second = results.claim(run_id, "other")
     assert second is not None
     assert (second.attempt, results.status(run_id)["faults"]) == (2, {"vanished": 1})
-    first._asked = -float("inf")
+    first._looked = -float("inf")
     assert first.lost
     assert not first.publish({"status": "finished", "reason": None})
     assert results.result(run_id) is None
