@@ -212,7 +212,7 @@ class Lease:
 
     @property
     def checkpoints(self) -> list[backends.Place]:
-        """Checkpoint directories of the attempts so far, oldest first; the last is this attempt's, and may not exist yet."""
+        """Checkpoint directories of the attempts so far, oldest first; this attempt's, the last, may be missing."""
         return [self.run.sub(f"checkpoints/{number:06d}").place() for number in range(1, self.attempt + 1)]
 
     def metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -44,6 +44,9 @@ class Trainer:
         return loop.train(members, execution, corpus)
 
 
+TRAINER = Trainer()
+
+
 @dataclasses.dataclass(frozen=True)
 class Work:
     """A worker's sweep and means, which its parts (`packs`, `endings`, `precompile`) share. `runs` are those left."""

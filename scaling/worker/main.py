@@ -55,7 +55,7 @@ def work(
     *,
     log: Callable[[str], None],
     retry_failed: bool = False,
-    trainer: context.Trainer | None = None,
+    trainer: context.Trainer = context.TRAINER,
 ) -> Tally:
     """Train what a sweep lacks, the longest runs first, which packs a pool best.
 
@@ -67,7 +67,7 @@ def work(
     with signals.until_signal(log) as stop:
         waiter = retry.Waiter(stop, log)
         with waiter.until_stopped():
-            opened = _open(results.retrying(waiter), sweep_name, trainer or context.Trainer(), stop, waiter, log)
+            opened = _open(results.retrying(waiter), sweep_name, trainer, stop, waiter, log)
             if retry_failed:
                 _retry_failed(opened)
             opened.check_memory()
@@ -76,7 +76,9 @@ def work(
     return tally
 
 
-def main(results: store.Store, sweep_name: str, *, retry_failed: bool = False) -> int:
+def main(
+    results: store.Store, sweep_name: str, *, retry_failed: bool = False, trainer: context.Trainer = context.TRAINER
+) -> int:
     """Work, with a line of log an event on standard output; returns the documented exit code."""
 
     def log(line: str) -> None:
@@ -85,9 +87,11 @@ def main(results: store.Store, sweep_name: str, *, retry_failed: bool = False) -
 
     def serve() -> int:
         if processes.leads():
-            return followers.leader(lambda: work(results, sweep_name, log=log, retry_failed=retry_failed).exit_code)
+            return followers.leader(
+                lambda: work(results, sweep_name, log=log, retry_failed=retry_failed, trainer=trainer).exit_code
+            )
         with signals.until_signal(log) as stop:
-            return followers.follower(results, context.Trainer(), lambda: stop.signal if stop() else None, log)
+            return followers.follower(results, trainer, lambda: stop.signal if stop() else None, log)
 
     return group.run(serve, protocol.SIGNALS, protocol.LAUNCHER, log)
 

@@ -98,13 +98,18 @@ class Queue:
         self, owner: str, about: Mapping[str, Any], limit: Callable[[QueuedRun], int], stop: Callable[[], bool]
     ) -> Iterator[list[Claim]]:
         """Packs of one run or up to `limit(run)`, until no run can be claimed or `stop()` is true."""
+        logged = False
         while not stop():
             left = self.left()
             waiting = any(self._waits(run) for run in left)
             pack = self._claim(left, owner, about, limit)
             if pack:
+                logged = False
                 yield pack
             elif waiting or any(self._waits(run) for run in left):  # a trunk may end, or be claimed, in between
+                if not logged:
+                    self.log("waiting for trunks that other workers train")
+                logged = True
                 time.sleep(WAIT_SECONDS)
             else:
                 return
