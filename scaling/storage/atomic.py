@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scaling.storage import host
+from scaling.storage import errors, host
 
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -141,20 +141,20 @@ def plain(value: Any) -> Any:
 
 
 def parse(content: bytes, path: str) -> dict[str, Any]:
-    """The JSON object that a file holds. Raises ValueError naming the file where it holds none."""
+    """The JSON object that a file holds. Raises UnreadableError naming the file where it holds none."""
     try:
         value = json.loads(content)
     except ValueError as error:
-        raise ValueError(f"{path} is not readable as JSON ({error}); {REMEDY}") from error
+        raise errors.UnreadableError(f"{path} is not readable as JSON ({error}); {REMEDY}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} holds {type(value).__name__}, not an object; {REMEDY}")
+        raise errors.UnreadableError(f"{path} holds {type(value).__name__}, not an object; {REMEDY}")
     return value
 
 
 def parse_lines(content: bytes, path: str) -> list[dict[str, Any]]:
     """The objects in a file, one a line; a last line without its end is a write that a crash cut short, and left out.
 
-    Raises ValueError naming file and line where another line holds no JSON object.
+    Raises UnreadableError naming file and line where another line holds no JSON object.
     """
     lines = content.split(b"\n")
     rows = []
@@ -162,9 +162,11 @@ def parse_lines(content: bytes, path: str) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}, is not readable as JSON ({error}); {REMEDY}") from error
+            raise errors.UnreadableError(
+                f"{path}, line {number}, is not readable as JSON ({error}); {REMEDY}"
+            ) from error
         if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}, holds {type(row).__name__}, not an object; {REMEDY}")
+            raise errors.UnreadableError(f"{path}, line {number}, holds {type(row).__name__}, not an object; {REMEDY}")
         rows.append(row)
     return rows
 

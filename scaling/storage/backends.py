@@ -101,7 +101,7 @@ class Storage(abc.ABC):
         return bool(self.present([key]))
 
     def read_json(self, key: str) -> dict[str, Any]:
-        """The object in a file. Raises FileNotFoundError, or ValueError naming the file where it holds none."""
+        """The object in a file. Raises FileNotFoundError, or UnreadableError where it holds none."""
         return atomic.parse(self.read(key), f"{self}/{key}")
 
 

@@ -15,3 +15,7 @@ class DiskSpaceError(OSError):
     """The disk has less room than the cache needs."""
 
     errno = errno.ENOSPC  # as of any full disk, which workers wait for
+
+
+class UnreadableError(ValueError):
+    """A file of a store is damaged, missing from a run, or written by another version: it cannot be read here."""

@@ -185,7 +185,7 @@ def _left(results: store.Store, run: backends.Storage) -> str:
         return "failed, and go on from theirs with --retry-failed"
     if leases.alive(run, last, results.lease_seconds):
         return "are being trained"
-    return "may kill who takes them" if last.vanished + 1 >= leases.SUSPECT else ""
+    return "may kill who takes them" if leases.vanished(run, last) >= leases.SUSPECT else ""
 
 
 def _needs(results: store.Store, run_ids: Collection[str]) -> Needs:

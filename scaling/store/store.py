@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from scaling.storage import atomic, backends, cache, retry
+from scaling.storage import atomic, backends, cache, errors, retry
 from scaling.store import lease
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ class Store:
         if run.exists("result.json"):
             return None
         if not run.exists("config.json"):
-            raise ValueError(f"the store {self.path} has no run {run_id}; add it first")
+            raise errors.UnreadableError(f"the store {self.path} has no run {run_id}; add it first")
         mine = lease.take(run, owner, self.lease_seconds, joining=joining, suspects=suspects)
         if mine is not None:
             return lease.Lease(run_id, run, mine, heartbeat_seconds=self.heartbeat_seconds, about=about or {})
@@ -209,7 +209,7 @@ class Store:
     def retry(self, run_id: str) -> bool:
         """Let a failed run be claimed again; says whether it had failed."""
         self.check_writable()
-        return lease.forgive(self.run(run_id))
+        return lease.reopen(self.run(run_id))
 
     # Reading
 
@@ -242,7 +242,9 @@ class Store:
         try:
             value = run.read_json("config.json")
         except FileNotFoundError:
-            raise ValueError(f"run {run_id} has no {run}/config.json; start its sweep again, which writes it") from None
+            raise errors.UnreadableError(
+                f"run {run_id} has no {run}/config.json; start its sweep again, which writes it"
+            ) from None
         _check_format(f"{run}/config.json", value)
         return value
 
@@ -403,6 +405,6 @@ def _no_link(path: str) -> None:
 def _check_format(path: str, value: Mapping[str, Any]) -> None:
     if value.get("format") != FORMAT:
         written = value.get("format")
-        raise ValueError(
+        raise errors.UnreadableError(
             f"{path} has format {written!r} and this version reads format {FORMAT}; use the version that wrote it"
         )
