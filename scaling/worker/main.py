@@ -2,7 +2,7 @@
 
 Any number of workers, on any machines that see the store, started by any launcher, share a sweep: they only meet in
 the leases. A worker ends when no run can be claimed *now*. It does not wait for runs that others hold: whoever started
-the others sees how they end and starts a worker anew where a run is left (`scaling.launch.local` does).
+the others sees how they end and starts a worker anew where a run is left (`scaling.launch.slots` does).
 
 Exit codes (`Tally.exit_code`): 0 nothing is left to claim, runs may have failed; 143 stopped by SIGTERM and 130 by
 SIGINT, 129 by SIGHUP: the run is saved, its lease released, and a new worker goes on; 75 a device or a peer is gone,
@@ -32,7 +32,7 @@ from scaling.planning import packing
 from scaling.storage import retry
 from scaling.store import gc, record
 from scaling.store import lease as leases
-from scaling.training import processes, tracking
+from scaling.training import processes, trackers
 from scaling.worker import faults, followers, group, precompile, protocol, provenance, queue
 from scaling.worker import signals as waiting
 
@@ -129,7 +129,6 @@ class Work:
     ):
         self.results = results
         self.execution = settings.execution
-        self.tracking = settings.tracking
         self.sweep_name = sweep_name
         self.about = about
         self.stop = stop
@@ -138,7 +137,7 @@ class Work:
         self.broken = False  # a device or a peer is gone, and no training in this process can succeed
         self._away: tuple[OSError, float] | None = None  # what infrastructure failed last, and since when it has
         self.queue = queue.Queue(results, sweep_name)
-        self.trackers: list[tracking.Tracker] = []
+        self.trackers = trackers.Trackers(settings.trackers, log)
         self.programs = precompile.Programs(
             self._program, settings.execution, lambda: self._alone(settings), stop=stop, log=log
         )
@@ -200,12 +199,11 @@ class Work:
     def _start(self, claim: queue.Claim, index: int) -> "Attempt":
         item, lease = claim.item, claim.lease
         self.log(f"{item.run_id} attempt {lease.attempt}: {record.describe(item.counted)}")
-        if index == len(self.trackers):
-            self.trackers.append(tracking.build(self.tracking, self.log))
         name, resolved = record.name_of(item.counted, item.run_id), dict(item.counted)
         resolved["run"] = item.run.model_dump(mode="json")
-        self.trackers[index].start(item.run_id, name, self.sweep_name, resolved, self.results.folder(item.run_id))
-        return Attempt(item, lease, self.trackers[index])
+        tracker = self.trackers.recorder(index)
+        tracker.start(item.run_id, name, self.sweep_name, resolved, self.results.folder(item.run_id))
+        return Attempt(item, lease, tracker)
 
     def _outcomes(self, attempts: Sequence["Attempt"]) -> "list[loop.Outcome]":
         """Train the runs, here and in the processes that train them with this one."""
@@ -375,7 +373,7 @@ class Attempt:
 
     item: queue.Item
     lease: leases.Lease
-    tracker: tracking.Tracker
+    tracker: trackers.Recorders
 
     def keep(self, rows: list[dict[str, Any]]) -> None:
         """Store rows of metrics."""

@@ -5,7 +5,7 @@ import shlex
 import tomllib
 from pathlib import Path
 
-from scaling.launch import gke, vm
+from scaling.launch.launchers.tpu import gke, vm
 from tests.launch import golden
 
 ROOT = Path(__file__).parents[2]

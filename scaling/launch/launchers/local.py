@@ -19,6 +19,7 @@ from scaling import config, devices, memory, store
 from scaling.launch import environments, launcher, slots
 from scaling.worker import protocol
 
+
 @dataclasses.dataclass(kw_only=True)
 class LocalSlot(slots.Slot):
     """A place for one worker: its environment, cores and log, and the process in it, if one runs."""

@@ -86,7 +86,9 @@ class Slurm(launcher.Launcher):
         described = self._task(job)
         settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in described.environment.items())
         together = f", {self.processes} of which train each run together" if self.processes > 1 else ""
-        return f"{self._script(job)}\n# what each process starts{together}:\n# {settings} {shlex.join(described.command)}"
+        return (
+            f"{self._script(job)}\n# what each process starts{together}:\n# {settings} {shlex.join(described.command)}"
+        )
 
     def start(self, job: launcher.Job) -> queue.SlurmWorkers:
         """Submit an array of jobs. Raises ValueError where it is refused, or where this is no machine of a cluster."""

@@ -37,7 +37,9 @@ CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8",
 # cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus; software versions: cloud.google.com/tpu/docs/runtimes.
 # Names of v4 and v5p count TensorCores, of which a chip has two; JAX takes a chip for one device in all of them.
 GENERATIONS = (
-    TpuGeneration("v5litepod", 1, "tpu-v5-lite-podslice", "ct5lp-hightpu", "TPU v5 lite", "v2-alpha-tpuv5-lite", 8, FLAT),
+    TpuGeneration(
+        "v5litepod", 1, "tpu-v5-lite-podslice", "ct5lp-hightpu", "TPU v5 lite", "v2-alpha-tpuv5-lite", 8, FLAT
+    ),
     TpuGeneration("v6e", 1, "tpu-v6e-slice", "ct6e-standard", "TPU v6 lite", "v2-alpha-tpuv6e", 8, FLAT),
     TpuGeneration("v5p", 2, "tpu-v5p-slice", "ct5p-hightpu", "TPU v5", "v2-alpha-tpuv5", 4, CUBES),
     TpuGeneration("v4", 2, "tpu-v4-podslice", "ct4p-hightpu", "TPU v4", "tpu-ubuntu2204-base", 4, CUBES),
