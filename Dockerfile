@@ -1,4 +1,4 @@
-# The image of workers, for TPUs or for NVIDIA GPUs; scaling.launch.gke and docs/first-tpu-pod-sweep.md use it.
+# The image of workers, for TPUs or for NVIDIA GPUs; scaling.launch.launchers.tpu.gke and docs/first-tpu-pod-sweep.md use it.
 #
 #   docker build --build-arg EXTRA=tpu --tag scaling:tpu .
 #   docker build --build-arg EXTRA=cuda --tag scaling:cuda .

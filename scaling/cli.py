@@ -18,6 +18,8 @@ Overrides = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(
 Values = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="INPUT=VALUE")]
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="LAW [LAW ...]")]
 
+Kind = Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(launch.kinds())}}}")]
+Trackers = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="KIND|JSON")]
 Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE")]
 
 RESULTS = "results"
@@ -86,7 +88,7 @@ def sweep(
     store: str = RESULTS,
     workers: int | None = None,
     retry_failed: bool = False,
-    launcher: launch.Kind = "local",
+    launcher: Kind = "local",
     cluster: Settings = (),
     dry_run: bool = False,
 ) -> None:
@@ -98,7 +100,7 @@ def sweep(
         store: Folder for results, or a bucket (s3://…, gs://…); made if it is not there.
         workers: Workers; by default one an accelerator, or one a CPU core (at most one a run).
         retry_failed: Train again what failed before.
-        launcher: What starts the workers.
+        launcher: What starts the workers; one that the config defines is named by its kind, too.
         cluster: A setting of the launcher, for example --cluster partition=gpu; repeat for more.
         dry_run: Print exactly what would be started, and start and write nothing.
     """
@@ -140,18 +142,19 @@ def status(
     sweeping.status(store, sweep, follow, rows)
 
 
-def doctor(store: str | None = None, tracking: Literal["disabled", "offline", "online"] = "disabled") -> None:
+def doctor(store: str | None = None, tracker: Trackers = ()) -> None:
     """Check devices, versions, folders, tracker and a store for what a sweep needs, and say what to mend.
 
     A line a check: ok, warning or wrong. Ends with exit code 1 where anything is wrong.
 
     Args:
         store: Folder for results, or a bucket (s3://…, gs://…): what workers rely on is tried in it, and removed again.
-        tracking: What the tracker will be asked for, where no sweep of the store asks for more.
+        tracker: A tracker to check besides those of the store's sweeps: its kind, for example wandb, or its config as
+            JSON, for example '{"kind": "wandb", "mode": "offline"}'; repeat for more.
     """
     from scaling.commands import doctor as doctors
 
-    sys.exit(doctors.show(store, tracking))
+    sys.exit(doctors.show(store, tracker))
 
 
 def gc(store: Store, dry_run: bool = False) -> None:

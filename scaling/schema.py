@@ -151,7 +151,10 @@ class Variant(Config):
         if kind not in cls.group:
             near = difflib.get_close_matches(str(kind), cls.group, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"no {cls.__name__} of kind {kind!r}{hint} (kinds: {', '.join(sorted(cls.group))})")
+            raise ValueError(
+                f"no {cls.__name__} of kind {kind!r}{hint} (kinds: {', '.join(sorted(cls.group))}); for one of your "
+                "own, give the Python file that defines it"
+            )
         return typing.cast(Self, cls.group[kind].model_validate(dict(value)))
 
     @pydantic.model_serializer(mode="wrap")

@@ -109,7 +109,7 @@ def test_how_a_sweep_is_executed_and_tracked_changes_no_name(tiny: Make) -> None
                 "mesh": {"data": 2, "fsdp": 2, "tensor": 2}, "microbatch": 1, "layers": "scan", "remat": "full",
                 "steps_per_dispatch": 3, "evaluations": 5, "checkpoint_seconds": 1.0, "keep_last_checkpoint": False,
             },
-            "tracking": {"wandb": "offline", "project": "p", "entity": "e"},
+            "trackers": [{"kind": "wandb", "mode": "offline", "project": "p", "entity": "e"}],
         }
     )  # fmt: skip
     assert set(config.Execution.model_fields) == set(json.loads(other.to_json())["execution"])

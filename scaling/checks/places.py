@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from scaling.checks import finding
-from scaling.launch import local
+from scaling.launch import environments
 from scaling.storage import cache
 from scaling.worker import precompile
 
@@ -58,7 +58,7 @@ def compiled(environment: Mapping[str, str], user: int) -> list[finding.Finding]
                 "let nobody else write to it",
             )
         ]
-    folder = Path(named) if named else local.compile_folder()
+    folder = Path(named) if named else environments.compile_folder()
     remedy = f"remove {folder}, and set SCALING_CACHE to a folder of your own"
     for place in (folder, *folder.resolve().parents):
         if place.exists() and (how := _writers(place, user)):

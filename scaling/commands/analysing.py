@@ -11,7 +11,7 @@ import analysis
 from analysis import frontiers, laws, tables
 from scaling import store
 from scaling.commands.arguments import Objective, Table
-from scaling.launch import local
+from scaling.launch import environments
 
 
 def read(table: Table, required: Sequence[str]) -> tuple[pd.DataFrame, str]:
@@ -20,7 +20,7 @@ def read(table: Table, required: Sequence[str]) -> tuple[pd.DataFrame, str]:
     `required` are the columns that a CSV must have. Compiled fits are kept between processes.
     Raises ValueError where the store has several sweeps and none is named, or a filter leaves no rows.
     """
-    for setting, value in local.compiled_programs().items():
+    for setting, value in environments.compiled_programs().items():
         os.environ.setdefault(setting, value)
     if table.is_store:
         results = store.Store(table.data)

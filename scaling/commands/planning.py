@@ -10,7 +10,7 @@ import rich.table
 from scaling import config, devices, memory, store
 from scaling.config import loading
 from scaling.data import corpus as corpora
-from scaling.launch import local
+from scaling.launch.launchers import local
 from scaling.planning import plan, timing
 
 COLUMNS = (

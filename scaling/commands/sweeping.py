@@ -22,8 +22,8 @@ def run(
     dry_run: bool,
 ) -> int:
     """Train a sweep, then report on it. Returns 0, or 1 where runs are left without a result."""
-    launcher = launchers.load(kind, cluster)
     sweep = loading.load(config, overrides)
+    launcher = launchers.load(kind, cluster)  # which the config may define
     own = config if config.suffix == ".py" else None
     if dry_run:
         print(stages.describe(sweep, store_path, launcher, workers, own))
@@ -39,7 +39,7 @@ def run(
         meanwhile=reported,
     )
     if not done:
-        what = "start the workers as above, and" if launcher.hands_over else "start"
+        what = "start the workers as above, and" if launcher.manual else "start"
         print(f"not all runs have a result yet; {what} the same command again to go on (store {store_path})")
         return 1
     if reported:
@@ -63,7 +63,7 @@ def work(store_path: str, name: str, config: Path | None, retry_failed: bool) ->
     from scaling.worker import main
 
     if config is not None:
-        loading.load(config)  # registers the model families that it defines
+        loading.load(config)  # the kinds of families, trackers and the like that it defines
     return main.main(store.Store(store_path), name, retry_failed=retry_failed)
 
 

@@ -19,7 +19,7 @@ import rich.table
 
 from scaling import config, counting, devices, memory
 from scaling.config import loading
-from scaling.launch import local
+from scaling.launch import environments
 from scaling.store import record
 
 if TYPE_CHECKING:
@@ -240,10 +240,10 @@ def table(found: "breakdown.Breakdown") -> rich.table.Table:
 
 def _as_a_worker(run: config.Run, execution: config.Execution) -> None:
     """Start this process over with the environment that workers have, unless it has it: speed is to be as theirs."""
-    wanted = {**local.compiled_programs(), **{k: v for k, v in local.environment().items() if k == "GLIBC_TUNABLES"}}
+    wanted = {**environments.compiled_programs(), "GLIBC_TUNABLES": environments.worker()["GLIBC_TUNABLES"]}
     changed = {name: value for name, value in wanted.items() if name not in os.environ}
-    if not local.find_accelerators():
-        changed |= local.host_devices(host_devices(run, execution, len(devices.cores()), memory.available()))
+    if not environments.find_accelerators():
+        changed |= environments.host_devices(host_devices(run, execution, len(devices.cores()), memory.available()))
     if changed:
         sys.stdout.flush()
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **changed})

@@ -8,6 +8,6 @@ from scaling.config.data import Data
 from scaling.config.execution import Execution, Mesh
 from scaling.config.run import DType, Precision, Run
 from scaling.config.sweep import Sweep
-from scaling.config.tracking import Tracking
+from scaling.config.trackers import TensorBoard, Tracker, Wandb
 
-__all__ = ["DType", "Data", "Execution", "Mesh", "Precision", "Run", "Sweep", "Tracking"]
+__all__ = ["DType", "Data", "Execution", "Mesh", "Precision", "Run", "Sweep", "TensorBoard", "Tracker", "Wandb"]

@@ -49,7 +49,7 @@ class SlotWorkers(launcher.Workers, Generic[S]):
         super().__init__()
         self.slots = slots
         self.stopping = False
-        self.left = launcher.OpenRuns(results, sweep_name)
+        self.open_runs = launcher.OpenRuns(results, sweep_name)
         self._filled = -float("inf")  # when workers were last started for runs that others left
 
     @abc.abstractmethod
@@ -69,7 +69,7 @@ class SlotWorkers(launcher.Workers, Generic[S]):
         for slot in self.slots:
             end = self.look(slot) if self.busy(slot) else None
             if end is not None:
-                self.left.hurry()
+                self.open_runs.expire()
                 self._ended(slot, end)
         busy = [slot for slot in self.slots if self.busy(slot)]
         if busy and len(busy) < len(self.slots) and self.meanwhile is not None:
@@ -78,7 +78,7 @@ class SlotWorkers(launcher.Workers, Generic[S]):
         usable = [slot for slot in self.slots if not slot.given_up and not self.busy(slot)]
         if self.stopping or not usable:
             return bool(busy)
-        left, now = self.left(), time.monotonic()
+        left, now = self.open_runs(), time.monotonic()
         ready = [slot for slot in usable if now - max(slot.ended, self._filled) > _pause(slot, bool(busy))]
         for slot in ready[: left.count("planned")]:
             self._filled = now

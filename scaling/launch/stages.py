@@ -7,7 +7,8 @@ from pathlib import Path
 from scaling import config, store
 from scaling.data import corpus as corpora
 from scaling.launch import launcher as launchers
-from scaling.launch import local, watch
+from scaling.launch import watch
+from scaling.launch.launchers import local
 from scaling.planning import plan, timing
 from scaling.storage import retry
 
@@ -108,7 +109,8 @@ def _job(
 ) -> launchers.Job:
     named = [p.run_id for p in planned if p.run_id is not None]
     left = len(planned) - len(named) + len(results.open(named))
-    return launchers.Job(str(results.path), name, sweep.execution.mesh, left, workers, config_path, sweep.tracking)
+    secrets = tuple(dict.fromkeys(name for tracker in sweep.trackers for name in tracker.secrets))
+    return launchers.Job(str(results.path), name, sweep.execution.mesh, left, workers, config_path, secrets)
 
 
 def _train(

@@ -126,15 +126,15 @@ def _wait(
     launched: "launcher.Workers | None",
     show: Callable[["launcher.Workers | None"], None],
 ) -> None:
-    paced = rate_limiter.Paced(lambda: show(launched))
+    limited = rate_limiter.RateLimited(lambda: show(launched))
     if launched is not None:
-        launched.wait(paced.tick)
-        paced.now()
+        launched.wait(limited.call_if_due)
+        limited.call()
         return
     while any(status in store.OPEN for status in results.statuses(sweep).values()):
-        paced.tick()
+        limited.call_if_due()
         time.sleep(rate_limiter.SECONDS)
-    paced.now()
+    limited.call()
 
 
 class _Live:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from scaling.storage import retry
 from scaling.store import lease as leases
 from scaling.store import record
-from scaling.training import processes, tracking
+from scaling.training import processes, trackers
 from scaling.worker import context, endings, faults, followers, precompile, queue
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class PackTrainer:
         self.work = work
         self.precompiler = precompiler
         self.endings = ends
-        self.trackers: list[tracking.Tracker] = []  # by place in a pack, each for one run after another
+        self.trackers = trackers.Trackers(work.settings.trackers, work.log)
         self._sequences = 0  # of one forward pass; at most, until the program is compiled
 
     def train(self, claims: Sequence[queue.Claim]) -> list[endings.Ended]:
@@ -46,15 +46,14 @@ class PackTrainer:
         return ended + [self.endings.end(claim, outcome) for claim, outcome in zip(training, outcomes, strict=True)]
 
     def _start(self, claim: queue.Claim, index: int) -> queue.Claim:
-        """The claim with a tracker that has been told of its run."""
+        """The claim with a tracker that has been started for its run."""
         queued, work = claim.run, self.work
         work.log(f"{queued.run_id} attempt {claim.lease.attempt}: {record.describe(queued.counted)}")
-        if index == len(self.trackers):
-            self.trackers.append(tracking.build(work.settings.tracking, work.log))
         name, resolved = record.name_of(queued.counted, queued.run_id), dict(queued.counted)
         resolved["run"] = queued.run.model_dump(mode="json")
-        self.trackers[index].start(queued.run_id, name, work.sweep_name, resolved, work.results.folder(queued.run_id))
-        return dataclasses.replace(claim, tracker=self.trackers[index])
+        tracker = self.trackers.recorder(index)
+        tracker.start(queued.run_id, name, work.sweep_name, resolved, work.results.folder(queued.run_id))
+        return dataclasses.replace(claim, tracker=tracker)
 
     def _diverged_with_trunk(self, queued: queue.QueuedRun) -> "loop.Outcome | None":
         """The end of a branch whose trunk diverged before the branch leaves it: the branch takes the same steps."""

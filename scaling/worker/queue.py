@@ -15,7 +15,7 @@ from scaling.planning import packing
 from scaling.storage import errors
 from scaling.store import lease as leases
 from scaling.store import record
-from scaling.training import tracking
+from scaling.training import trackers
 
 WAIT_SECONDS = 0.5
 
@@ -44,7 +44,7 @@ class Claim:
 
     run: QueuedRun
     lease: leases.Lease
-    tracker: tracking.Tracker = dataclasses.field(default_factory=tracking.Nothing)
+    tracker: trackers.Recorders = dataclasses.field(default_factory=trackers.nothing)
 
     def keep(self, rows: list[dict[str, Any]]) -> None:
         """Store rows of metrics."""

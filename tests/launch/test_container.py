@@ -5,7 +5,7 @@ import shlex
 import tomllib
 from pathlib import Path
 
-from scaling.launch import gke, vm
+from scaling.launch.launchers.tpu import gke, vm
 from tests import test_installation
 from tests.launch import golden
 

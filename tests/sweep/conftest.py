@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from scaling import config, store
-from scaling.launch import launcher, local
+from scaling.launch import launcher
+from scaling.launch.launchers import local
 from scaling.store import record
 from tests.sweep import trainers
 
@@ -60,14 +61,14 @@ def fill() -> Callable[..., list[str]]:
         results: store.Store,
         runs: list[config.Run],
         name: str = "small",
-        tracking: Any = None,
+        trackers: Any = (),
         execution: config.Execution | None = None,
         **labels: Any,
     ) -> list[str]:
         records = [record.config_record(run, trainers.Identity()) for run in runs]
         for kept in records:
             results.add_run(kept["run_id"], kept)
-        settings = {"execution": execution or config.Execution(), "tracking": tracking or config.Tracking()}
+        settings = {"execution": execution or config.Execution(), "trackers": trackers}
         sweep = config.Sweep(name=name, base=runs[0], **settings)
         labels = {"family": "transformer", "role": "single", **labels}
         members = [{"run_id": kept["run_id"], "labels": labels} for kept in records]
@@ -83,10 +84,10 @@ def results(tmp_path: Path) -> store.Store:
 
 
 @pytest.fixture
-def launch() -> Callable[..., local.Workers]:
+def launch() -> Callable[..., local.LocalWorkers]:
     """Starts local workers for what is open of a sweep."""
 
-    def start(path: Path, sweep: str, workers: int | None) -> local.Workers:
+    def start(path: Path, sweep: str, workers: int | None) -> local.LocalWorkers:
         results = store.Store(path)
         mesh = config.Mesh.model_validate(results.sweep(sweep)["config"]["execution"]["mesh"])
         left = sum(status in store.OPEN for status in results.statuses(sweep).values())

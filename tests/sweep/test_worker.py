@@ -261,18 +261,15 @@ def test_two_workers_share_a_sweep(results: store.Store, make_run: Make, fill: F
     assert len(run_ids) == 12
 
 
-def test_a_tracker_that_fails_warns_once_and_training_goes_on(
-    results: store.Store, make_run: Make, fill: Fill, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from scaling.training import tracking
+def test_a_tracker_that_fails_warns_once_and_training_goes_on(results: store.Store, make_run: Make, fill: Fill) -> None:
+    class Broken(config.Tracker):
+        kind: str = "broken"
 
-    class Broken(tracking.Nothing):
         def log(self, rows: Any) -> None:
             raise ConnectionError("no network")
 
     log: list[str] = []
-    fill(results, [make_run(), make_run(seed=1)])
-    monkeypatch.setattr(tracking, "build", lambda settings, warn: tracking.Guarded(Broken(), warn))
+    fill(results, [make_run(), make_run(seed=1)], trackers=(Broken(),))
 
     def train(*_: Any, record: Callable[..., None], **__: Any) -> Any:
         for step in range(3):

@@ -1,110 +1,64 @@
-"""Where metrics go besides the store's JSON lines, which are always written: nowhere, or Weights & Biases.
+"""Trackers of runs: what a kind does is in a module of its name, with `build`, and `examine` for `scaling doctor`.
 
-A tracker never stops a training: `build` wraps it so that its first error is told once and the rest goes untracked.
+A tracker never stops a training: its first error is reported once, and the rest of the process goes on without it.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from scaling import config
+from scaling.config import trackers
 
 
-class Tracker(Protocol):
-    """Follows one run at a time: `start`, then any number of `log`, then `finish`."""
+class Trackers:
+    """The trackers of a worker: each run that it trains at one time is followed by a recorder of each."""
 
-    def start(self, run_id: str, name: str, group: str, settings: Mapping[str, Any], folder: Path) -> None:
-        """A run begins, or goes on: `group` is its sweep, `settings` its config, `folder` its place in the store."""
-
-    def log(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Rows of metrics, each with `kind` (train, validation) and `step`."""
-
-    def finish(self, row: Mapping[str, Any]) -> None:
-        """The run has ended, with at least `status` and `reason`; a finished one with its whole result."""
-
-
-class Nothing:
-    """No tracker."""
-
-    def start(self, run_id: str, name: str, group: str, settings: Mapping[str, Any], folder: Path) -> None:
-        pass
-
-    def log(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        pass
-
-    def finish(self, row: Mapping[str, Any]) -> None:
-        pass
-
-
-class WandB:
-    """Weights & Biases: a run of ours is one of theirs under the same id, a sweep is a group, the result the summary.
-
-    Their files go to WANDB_DIR, or else beside the run's in the store. A key is taken from the environment only.
-    """
-
-    def __init__(self, settings: config.Tracking):
-        self.settings = settings
-        self._run: Any = None
-
-    def start(self, run_id: str, name: str, group: str, settings: Mapping[str, Any], folder: Path) -> None:
-        import wandb
-
-        self._run = wandb.init(
-            mode="online" if self.settings.wandb == "online" else "offline",
-            project=self.settings.project,
-            entity=self.settings.entity,
-            id=run_id,
-            name=name,
-            group=group,
-            config=dict(settings),
-            dir=os.environ.get("WANDB_DIR", str(folder)),
-            resume="allow" if self.settings.wandb == "online" else None,
-            settings=wandb.Settings(console="off", silent=True),
-            reinit="create_new",  # members of a pack are followed at once
-        )
-        self._run.define_metric("*", step_metric="step")
-
-    def log(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        for row in rows:
-            values = {f"{row['kind']}/{name}": value for name, value in row.items() if name not in ("kind", "step")}
-            self._run.log({"step": row["step"], **values})
-
-    def finish(self, row: Mapping[str, Any]) -> None:
-        self._run.summary.update(dict(row))
-        self._run.finish(exit_code=0 if row["status"] in ("finished", "diverged") else 1)
-
-
-class Guarded:
-    """A tracker whose first error is told once; from then on nothing is tracked in this process."""
-
-    def __init__(self, tracker: Tracker, warn: Callable[[str], None]):
-        self._tracker: Tracker | None = tracker
+    def __init__(self, settings: Sequence[config.Tracker], warn: Callable[[str], None]):
+        self._settings = settings
         self._warn = warn
+        self._failed: set[int] = set()  # places in the list of those that raised
+        self._recorders: list[Recorders] = []  # by a run's place in its pack
+
+    def recorder(self, place: int) -> "Recorders":
+        """What follows the run at a place of a pack, one run after another."""
+        while len(self._recorders) <= place:
+            self._recorders.append(Recorders(self._call))
+        return self._recorders[place]
+
+    def _call(self, recorders: dict[int, trackers.Recorder], method: str, *arguments: Any) -> None:
+        for index, settings in enumerate(self._settings):
+            if index in self._failed:
+                continue
+            try:
+                if index not in recorders:
+                    recorders[index] = settings.build()
+                getattr(recorders[index], method)(*arguments)
+            except Exception as error:  # whatever a tracker may raise: no run is lost for it
+                self._failed.add(index)
+                self._warn(
+                    f"tracker {settings.kind} failed ({method}: {type(error).__name__}: {error}); training goes on "
+                    "without it, and every metric is in the store"
+                )
+
+
+class Recorders:
+    """A recorder of each tracker; as `trackers.Recorder`, and raises nothing."""
+
+    def __init__(self, call: Callable[..., None]):
+        self._call = call
+        self._recorders: dict[int, trackers.Recorder] = {}  # by place in the list of trackers, made when first used
 
     def start(self, run_id: str, name: str, group: str, settings: Mapping[str, Any], folder: Path) -> None:
-        self._call("start", run_id, name, group, settings, folder)
+        self._call(self._recorders, "start", run_id, name, group, settings, folder)
 
     def log(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        self._call("log", rows)
+        self._call(self._recorders, "log", rows)
 
     def finish(self, row: Mapping[str, Any]) -> None:
-        self._call("finish", row)
-
-    def _call(self, method: str, *arguments: Any) -> None:
-        if self._tracker is None:
-            return
-        try:
-            getattr(self._tracker, method)(*arguments)
-        except Exception as error:  # whatever a tracker may raise: no run is lost for it
-            name = type(self._tracker).__name__
-            self._tracker = None
-            self._warn(
-                f"{name} failed ({method}: {type(error).__name__}: {error}); training goes on untracked, and every "
-                "metric is in the store"
-            )
+        self._call(self._recorders, "finish", row)
 
 
-def build(settings: config.Tracking, warn: Callable[[str], None]) -> Tracker:
-    """The tracker that a sweep's settings ask for, guarded; `warn` is told once where it fails."""
-    return Nothing() if settings.wandb == "disabled" else Guarded(WandB(settings), warn)
+def nothing() -> Recorders:
+    """A recorder of no tracker."""
+    return Recorders(lambda *arguments: None)

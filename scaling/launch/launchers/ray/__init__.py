@@ -11,8 +11,11 @@ import math
 import os
 import shlex
 import socket
+import sys
+import tempfile
 import types
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import pydantic
@@ -134,14 +137,15 @@ class Ray(launcher.Launcher):
         connect(self.address)
         from scaling.launch.launchers.ray import actors
 
-        task = actors.ProcessSpec(
+        spec = actors.ProcessSpec(
             command=tuple(job.worker_command()),
+            sources=job.sources(),
             environment=self._environment(shape, found, count) | {name: os.environ[name] for name in self.env},
             cpu_devices=1 if shape.accelerated else shape.devices,
             folder=os.getcwd(),
             logs=None if "://" in job.store_path else str(store.Store(job.store_path).logs(job.sweep_name)),
         )
-        return actors.RayWorkers(job.results(), job.sweep_name, shape, count, task)
+        return actors.RayWorkers(job.results(), job.sweep_name, shape, count, spec)
 
     def _shape(self, mesh: config.Mesh, found: Sequence[Resources]) -> WorkerShape:
         """What a worker asks for: on the fewest hosts that some nodes of the cluster hold, unless settings say.
@@ -198,6 +202,23 @@ class Ray(launcher.Launcher):
             settings |= {"JAX_PLATFORMS": "cpu", devices.THREADS: f"{shape.resources['CPU']:.0f}"}
             settings |= {} if limit is None else {memory.LIMIT: f"{limit:.0f}"}
         return settings
+
+
+def on_node(command: Sequence[str], sources: Mapping[str, str]) -> list[str]:
+    """A worker's command for the Python of this node, which need not see the folder of the sweep's Python file.
+
+    Where the last word, the path of that file, has not the text of `sources` here, they are written to a new folder.
+    """
+    words = [sys.executable, *command[1:]]
+    path = Path(words[-1])
+    here = {name: file.read_text("utf-8") for name in sources if (file := path.parent / name).is_file()}
+    if here == sources:
+        return words
+    folder = Path(tempfile.mkdtemp(prefix="scaling-"))
+    for name, text in sources.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, "utf-8")
+    return [*words[:-1], str(folder / path.name)]
 
 
 def nodes(address: str) -> list[Resources]:

@@ -9,7 +9,6 @@ import dataclasses
 import os
 import signal
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -36,9 +35,13 @@ CALLS = 8  # at once: one waits for the child's end, more where connections brok
 
 @dataclasses.dataclass(frozen=True)
 class ProcessSpec:
-    """What is started in each actor: a command whose Python is that of its node, and where and with what."""
+    """What is started in each actor: a command whose Python is that of its node, and where and with what.
+
+    `sources` is the text of the sweep's Python file, the last word of the command, and of what it imports.
+    """
 
     command: tuple[str, ...]
+    sources: Mapping[str, str]
     environment: Mapping[str, str]
     cpu_devices: int
     folder: str  # where the sweep was started: relative paths of its config are meant from there
@@ -59,12 +62,12 @@ class ActorPlace:
 class ActorProcess:
     """One process of a worker, and the resources that it was given; lives on a node of the cluster."""
 
-    def __init__(self, task: ProcessSpec, number: int) -> None:
-        self.task = task
+    def __init__(self, spec: ProcessSpec, number: int) -> None:
+        self.spec = spec
         self.child: Popen[bytes] | None = None
         self.stopped: int | None = None  # by which signal, which may come before there is a child
         self.lock = threading.Lock()
-        logs = Path(task.logs or tempfile.mkdtemp(prefix="scaling-"))
+        logs = Path(spec.logs or tempfile.mkdtemp(prefix="scaling-"))
         self.log = logs / f"{socket.gethostname()}-{os.getpid()}-{number}.log"
 
     def place(self) -> ActorPlace:
@@ -76,10 +79,10 @@ class ActorProcess:
         return ActorPlace(node, host, ray.util.get_node_ip_address(), port, f"{host}:{self.log}")
 
     def run(self, environment: Mapping[str, str]) -> slots.End:
-        """Start the process with this beside the task's environment, unless asked to stop, and wait for its end."""
-        os.environ |= {**self.task.environment, **environment}  # this process serves nothing else
-        os.environ |= {**environments.worker(), **environments.host_devices(self.task.cpu_devices)}
-        command, folder = [sys.executable, *self.task.command[1:]], Path(self.task.folder)
+        """Start the process with this beside the spec's environment, unless asked to stop, and wait for its end."""
+        os.environ |= {**self.spec.environment, **environment}  # this process serves nothing else
+        os.environ |= {**environments.worker(), **environments.host_devices(self.spec.cpu_devices)}
+        command, folder = asked.on_node(self.spec.command, self.spec.sources), Path(self.spec.folder)
         with self.lock:
             if self.stopped is not None:
                 return slots.End(128 + self.stopped, "was stopped before it began", str(self.log), "")
@@ -122,10 +125,10 @@ class RaySlot(slots.Slot):
 class RayWorkers(slots.SlotWorkers[RaySlot]):
     """Actors of a cluster, started anew where they crash, or elsewhere where their node is lost."""
 
-    def __init__(self, results: store.Store, sweep_name: str, shape: asked.WorkerShape, count: int, task: ProcessSpec):
+    def __init__(self, results: store.Store, sweep_name: str, shape: asked.WorkerShape, count: int, spec: ProcessSpec):
         super().__init__(results, sweep_name, [RaySlot(number) for number in range(count)])
         self.shape = shape
-        self.task = task
+        self.spec = spec
         self._next_poll = 0.0
         self._going = True
         for slot in self.slots:
@@ -136,7 +139,7 @@ class RayWorkers(slots.SlotWorkers[RaySlot]):
         if time.monotonic() >= self._next_poll:
             self._going = super().poll()
             busy = [slot for slot in self.slots if slot.actors]
-            if busy and all(slot.waits for slot in busy) and not self.left():  # nothing is left to wait for
+            if busy and all(slot.waits for slot in busy) and not self.open_runs():  # nothing is left to wait for
                 self._give_back(busy)
                 self._going = False
             self._tell_who_waits()
@@ -161,7 +164,7 @@ class RayWorkers(slots.SlotWorkers[RaySlot]):
             ]
         process = ray.remote(ActorProcess)
         slot.actors = [
-            process.options(scheduling_strategy=place, **options).remote(self.task, slot.number) for place in places
+            process.options(scheduling_strategy=place, **options).remote(self.spec, slot.number) for place in places
         ]
         slot.asked = [actor.place.remote() for actor in slot.actors]
         slot.places, slot.failed = [], None
@@ -172,7 +175,7 @@ class RayWorkers(slots.SlotWorkers[RaySlot]):
         return bool(slot.actors)
 
     def look(self, slot: RaySlot) -> slots.End | None:
-        """See `slots.SlotWorkers`. A worker of several processes ends when all have, or some time after one has failed."""
+        """See `slots.SlotWorkers`. A worker of several processes ends with the last, or some time after one failed."""
         answers = [self._answer(slot, index) for index in range(len(slot.actors))]
         ends = [answer for answer in answers if isinstance(answer, slots.End)]
         if slot.waits:

@@ -116,7 +116,7 @@ class SlurmWorkers(launcher.Workers):
             else:
                 self._ended(job, state)
         if not self.jobs:
-            self._open.hurry()  # what they did is to be seen before any are submitted anew
+            self._open.expire()  # what they did is to be seen before any are submitted anew
         if self.stopping:
             self._cancel("PENDING")
             self._cancel("RUNNING", "--signal=INT")  # again where a job had not begun to listen: it is heard once

@@ -30,9 +30,9 @@ class Tpu(launcher.Launcher):
 
     `spot` slices are cheap and are taken away at any time, which costs a sweep at most what it trained since its last
     checkpoint. `service_account` may write to the store: one of Kubernetes on GKE, an address of Google Cloud on VMs.
-    `secret` holds the key of Weights & Biases, needed where a sweep tracks online: a secret of Kubernetes with the key
-    WANDB_API_KEY, or one of Secret Manager. `text` is a folder of a bucket that workers find as the folder "text" where
-    they run: a source of files "text/…" reads it. Files go to `out`, in a folder of the sweep's name.
+    `secret` holds what the sweep's trackers need, as the key of Weights & Biases online: a secret of Kubernetes with
+    the key WANDB_API_KEY, or one of Secret Manager. `text` is a folder of a bucket that workers find as the folder
+    "text" where they run: a source of files "text/…" reads it. Files go to `out`, in a folder of the sweep's name.
 
     On GKE: `image`, the container (see Dockerfile); `queue`, a LocalQueue of Kueue; `namespace`. On VMs: `project`,
     `zone`, and `runtime`, the software version, where it is not the generation's usual one.
@@ -89,17 +89,22 @@ class Tpu(launcher.Launcher):
         return name, devices.memory_bytes(name)
 
     def check(self, job: launcher.Job) -> None:
-        """Raises ValueError for a store that slices do not see, a mesh that a slice has not, or a key that lacks."""
+        """Raises ValueError for a store that slices do not see, a mesh that they have not, or secrets that lack."""
         if not BUCKET.fullmatch(job.store_path):
             raise ValueError(
                 f"the store {job.store_path} is no bucket, and no machine of a TPU slice sees a folder of this one; "
                 "give --store gs://BUCKET/FOLDER"
             )
         slices.check_mesh(self.slice, job.mesh)
-        if job.tracking.wandb == "online" and self.secret is None:
+        if job.secrets and self.secret is None:
             raise ValueError(
-                "tracking.wandb is online and its key is never written to a file; store it as a secret and say "
-                "--cluster secret=NAME, or --set tracking.wandb=offline"
+                f"the sweep's trackers need {' and '.join(job.secrets)}, which is never written to a file; store it as "
+                "a secret and say --cluster secret=NAME, or set wandb's mode to offline"
+            )
+        if self.system == "vm" and len(job.secrets) > 1:
+            raise ValueError(
+                f"the sweep's trackers need {' and '.join(job.secrets)}, and a secret of Secret Manager holds one "
+                "value; leave a tracker out"
             )
         if (job.workers or 1) > MOST_WORKERS:
             raise ValueError(f"{job.workers} workers are more slices than can be named; ask for {MOST_WORKERS} or less")
@@ -113,8 +118,8 @@ class Tpu(launcher.Launcher):
     def start(self, job: launcher.Job) -> None:
         """Write the files and print the commands that start, watch and end the workers."""
         folder = self.folder(job)
-        folder.mkdir(parents=True, exist_ok=True)
         for name, text in self.files(job).items():
+            (folder / name).parent.mkdir(exist_ok=True, parents=True)
             (folder / name).write_text(text, "utf-8")
         status = shlex.join(["scaling", "status", job.sweep_name, "--store", job.store_path, "--follow"])
         if self.system == "gke":

@@ -4,8 +4,8 @@ A JobSet a slice, not one for all: slices are then admitted, preempted and start
 them for one multislice program. Needs JobSet 0.10 or newer (jobset.sigs.k8s.io), for rules by message.
 """
 
-import dataclasses
-from pathlib import Path
+import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from scaling.launch.launchers.tpu import Tpu
 
 CONTAINER = "worker"
-CONFIG = Path("/etc/scaling/sweep.py")
+CONFIG = "/etc/scaling"  # where the sweep's Python file is, and what it imports from beside it
+CONFIG_BYTES = 1_000_000  # of its text: etcd keeps no object of more than 1.5 MiB, a ConfigMap has at most 1 MiB
 FOLDER = "/work"  # where workers run: with their text and caches, on the disk of the node
 # A worker saves its run after the dispatch that it is in. Of a spot node, GKE grants pods at most 15 s of its last 30:
 # cloud.google.com/kubernetes-engine/docs/concepts/spot-vms; what is deleted or drained otherwise has all of it.
@@ -29,8 +30,9 @@ KEPT_SECONDS = 24 * 3600  # how long a JobSet that has ended can still be looked
 
 
 def files(settings: "Tpu", job: launcher.Job) -> dict[str, str]:
-    """The manifest: the sweep's Python file, where it has one, and a JobSet a slice."""
-    documents = [] if job.config_path is None else [_config_map(settings, job, job.config_path.read_text("utf-8"))]
+    """The manifest: the sweep's Python file and what it imports, where it has one, and a JobSet a slice."""
+    sources = job.sources()
+    documents = [_config_map(settings, job, sources)] if sources else []
     documents += [_jobset(settings, job, number) for number in range(slices.workers(job))]
     text = yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     return {"jobset.yaml": text}
@@ -50,13 +52,26 @@ _Dumper.add_representer(str, _text)
 _Dumper.ignore_aliases = lambda self, data: True  # type: ignore[method-assign]  # no anchors: a person reads it
 
 
-def _config_map(settings: "Tpu", job: launcher.Job, text: str) -> dict[str, Any]:
+def _config_map(settings: "Tpu", job: launcher.Job, sources: Mapping[str, str]) -> dict[str, Any]:
+    size = sum(len(text.encode()) for text in sources.values())
+    keys = {_key(path) for path in sources}
+    if size > CONFIG_BYTES or len(keys) < len(sources):
+        raise ValueError(
+            f"{job.config_path} and what it imports from beside it ({', '.join(sources)}; {size:,} bytes) cannot be "
+            f"sent as a ConfigMap, which has no folders and at most {CONFIG_BYTES:,} bytes; install the modules in the "
+            "image"
+        )
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": _config_name(job), "namespace": settings.namespace, "labels": _labels(job)},
-        "data": {CONFIG.name: text},
+        "data": {_key(path): text for path, text in sources.items()},
     }
+
+
+def _key(path: str) -> str:
+    """The name of a file in a ConfigMap, which has no folders: letters, digits, '-', '_' and '.'."""
+    return re.sub(r"[^-._a-zA-Z0-9]", "-", path.replace("/", "--"))
 
 
 def _config_name(job: launcher.Job) -> str:
@@ -149,8 +164,11 @@ def _pod(settings: "Tpu", job: launcher.Job) -> dict[str, Any]:
         spot = {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}
         tolerations.append(spot)
     volumes: list[dict[str, Any]] = [{"name": "work", "emptyDir": {}}]
-    if job.config_path is not None:
-        volumes.append({"name": "config", "configMap": {"name": _config_name(job)}})
+    if sources := job.sources():
+        kept: dict[str, Any] = {"name": _config_name(job)}
+        if any(_key(path) != path for path in sources):
+            kept["items"] = [{"key": _key(path), "path": path} for path in sources]
+        volumes.append({"name": "config", "configMap": kept})
     fetching: dict[str, Any] = {}
     if settings.text is not None:
         fetching["initContainers"] = [_fetcher(settings, settings.text)]
@@ -190,19 +208,16 @@ def _container(settings: "Tpu", job: launcher.Job) -> dict[str, Any]:
         "JAX_COMPILATION_CACHE_DIR": f"{FOLDER}/cache/compiled",
     }
     environment: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in variables.items()]
-    if job.tracking.wandb == "online":
-        source = {"secretKeyRef": {"name": settings.secret, "key": "WANDB_API_KEY"}}
-        environment.append({"name": "WANDB_API_KEY", "valueFrom": source})
+    for name in job.secrets:
+        environment.append({"name": name, "valueFrom": {"secretKeyRef": {"name": settings.secret, "key": name}}})
     mounts: list[dict[str, Any]] = [{"name": "work", "mountPath": FOLDER}]
-    inside = job
     if job.config_path is not None:
-        inside = dataclasses.replace(job, config_path=CONFIG)
-        mounts.append({"name": "config", "mountPath": str(CONFIG.parent), "readOnly": True})
+        mounts.append({"name": "config", "mountPath": CONFIG, "readOnly": True})
     chips = {"google.com/tpu": settings.slice.chips_per_host}
     return {
         "name": CONTAINER,
         "image": settings.image,
-        "command": _literal(inside.worker_command("python")),
+        "command": _literal(job.worker_command("python", CONFIG)),
         "workingDir": FOLDER,
         "env": environment,
         "resources": {"requests": chips, "limits": chips},

@@ -4,7 +4,6 @@ Two scripts are rendered: run.sh, which a person runs on a machine that stays on
 every host. Each is a head of settings, made here, and a body that is the same for all sweeps (vm_run.sh, vm_worker.sh).
 """
 
-import dataclasses
 import importlib.resources
 import shlex
 from pathlib import Path
@@ -18,17 +17,17 @@ if TYPE_CHECKING:
 
 CHECKOUT = Path(__file__).parents[4]
 CODE = ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "scaling", "analysis", "experiments", "configs")
-CONFIG = "sweep.py"
+CONFIG = "sweep"  # the folder of the sweep's Python file and of what it imports from beside it
 
 
 def files(settings: "Tpu", job: launcher.Job) -> dict[str, str]:
-    """The two scripts, and the sweep's Python file, where it has one. Raises ValueError outside a checkout."""
+    """The two scripts, and the sweep's Python file with what it imports. Raises ValueError outside a checkout."""
     if lacking := [name for name in CODE if not (CHECKOUT / name).exists()]:
         raise ValueError(
             f"{CHECKOUT} lacks {lacking[0]}, and system vm copies the code of a checkout to the slices; run from one"
         )
     texts = {"run.sh": _run(settings, job), "worker.sh": _worker(settings, job)}
-    return texts if job.config_path is None else {**texts, CONFIG: job.config_path.read_text("utf-8")}
+    return texts | {f"{CONFIG}/{path}": text for path, text in job.sources().items()}
 
 
 def _run(settings: "Tpu", job: launcher.Job) -> str:
@@ -59,14 +58,11 @@ def _run(settings: "Tpu", job: launcher.Job) -> str:
 
 
 def _worker(settings: "Tpu", job: launcher.Job) -> str:
-    command = dataclasses.replace(job, config_path=None).worker_command("venv/bin/python")
-    if job.config_path is not None:
-        command += ["--config", CONFIG]
-    online = job.tracking.wandb == "online"
     head: dict[str, str | int | list[str]] = {
-        "command": command,
+        "command": job.worker_command("venv/bin/python", CONFIG),
         "fetch": [] if settings.text is None else slices.fetch_command(settings.text, "venv/bin/python"),
-        "secret": str(settings.secret) if online else "",
+        "secret": str(settings.secret) if job.secrets else "",
+        "secret_variable": "".join(job.secrets),
         "project": str(settings.project),
     }
     return _script("vm_worker.sh", head, slices.environment(job))

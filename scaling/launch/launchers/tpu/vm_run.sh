@@ -56,7 +56,7 @@ acquire() {
 
 install() {
   on_hosts "$1" 'mkdir -p scaling' &&
-    tpus tpu-vm scp "${sent[@]}" "$1:scaling/" --worker=all &&
+    tpus tpu-vm scp --recurse "${sent[@]}" "$1:scaling/" --worker=all &&
     on_hosts "$1" 'bash scaling/worker.sh install'
 }
 

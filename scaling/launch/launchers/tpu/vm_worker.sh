@@ -26,12 +26,12 @@ install() {
 }
 
 run() {
-  local lines=20
+  local lines=20 value
   if ! running; then
     export SCALING_CACHE="$PWD/cache" JAX_COMPILATION_CACHE_DIR="$PWD/cache/compiled"
     if [ -n "$secret" ]; then
-      WANDB_API_KEY="$(gcloud secrets versions access latest --secret="$secret" --project="$project")" || exit 1
-      export WANDB_API_KEY
+      value="$(gcloud secrets versions access latest --secret="$secret" --project="$project")" || exit 1
+      export "$secret_variable=$value"
     fi
     [ "${#fetch[@]}" -eq 0 ] || "${fetch[@]}" || exit 1
     rm -f worker.pid worker.code
