@@ -12,6 +12,10 @@ from scaling import tables
 
 Remat = Literal["none", "full", "dots"]
 
+# A training step is a forward pass and a backward pass, which multiplies twice for every multiplication forward where
+# all weights learn: for the gradient of the weights, and for the gradient of the activations.
+PASSES = 3
+
 # The largest logits, in float32 on one device, that are held whole. Chunks of this size are matmuls of thousands of
 # rows at every vocabulary in use, and their weight's gradient, read and written once a chunk, is small beside them.
 LOGITS_BYTES = 2**29
@@ -51,11 +55,11 @@ class Matmuls(NamedTuple):
 
 
 def matmuls(model: tables.Family, vocabulary_size: int, context: int, mixing: float) -> Matmuls:
-    """FLOPs a token of each pass: 2 · size · used forward, as many for the gradient of a weight that learns, and as
+    """FLOPs a token of each pass, where attention takes `mixing` forward.
 
-    many for the gradient of its input where a weight before it learns, by stage and layer. Attention multiplies
-    `mixing` forward and twice that backward, in the layers whose first matmuls or something before them learn. A tied
-    embedding multiplies as the head after all others.
+    A weight takes 2 · size · used forward, as many for its gradient if it learns, and as many for the gradient of its
+    input where a weight before it learns, by stage and layer. Attention takes 2 · mixing backward, in the layers whose
+    first matmuls, or a weight before those, learn. A tied embedding is also the head, after all others.
     """
     table = model.weights(vocabulary_size, context)
     lowest = min((weight.stage for weight in table if weight.learns), default=math.inf)

@@ -90,7 +90,7 @@ class Family(schema.Variant):
         )
 
     def build(self, builder: Any) -> Any:
-        """The Flax NNX module, its parameters made by `builder` (`scaling.models.builder`) from the table of weights."""
+        """The Flax NNX module, whose parameters `builder` (`scaling.models.builder`) makes from the table."""
         return registry.required(self, "build")(self, builder)
 
     def mixing_flops(self, context: int) -> float:
@@ -148,7 +148,7 @@ def _layer_floats(family: Family) -> tuple[int, int]:
 
 
 def _score_floats(family: Family, context: int) -> int:
-    """A score for every head and key where a family mixes over time; heads are the table's axis of that name, else 1."""
+    """A score for every head and key where a family mixes over time: heads by the table's axis of that name, else 1."""
     if not family.mixing_flops_square(context):
         return 0
     heads = (
