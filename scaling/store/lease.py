@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from scaling.storage import atomic, backends, host
+from scaling.storage import atomic, backends, errors, host
 
 HEARTBEAT_SECONDS = 10.0
 LEASE_SECONDS = 60.0
@@ -53,19 +53,19 @@ def key_of(attempt: int) -> str:
 
 
 def newest(run: backends.Storage) -> Attempt | None:
-    """The highest attempt at a run, or None. Raises ValueError where its file is not readable."""
+    """The highest attempt at a run, or None. Raises UnreadableError where its file is not readable."""
     names = run.names("leases")
     numbers = [int(name[:6]) for name in names if len(name) == 11 and name[:6].isdecimal() and name.endswith(".json")]
     return read(run, max(numbers)) if numbers else None
 
 
 def read(run: backends.Storage, attempt: int) -> Attempt:
-    """One attempt. Raises ValueError naming the file where it lacks a field or has one of a later version."""
+    """One attempt. Raises UnreadableError naming the file where it lacks a field or has one of a later version."""
     values = run.read_json(key_of(attempt))
     try:
         return Attempt(**values)
     except TypeError as error:
-        raise ValueError(
+        raise errors.UnreadableError(
             f"{run}/{key_of(attempt)} is no lease of this version ({error}); use the version that wrote it"
         ) from error
 

@@ -138,6 +138,8 @@ class Work:
         self.broken = False  # a device or a peer is gone, and no training in this process can succeed
         self._away: tuple[OSError, float] | None = None  # what infrastructure failed last, and since when it has
         self.queue = queue.Queue(results, sweep_name)
+        for run_id, reason in self.queue.damaged.items():
+            log(f"run {run_id} is damaged, and not trained: {reason}")
         self.trackers: list[tracking.Tracker] = []
         self.programs = precompile.Programs(
             self._program, settings.execution, lambda: self._alone(settings), stop=stop, log=log
@@ -186,10 +188,10 @@ class Work:
         """How a branch ends whose trunk diverged before the branch leaves it: it would have diverged there too."""
         if item.trunk is None or self.queue.has_trunk(item):
             return None
-        row = self.results.result(item.trunk)
+        row = self.results.readable_result(item.trunk)
         if row is None or row["status"] != "diverged":
             return None
-        reached = round(row["flops_spent"] / row["flops"] * self.queue.item(item.trunk).run.steps)
+        reached = round(row["flops_spent"] / row["flops"] * row["tokens"] / row["batch_tokens"])
         step = item.branch_step
         if step < reached:  # it leaves before the divergence, at a step that is not kept: trained from its own start
             return None
@@ -327,9 +329,9 @@ class Work:
         """Remove a trunk's checkpoints once no branch is left to start from them, but for the last, if it is kept."""
         from scaling.training import checkpoint
 
-        row = self.results.result(trunk)
+        row = self.results.readable_result(trunk)
         if row is not None:
-            last = self.queue.item(trunk).run.steps if self.execution.keep_last_checkpoint else None
+            last = row["tokens"] // row["batch_tokens"] if self.execution.keep_last_checkpoint else None
             checkpoint.remove_all_but(self.results.checkpoints(trunk), last)
 
     def compile_next(self, claims: Sequence[queue.Claim]) -> threading.Thread | None:
@@ -384,26 +386,11 @@ class Attempt:
 
 
 def result_row(item: queue.Item, sweep_name: str, outcome: "loop.Outcome", device: str) -> dict[str, Any]:
-    """The flat row of a run that finished or diverged, in the order of the store's columns.
-
-    `flops` are those of the whole run, which count for a law; `flops_spent` those of the steps that it trained itself.
-    """
-    counted, labels = item.counted, item.labels
-    row: dict[str, Any] = {
-        **counted,
-        "sweep": sweep_name,
-        **{key: labels[key] for key in ("family", "role", "parent_run_id") if key in labels},
-        "run_id": item.run_id,
-        "flops_spent": counted["flops_spent"] * (outcome.step - outcome.start) / item.run.steps,
-        "loss": outcome.loss,
-        "loss_se": outcome.loss_se,
-        "bits_per_byte": outcome.bits_per_byte,
-        "seconds": outcome.seconds,
-        "device": device,
-        "status": outcome.status,
-        "reason": outcome.reason or None,
-    }
-    return {name: row[name] for name in store.COLUMNS}
+    """The flat row of a run that finished or diverged."""
+    measured = {name: getattr(outcome, name) for name in ("loss", "loss_se", "bits_per_byte", "seconds", "status")}
+    measured |= {"run_id": item.run_id, "sweep": sweep_name, "device": device, "reason": outcome.reason or None}
+    measured["flops_spent"] = item.counted["flops_spent"] * (outcome.step - outcome.start) / item.run.steps
+    return record.result_row(item.counted, item.labels, {**measured, **getattr(outcome, "metrics", {})})
 
 
 def _shown_loss(row: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from scaling import config, store
 from scaling.config import trunks
 from scaling.planning import packing
+from scaling.storage import errors
 from scaling.store import lease as leases
 from scaling.store import record
 
@@ -52,7 +53,13 @@ class Queue:
         members = results.sweep(sweep_name)["members"]
         self._labels = {member["run_id"]: member["labels"] for member in members}
         self._open = set(self._labels) - results.ended(self._labels)
-        self._read = {run_id: record.read(results.config(run_id)) for run_id in self._labels if run_id in self._open}
+        self._read: dict[str, tuple[config.Run, record.Stored]] = {}
+        self.damaged: dict[str, str] = {}  # why runs are not trained whose config cannot be read
+        for run_id in (run_id for run_id in self._labels if run_id in self._open):
+            try:
+                self._read[run_id] = record.read(results.config(run_id))
+            except errors.UnreadableError as error:
+                self.damaged[run_id] = str(error)
         self._branches: dict[str, set[int]] = {}
         for run_id, (run, _) in self._read.items():
             parent = self._labels[run_id].get("parent_run_id")
@@ -61,7 +68,7 @@ class Queue:
         self.items = {run_id: self.item(run_id) for run_id in self._read}
 
     def item(self, run_id: str) -> Item:
-        """A run of the sweep, of those with a result too."""
+        """A run of the sweep, of those with a result too. Raises UnreadableError where its config cannot be read."""
         if run_id not in self._read:
             self._read[run_id] = record.read(self.results.config(run_id))
         run, stored = self._read[run_id]
@@ -135,7 +142,7 @@ class Queue:
         """Whether a run can be started: it has no trunk, or nothing more is to be had from its trunk."""
         if item.trunk is None or self.results.has_checkpoint(item.run_id) or self.has_trunk(item):
             return True
-        return self.results.status(item.trunk)["status"] in ("finished", "diverged", "failed")
+        return self.results.status(item.trunk)["status"] in ("finished", "diverged", "failed", store.DAMAGED)
 
     def has_trunk(self, item: Item) -> bool:
         """Whether the trunk has a checkpoint where the run leaves it."""
