@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from scaling import config, counting, memory, store
+from scaling import config, counting, memory, schema, store
 from scaling.config import grids, rates, trunks
 from scaling.data import corpus as corpora
 from scaling.planning import packing, timing
@@ -354,6 +354,12 @@ def register(
     return told
 
 
+def _grid(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What determines the runs of a stored sweep, but for the content of its data."""
+    fields_of = schema.dotted(config.Sweep, stored)
+    return {name: value for name, value in fields_of.items() if name.split(".")[0] not in ("execution", "tracking")}
+
+
 def _set_aside(
     name: str, sweep: config.Sweep, planned: Sequence[Planned], results: store.Store, lost: Sequence[str]
 ) -> str:
@@ -362,10 +368,10 @@ def _set_aside(
     Raises ValueError where the runs were lost for another reason: another grid under an old name.
     """
     old = results.sweep(name)
+    results.settings.read(results.files, lost)
     now = {p.corpus.data_sha256 for p in planned if p.corpus is not None}
-    then = {results.config(run_id)["data"]["data_sha256"] for run_id in lost}
-    how = {"execution": sweep.execution, "tracking": sweep.tracking}
-    if then & now or config.Sweep.model_validate(old["config"]).edit(how) != sweep:
+    then = {results.config(run_id)["data"]["data_sha256"] for run_id in lost if run_id not in results.settings.damaged}
+    if not then or then & now or _grid(old["config"]) != _grid(sweep.model_dump(mode="json")):
         raise ValueError(
             f"{results.path} has a sweep {name!r} of {len(old['members'])} runs, {len(lost)} of which are not in this "
             "one; give this sweep another name (--set name=…) or another store"
