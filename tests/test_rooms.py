@@ -46,7 +46,7 @@ def reaches(names: set[str], *rooms: str) -> set[str]:
 
 # From top to bottom: a room imports itself and rooms above it, inside functions too.
 ORDER = (
-    "schema", "registry", "tables", "counting", "parametrization", "devices", "storage", "config", "memory", "store",
+    "human", "schema", "registry", "tables", "counting", "parametrization", "devices", "storage", "config", "memory", "store",
     "data", "planning", "models", "tasks", "training", "worker", "launch", "checks", "commands", "cli",
 )  # fmt: skip
 SCALING, ANALYSIS = modules("scaling"), modules("analysis")

@@ -1,5 +1,6 @@
 """`scaling sweep`, `worker` and `status`: train what a store lacks, and show how far it is."""
 
+import collections
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from scaling.commands.arguments import Table
 from scaling.config import loading
 from scaling.launch import launcher as launchers
 from scaling.launch import stages
+from scaling.storage import errors
 
 
 def run(
@@ -78,11 +80,19 @@ def status(store_path: str, name: str | None, follow: bool, rows: int) -> None:
         raise ValueError(f"there is no store at {store_path}; give its folder with --store")
     if name is None:
         for each in results.sweeps():
-            counts = results.runs(each)["status"].value_counts()
-            print(f"{each}: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+            print(f"{each}: {_counts(results, each)}")
         return
     if follow:
         watch.follow(results, name)
     else:
         width = None if rich.get_console().is_terminal else 200  # what a pipe or a file takes whole
         rich.console.Console(width=width).print(watch.table(results, name, rows))
+
+
+def _counts(results: store.Store, sweep: str) -> str:
+    """How many runs of a sweep have each status, or why that cannot be said."""
+    try:
+        counts = collections.Counter(results.statuses(sweep).values())
+    except errors.UnreadableError as error:
+        return f"damaged: {error}"
+    return ", ".join(f"{count} {state}" for state, count in counts.most_common())

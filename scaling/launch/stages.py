@@ -128,7 +128,9 @@ def _train(
     meanwhile: Callable[[], None] | None = None,
 ) -> bool:
     """Train one stage; True when every run of it has a result."""
-    plan.register(name, sweep, planned, results, timing.rates_if_known(device, results))
+    told = plan.register(name, sweep, planned, results, timing.rates_if_known(device, results))
+    if told:
+        log(told)
     if retry:
         for member in results.sweep(name)["members"]:
             results.retry(member["run_id"])
@@ -147,6 +149,8 @@ def _train(
     if failed:
         stored = f"{results.path}/sweeps/{name}/sweep.json"
         log(f"failed runs are left alone until `scaling sweep {stored} --store {results.path} --retry-failed`")
+    for run_id in (run_id for run_id, status in statuses.items() if status == store.DAMAGED):
+        log(f"run {run_id} is damaged, and not trained: {results.status(run_id)['reason']}")
     return set(statuses.values()) <= {"finished", "diverged"}
 
 

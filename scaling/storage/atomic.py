@@ -141,34 +141,38 @@ def plain(value: Any) -> Any:
 
 
 def parse(content: bytes, path: str) -> dict[str, Any]:
-    """The JSON object that a file holds. Raises UnreadableError naming the file where it holds none."""
-    try:
-        value = json.loads(content)
-    except ValueError as error:
-        raise errors.UnreadableError(f"{path} is not readable as JSON ({error}); {REMEDY}") from error
-    if not isinstance(value, dict):
-        raise errors.UnreadableError(f"{path} holds {type(value).__name__}, not an object; {REMEDY}")
-    return value
+    """The JSON object that a file holds. Raises UnreadableError naming the file and the remedy where it holds none."""
+    return _object(content, path, path)
 
 
 def parse_lines(content: bytes, path: str) -> list[dict[str, Any]]:
     """The objects in a file, one a line; a last line without its end is a write that a crash cut short, and left out.
 
-    Raises UnreadableError naming file and line where another line holds no JSON object.
+    Raises UnreadableError naming file, line and remedy where another line holds no JSON object.
     """
     lines = content.split(b"\n")
-    rows = []
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise errors.UnreadableError(
-                f"{path}, line {number}, is not readable as JSON ({error}); {REMEDY}"
-            ) from error
-        if not isinstance(row, dict):
-            raise errors.UnreadableError(f"{path}, line {number}, holds {type(row).__name__}, not an object; {REMEDY}")
-        rows.append(row)
-    return rows
+    return [_object(line, f"{path}, line {number},", path) for number, line in enumerate(lines[:-1], start=1)]
 
 
-REMEDY = "restore it from a copy, or remove the run's folder and start the sweep again to train it anew"
+def _object(content: bytes, where: str, path: str) -> dict[str, Any]:
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise errors.UnreadableError(f"{where} is not readable as JSON ({error}); {remedy(path)}") from error
+    if not isinstance(value, dict):
+        raise errors.UnreadableError(f"{where} holds {type(value).__name__}, not an object; {remedy(path)}")
+    return value
+
+
+def remedy(path: str) -> str:
+    """What to do about a file of a store that cannot be read, so that no more is lost than what it held."""
+    folder, _, name = path.rpartition("/")
+    if name == "config.json":
+        return "restore it from a copy, or start the run's sweep again, which writes it anew"
+    if name == "status.json":
+        return "remove it: it is written anew when the run goes on"
+    if name == "sweep.json":
+        return "restore it from a copy, or remove it and start the sweep again, which writes it anew"
+    if folder.endswith("/metrics"):
+        return "restore it from a copy, or remove it: that part of the curve is lost, and the run's result stays"
+    return "restore it from a copy, or remove the run's folder and start the sweep again to train it anew"

@@ -1,4 +1,4 @@
-"""What the data room raises: each message gives the value, the rule it breaks and the remedy."""
+"""What reading data and stores raises: each message gives the value, the rule it breaks and the remedy."""
 
 import errno
 
@@ -9,6 +9,10 @@ class DataError(ValueError):
 
 class MissingDataError(FileNotFoundError):
     """A dataset or file that the config names is not there."""
+
+
+class UnreadableError(ValueError):
+    """A file of a store is missing, cut short or of another version, so that nothing is known from it."""
 
 
 class DiskSpaceError(OSError):

@@ -10,7 +10,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
-from scaling import memory, store
+from scaling import memory
 from scaling.store import lease as leases
 from scaling.worker import context, faults, queue
 
@@ -119,26 +119,11 @@ class Endings:
 
 
 def result_row(queued: queue.QueuedRun, sweep_name: str, outcome: "loop.Outcome", device: str) -> dict[str, Any]:
-    """The flat row of a run that finished or diverged, in the order of the store's columns.
-
-    `flops` are those of the whole run, which count for a law; `flops_spent` those of the steps that it trained itself.
-    """
-    counted, labels = queued.counted, queued.labels
-    row: dict[str, Any] = {
-        **counted,
-        "sweep": sweep_name,
-        **{key: labels[key] for key in ("family", "role", "parent_run_id") if key in labels},
-        "run_id": queued.run_id,
-        "flops_spent": counted["flops_spent"] * (outcome.step - outcome.start) / queued.run.steps,
-        "loss": outcome.loss,
-        "loss_se": outcome.loss_se,
-        "bits_per_byte": outcome.bits_per_byte,
-        "seconds": outcome.seconds,
-        "device": device,
-        "status": outcome.status,
-        "reason": outcome.reason or None,
-    }
-    return {name: row[name] for name in store.COLUMNS}
+    """The flat row of a run that finished or diverged."""
+    measured = {name: getattr(outcome, name) for name in ("loss", "loss_se", "bits_per_byte", "seconds", "status")}
+    measured |= {"run_id": queued.run_id, "sweep": sweep_name, "device": device, "reason": outcome.reason or None}
+    measured["flops_spent"] = queued.counted["flops_spent"] * (outcome.step - outcome.start) / queued.run.steps
+    return record.result_row(queued.counted, queued.labels, {**measured, **outcome.metrics})
 
 
 def _shown_loss(row: dict[str, Any]) -> str:

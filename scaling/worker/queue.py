@@ -128,17 +128,17 @@ class Queue:
         return sorted((run for run in self.runs.values() if run.run_id in self._open), key=order, reverse=True)
 
     def status(self, run_id: str) -> str:
-        """The status of a run, or `damaged` where one of its files is unreadable."""
+        """The status of a run, or that of a damaged one where a file of it is unreadable."""
         try:
             return self.results.status(run_id)["status"]
         except errors.UnreadableError:
-            return "damaged"
+            return store.DAMAGED
 
     def ready(self, run: QueuedRun) -> bool:
         """Whether a run can start: it has no trunk, or its trunk has the checkpoint, or will have no other."""
         if run.trunk is None or self.results.has_checkpoint(run.run_id) or self.has_trunk(run):
             return True
-        return self.status(run.trunk) in ("finished", "diverged", "failed", "damaged")
+        return self.status(run.trunk) in ("finished", "diverged", "failed", store.DAMAGED)
 
     def has_trunk(self, run: QueuedRun) -> bool:
         """Whether the trunk has a checkpoint at the step where the run leaves it."""
