@@ -95,7 +95,7 @@ def _base(s: Scale) -> config.Run:
     return config.Run(
         model=families.Transformer.gpt2(width=width, depth=depth, heads=width // s.head_size),
         parametrization=parametrization.MuP(base_width=64, base_depth=2, base_head_size=s.head_size),
-        data=config.Data(source=s.source, tokenizer=tokenizers.Bytes(), validation_tokens=s.validation_tokens),
+        data=config.Text(source=s.source, tokenizer=tokenizers.Bytes(), validation_tokens=s.validation_tokens),
         context=s.context,
         batch_size=s.batch_size,
         tokens=s.tokens,

@@ -15,9 +15,11 @@ from typing import Any
 from scaling import schema
 
 ROOMS = {
+    "Data": "scaling.data",
     "Family": "scaling.models",
     "Launcher": "scaling.launch.launchers",
     "Source": "scaling.data.sources",
+    "Task": "scaling.tasks",
     "Tokenizer": "scaling.data.tokenizers",
     "Tracker": "scaling.training.trackers",
 }  # by group of variants

@@ -153,6 +153,7 @@ class Variant(Config):
 
     A direct subclass opens a group (`class Source(Variant)`); each class below it that sets `kind` joins the group's
     registry, from any module, so a new variant needs no other file edited. Annotate fields with the group itself.
+    A group that is younger than stored runs marks one kind as `added`: a mapping without `kind` means that one.
     """
 
     group: ClassVar[dict[str, type["Variant"]]]
@@ -169,6 +170,12 @@ class Variant(Config):
             if other is not None and other.__qualname__ != cls.__qualname__:
                 raise TypeError(f"two variants call themselves {kind!r}: {other.__qualname__} and {cls.__qualname__}")
             cls.group[kind] = cls
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        if not cls.model_fields["kind"].default:
+            known = ", ".join(sorted(each.__name__ for each in cls.group.values()))
+            raise TypeError(f"{cls.__name__} is a group of configs; write one of its kinds: {known}")
+        return super().__new__(cls)
 
     @classmethod
     def of_kind(cls, values: Mapping[str, Any]) -> "type[Variant] | None":

@@ -101,7 +101,7 @@ def _train(run: config.Run, execution: config.Execution, corpus: "corpora.Corpus
     # Nothing is saved: the run is short or looked at, and `scaling sweep` is what keeps results.
     execution = execution.edit({"checkpoint_seconds": 1e9})
     with tempfile.TemporaryDirectory() as folder:
-        member = loop.Member(run, [Path(folder) / "checkpoints"], watch.rows, lambda: False)
+        member = loop.TrainingRun(run, [Path(folder) / "checkpoints"], watch.rows, lambda: False)
         (outcome,) = loop.train([member], execution, corpus)
     watch.finish()
     for line in summary(outcome, watch.speeds, counting.flops_per_token(run.model, run.vocabulary_size, run.context)):
@@ -188,7 +188,9 @@ def summary(outcome: "loop.Outcome", speeds: Sequence[float], flops_per_token: f
     device = jax.local_devices()[0]
     lines = [f"{outcome.status} {outcome.reason}".rstrip() + f" at step {outcome.step:,} in {outcome.seconds:.1f} s"]
     if outcome.loss is not None:
-        lines[0] += f": loss {outcome.loss:.4f} ± {outcome.loss_se:.4f}, {outcome.bits_per_byte:.4f} bits a byte"
+        lines[0] += f": loss {outcome.loss:.4f} ± {outcome.loss_se:.4f}"
+        if outcome.bits_per_byte is not None:
+            lines[0] += f", {outcome.bits_per_byte:.4f} bits a byte"
     steady = speeds[1:] or speeds  # the first dispatch warms up
     if steady:
         rate = statistics.median(steady) * flops_per_token

@@ -11,10 +11,6 @@ class MissingDataError(FileNotFoundError):
     """A dataset or file that the config names is not there."""
 
 
-class UnreadableError(ValueError):
-    """A file of a store is missing, cut short or of another version, so that nothing is known from it."""
-
-
 class DiskSpaceError(OSError):
     """The disk has less room than the cache needs."""
 

@@ -22,7 +22,7 @@ class Identity(Protocol):
     @property
     def validation_id(self) -> str: ...
     @property
-    def tokenizer_id(self) -> str: ...
+    def tokenizer_id(self) -> str | None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Stored:
     data_sha256: str
     unique_tokens: int
     validation_id: str
-    tokenizer_id: str
+    tokenizer_id: str | None
 
 
 def config_record(run: config.Run, corpus: Identity) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def columns(run: config.Run, corpus: Identity) -> dict[str, Any]:
         "flops_6nd": counting.flops_6nd(*size, run.tokens),
         "batch_tokens": run.batch_tokens,
         "context": run.context,
-        "vocabulary_size": run.vocabulary_size,
+        "vocabulary_size": run.data.vocabulary_size,
         "tokenizer_id": corpus.tokenizer_id,
         "data_sha256": corpus.data_sha256,
         "validation_id": corpus.validation_id,

@@ -36,7 +36,7 @@ class Trainer:
         return loop.program_of(run, execution, members, corpus)
 
     def train(
-        self, members: "Sequence[loop.Member]", execution: config.Execution, corpus: "corpora.Corpus"
+        self, members: "Sequence[loop.TrainingRun]", execution: config.Execution, corpus: "corpora.Corpus"
     ) -> "list[loop.Outcome]":
         """Train runs that share a program until each finishes, diverges or is stopped."""
         from scaling.training import loop

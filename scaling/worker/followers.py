@@ -26,7 +26,7 @@ class Pack:
     """Runs to be trained together, with their ids, and the corpora that they were planned on."""
 
     run_ids: Sequence[str]
-    members: "Sequence[loop.Member]"
+    members: "Sequence[loop.TrainingRun]"
     stored: Sequence[record.Stored]
     execution: config.Execution
 
@@ -56,7 +56,7 @@ def broadcast(pack: Pack) -> None:
     def names(folders: Sequence[object]) -> list[str]:
         return [str(folder).rpartition("/")[2] for folder in folders]
 
-    def encoded(run_id: str, member: "loop.Member", stored: record.Stored) -> dict[str, Any]:
+    def encoded(run_id: str, member: "loop.TrainingRun", stored: record.Stored) -> dict[str, Any]:
         trunk = member.trunk
         return {
             "run_id": run_id,
@@ -123,14 +123,15 @@ def _decoded(message: dict[str, Any], results: store.Store, asked: Callable[[], 
     def folders(run_id: str, names: list[str]) -> list[Any]:
         return [results.run(run_id).sub(f"checkpoints/{name}").place() for name in names]
 
-    def member(one: dict[str, Any]) -> loop.Member:
+    def member(one: dict[str, Any]) -> loop.TrainingRun:
         trunk = None
         if one["trunk"]:
             trunk_id, names, step = one["trunk"]
             trunk = loop.Trunk(folders(trunk_id, names), trunk_id, step)
         run = config.Run.model_validate(one["run"])
         keep_nothing = lambda rows: None  # noqa: E731
-        return loop.Member(run, folders(one["run_id"], one["attempts"]), keep_nothing, asked, trunk, one["branches"])
+        checkpoints = folders(one["run_id"], one["attempts"])
+        return loop.TrainingRun(run, checkpoints, keep_nothing, asked, trunk, one["branches"])
 
     return Pack(
         [one["run_id"] for one in message["members"]],

@@ -94,14 +94,14 @@ class PackTrainer:
             self.precompiler.programs.compile(run, members)
         self._sequences = self.work.trainer.program_of(run, pack.execution, members, corpus).microbatch
 
-    def _training_run(self, claim: queue.Claim) -> "loop.Member":
+    def _training_run(self, claim: queue.Claim) -> "loop.TrainingRun":
         """The run for the loop. A branch whose trunk has no checkpoint for it is trained from its own start."""
         from scaling.training import loop
 
         queued, lease, trunk = claim.run, claim.lease, None
         if queued.trunk is not None and self.work.runs.has_trunk(queued):
             trunk = loop.Trunk(self.work.results.checkpoints(queued.trunk), queued.trunk, queued.branch_step)
-        return loop.Member(
+        return loop.TrainingRun(
             queued.run,
             lease.checkpoints,
             claim.keep,

@@ -181,7 +181,7 @@ def test_processes_that_are_killed_or_stopped_end_all_and_another_group_goes_on(
     assert row["status"] == "finished"
     assert results.status(run_id)["faults"] == {"infrastructure": 1, "preempted": 1, "vanished": 1}
     rows: list[dict[str, Any]] = []
-    undisturbed = loop.Member(run, [tmp_path / "alone"], rows.extend, lambda: False)
+    undisturbed = loop.TrainingRun(run, [tmp_path / "alone"], rows.extend, lambda: False)
     (outcome,) = loop.train([undisturbed], config.Execution.model_validate(EXECUTION), corpora.prepare(run.data, print))
     expected = [each["loss"] for each in rows if each["kind"] == "train"]
     print(f"losses of {run.steps} steps differ by {np.max(np.abs(losses / expected - 1)):.1e}")

@@ -66,7 +66,9 @@ def token_losses(
     parts = _parts(targets.shape, chunk)
     if parts == 1:
         return cross_entropy(head(matrix, features), targets)[0]
-    nats = jax.lax.map(lambda part: cross_entropy(head(matrix, part[0]), part[1])[0], _split(parts, features, targets))
+    nats = jax.lax.map(
+        lambda part: cross_entropy(head(matrix, part[0]), part[1])[0], _split(parts, features, targets, None)
+    )
     return _join(nats, targets.shape[1])
 
 
@@ -77,9 +79,11 @@ def mean_loss(
     targets: Int[Array, "batch context"],
     z_loss: Float[Array, ""] | float,
     chunk: int | None,
+    weights: Float[Array, "batch context"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """What a step lowers, mean nats + z_loss · mean log²Z, and mean nats, which has no gradient.
 
+    With `weights` both are weighted sums in place of means.
     The logits of about `chunk` tokens exist at once (None: of all). Then the gradient is taken in the forward pass, as
     each chunk passes, so that no logits are computed twice (Hsu et al. 2410.10989, section 3.2), and the gradient of
     the matrix is summed over chunks in float32. `z_loss` is a constant of the run and gets no gradient.
@@ -87,56 +91,73 @@ def mean_loss(
     parts = _parts(targets.shape, chunk)
     if parts == 1:
         nats, log_z = cross_entropy(*_in_one_row(head, matrix, features, targets))
-        mean = nats.mean()
-        return mean + z_loss * jnp.square(log_z).mean(), jax.lax.stop_gradient(mean)
-    objective, mean = _chunked(head, parts, matrix.astype(jnp.float32), features, targets, jnp.asarray(z_loss))
+        mean, square = _reduced(nats, weights), _reduced(jnp.square(log_z), weights)
+        return mean + z_loss * square, jax.lax.stop_gradient(mean)
+    rest = features, targets, weights, jnp.asarray(z_loss)
+    objective, mean = _chunked(head, parts, matrix.astype(jnp.float32), *rest)
     return objective, jax.lax.stop_gradient(mean)
+
+
+def _reduced(values: Float[Array, " tokens"], weights: Float[Array, "batch context"] | None) -> Float[Array, ""]:
+    return values.mean() if weights is None else (values * weights.reshape(-1)).sum()
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _chunked(
-    head: Head, parts: int, matrix: Array, features: Array, targets: Array, z_loss: Array
+    head: Head, parts: int, matrix: Array, features: Array, targets: Array, weights: Array | None, z_loss: Array
 ) -> tuple[Array, Array]:
-    def add(total: tuple[Array, Array], part: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+    def add(total: tuple[Array, Array], part: Any) -> tuple[tuple[Array, Array], None]:
         return jax.tree.map(jnp.add, total, _terms(head, targets.size, z_loss, matrix, *part)), None
 
-    return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), _split(parts, features, targets))[0]
+    return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), _split(parts, features, targets, weights))[0]
 
 
 def _forward(
-    head: Head, parts: int, matrix: Array, features: Array, targets: Array, z_loss: Array
+    head: Head, parts: int, matrix: Array, features: Array, targets: Array, weights: Array | None, z_loss: Array
 ) -> tuple[tuple[Array, Array], Any]:
     terms = functools.partial(_terms, head, targets.size, z_loss)
     gradient = jax.value_and_grad(terms, argnums=(0, 1), has_aux=True)
     low = matrix.astype(features.dtype)  # once, and not for every chunk
 
-    def add(carry: Any, part: tuple[Array, Array]) -> tuple[Any, Array]:
+    def add(carry: Any, part: Any) -> tuple[Any, Array]:
         values, (of_matrix, of_features) = gradient(low, *part)
         return jax.tree.map(jnp.add, carry, (values, of_matrix)), of_features
 
     zero = ((jnp.zeros(()), jnp.zeros(())), jnp.zeros_like(matrix))
-    (values, of_matrix), of_features = jax.lax.scan(add, zero, _split(parts, features, targets))
+    (values, of_matrix), of_features = jax.lax.scan(add, zero, _split(parts, features, targets, weights))
     return values, (of_matrix, _join(of_features, targets.shape[1]))
 
 
 def _backward(
     head: Head, parts: int, gradients: tuple[Array, Array], upstream: tuple[Array, Array]
-) -> tuple[Array, Array, None, None]:
+) -> tuple[Array, Array, None, None, None]:
     of_matrix, of_features = gradients
-    return of_matrix * upstream[0], of_features * upstream[0].astype(of_features.dtype), None, None
+    return of_matrix * upstream[0], of_features * upstream[0].astype(of_features.dtype), None, None, None
 
 
 _chunked.defvjp(_forward, _backward)
 
 
 def _terms(
-    head: Head, tokens: int, z_loss: Array, matrix: Array, features: Array, targets: Array
+    head: Head,
+    tokens: int,
+    z_loss: Array,
+    matrix: Array,
+    features: Array,
+    targets: Array,
+    weights: Array | None,
 ) -> tuple[Array, Array]:
     """A chunk's share of the objective and of the mean. Positions that fill up the last chunk have target −1."""
     nats, log_z = cross_entropy(*_in_one_row(head, matrix, features, targets))
     real = targets.reshape(-1) >= 0
-    mean = jnp.where(real, nats, 0.0).sum() / tokens
-    return mean + z_loss * jnp.where(real, jnp.square(log_z), 0.0).sum() / tokens, mean
+
+    def share(values: Array) -> Array:
+        if weights is None:
+            return jnp.where(real, values, 0.0).sum() / tokens
+        return jnp.where(real, weights.reshape(-1) * values, 0.0).sum()
+
+    mean = share(nats)
+    return mean + z_loss * share(jnp.square(log_z)), mean
 
 
 def _in_one_row(head: Head, matrix: Array, features: Array, targets: Array) -> tuple[Array, Array]:
@@ -150,16 +171,18 @@ def _parts(shape: tuple[int, ...], chunk: int | None) -> int:
     return 1 if chunk is None else math.ceil(context / max(1, min(context, chunk // batch)))
 
 
-def _split(parts: int, features: Array, targets: Array) -> tuple[Array, Array]:
-    """(parts, batch, positions, …) of both, the end filled with zeros and targets of −1."""
-    batch, context, width = features.shape
+def _split(parts: int, features: Array, targets: Array, weights: Array | None) -> tuple[Array, Array, Array | None]:
+    """(parts, batch, positions, …) of each, the end filled with zeros and targets of −1."""
+    batch, context = targets.shape
     positions = math.ceil(context / parts)
     fill = parts * positions - context
-    if fill:
-        features = jnp.pad(features, ((0, 0), (0, fill), (0, 0)))
-        targets = jnp.pad(targets, ((0, 0), (0, fill)), constant_values=-1)
-    features = features.reshape(batch, parts, positions, width)
-    return jnp.moveaxis(features, 1, 0), jnp.moveaxis(targets.reshape(batch, parts, positions), 1, 0)
+
+    def split(array: Array, value: int) -> Array:
+        if fill:
+            array = jnp.pad(array, ((0, 0), (0, fill), *((0, 0),) * (array.ndim - 2)), constant_values=value)
+        return jnp.moveaxis(array.reshape(batch, parts, positions, *array.shape[2:]), 1, 0)
+
+    return split(features, 0), split(targets, -1), None if weights is None else split(weights, 0)
 
 
 def _join(chunks: Array, context: int) -> Array:

@@ -1,4 +1,4 @@
-"""A run while it trains: what the loop is told of it, how far it is, what its next steps need, and how it ended.
+"""A run while it trains: what the loop is given, how far it is, what its next steps need, and how it ended.
 
 The loop advances a pack of these together; here each is looked after by itself.
 """
@@ -14,15 +14,16 @@ from scaling import config, counting
 from scaling.data import batches
 from scaling.data import corpus as corpora
 from scaling.storage import backends
-from scaling.training import checkpoint, mesh, noise, processes, step
+from scaling.training import checkpoint, evaluation, noise, processes, programs, states
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended, at which step, with its validation loss (nats a token) and its standard error.
+    """How a run ended, at which step, with its validation loss and its standard error.
 
-    `start` is the step of the trunk at which the run began, 0 where it has none. `seconds` are those of the devices: a
-    member of a pack counts its share.
+    `metrics` are the task's other measurements: `metric/<name>` and `metric/<name>_se`. `start` is the step of the
+    trunk at which the run began, 0 where it has none. `seconds` are those of the devices: a member of a pack counts its
+    share.
     """
 
     status: Literal["finished", "diverged", "stopped"]
@@ -33,15 +34,7 @@ class Outcome:
     loss_se: float | None = None
     bits_per_byte: float | None = None
     start: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Validation:
-    """Mean loss over the fixed validation tokens in nats a token, its standard error, and bits per byte of text."""
-
-    loss: float
-    loss_se: float
-    bits_per_byte: float
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +46,9 @@ class Trunk:
     step: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Member:
-    """A run to be trained and where its traces go.
+@dataclasses.dataclass(eq=False)
+class TrainingRun:
+    """A run to be trained, where its traces go, and, once `prepare` was called, how far it is.
 
     `checkpoints` are where those of the attempts lie, oldest first, the last one this attempt's own. `record` takes
     rows of metrics: `kind` "train" (one a step) and "validation". The run is saved and left when `stop()` is true.
@@ -71,24 +64,20 @@ class Member:
     branches: Sequence[int] = ()
     save: Callable[[Callable[[], None]], object] = lambda write: write()
 
-
-class Job:
-    """A member while it trains: how far it is, what it needs for its next steps, and how it ended."""
-
-    def __init__(self, index: int, member: Member, execution: config.Execution, corpus: corpora.Corpus):
-        run = member.run
+    def prepare(self, index: int, execution: config.Execution, corpus: corpora.Corpus) -> None:
+        """Make what training needs, as the member `index` of a pack."""
+        run = self.run
         self.index = index
-        self.member = member
         self.rates = run.schedule.values(run.optimizer.learning_rate, run.steps, run.batch_tokens)
         self.decays = run.optimizer.decay(self.rates).astype(np.float32)
-        self.data = batches.Batches(corpus.train, run.context, run.batch_size, run.seed)
-        self.saved = checkpoint.Checkpoints(member.checkpoints, run.run_id(corpus.data_sha256), member.branches)
+        self.batches = batches.Batches(corpus.train_examples(run.context), run.batch_size, run.seed)
+        self.saved = checkpoint.Checkpoints(self.checkpoints, run.run_id(corpus.data_sha256), self.branches)
         self.ends = evaluation_steps(run.steps, execution.evaluations)
-        self.stops = sorted({*self.ends, *member.branches})
+        self.stops = sorted({*self.ends, *self.branches})
         self.keep_last = execution.keep_last_checkpoint
         self.flops_per_token = counting.flops_per_token(run.model, run.vocabulary_size, run.context)
         self.at = self.start = 0
-        self.seconds = self.told = 0.0
+        self.seconds = self.recorded = 0.0  # on the devices; up to the last rows that were recorded
         self.moments: list[tuple[np.ndarray, np.ndarray]] = []  # of the gradient, since the last validation
         self.saved_at: int | None = None
         self.outcome: Outcome | None = None
@@ -98,39 +87,38 @@ class Job:
         """Whether it has not ended."""
         return self.outcome is None
 
-    def begin(self, program: step.Program) -> step.State:
+    def begin(self, program: programs.Program) -> states.State:
         """The state to go on from: of its own newest checkpoint, of its trunk, or of its seed."""
-        run, trunk = self.member.run, self.member.trunk
         restored = self.saved.restore(program.shapes)
         if restored is not None:
             state, notes = restored
             self.at, self.start = notes["step"], notes.get("start", 0)
-            self.seconds = self.told = notes["seconds"]
+            self.seconds = self.recorded = notes["seconds"]
             return state
-        if trunk is not None:
-            restored = _leave(trunk, program)
+        if self.trunk is not None:
+            restored = _leave(self.trunk, program)
         if restored is None:
-            return program.init(np.uint32(run.seed), np.float32(run.parametrization.init_scale))
+            return program.init(np.uint32(self.run.seed), np.float32(self.run.parametrization.init_scale))
         self.at = self.start = restored[1]["step"]
         return restored[0]
 
     def cost(self, steps: int) -> dict[str, Any]:
         """What `steps` steps have cost, those of the trunk too."""
-        tokens = steps * self.member.run.batch_tokens
+        tokens = steps * self.run.batch_tokens
         return {"step": steps, "tokens": tokens, "flops": tokens * self.flops_per_token}
 
     def read(self, start: int, values: Mapping[str, np.ndarray], peak: float | None) -> None:
         """Record the metrics of steps from `start` on, and note a divergence. Rates of work are means over them."""
         bad = np.flatnonzero(~np.isfinite(values["loss"]) | ~np.isfinite(values["gradient_norm"]))
         count = len(values["loss"])
-        speed = count * self.member.run.batch_tokens / max(self.seconds - self.told, 1e-9)
-        self.told = self.seconds
+        speed = count * self.run.batch_tokens / max(self.seconds - self.recorded, 1e-9)
+        self.recorded = self.seconds
         if "gradient_squared" in values:
             self.moments.append((values["gradient_squared"], values["gradient_variance"]))
         work = {"tokens_per_second": speed, "flops_per_second": speed * self.flops_per_token}
         if peak is not None:
             work["mfu"] = work["flops_per_second"] / peak
-        self.member.record(
+        self.record(
             [
                 {
                     "kind": "train",
@@ -147,27 +135,27 @@ class Job:
             loss, norm = values["loss"][first], values["gradient_norm"][first]
             self.end("diverged", f"training loss is {loss} and gradient norm {norm} at step {start + first + 1}")
 
-    def validated(self, result: Validation) -> None:
+    def validated(self, result: evaluation.Validation) -> None:
         """Record a validation, unless the run has ended; the last one is its result."""
         if not self.going:
             return
-        measured = dataclasses.asdict(result)
-        row = {"kind": "validation", **self.cost(self.at), "seconds": self.seconds, **measured}
+        row = {"kind": "validation", **self.cost(self.at), "seconds": self.seconds, **result.columns}
         if self.moments:
             squared, variance = map(np.concatenate, zip(*self.moments, strict=True))
-            row |= dataclasses.asdict(noise.scale(squared, variance, self.member.run.context))
+            row |= dataclasses.asdict(noise.scale(squared, variance, self.run.context))
             self.moments.clear()
-        self.member.record([row])
+        self.record([row])
         if not math.isfinite(result.loss):
             self.end("diverged", f"validation loss is {result.loss} at step {self.at}")
-        elif self.at == self.member.run.steps:
+        elif self.at == self.run.steps:
+            measured = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
             self.outcome = Outcome("finished", "", self.at, self.seconds, **measured, start=self.start)
 
-    def save(self, program: step.Program, pack: step.State) -> None:
-        """Save a checkpoint in the background, unless there is one of this step or the run has not ended well."""
+    def save_checkpoint(self, program: programs.Program, pack: states.State) -> None:
+        """Save in the background, unless there is a checkpoint of this step or the run has not ended well."""
         if self.saved_at != self.at and (self.outcome is None or self.outcome.status == "finished"):
             state, notes = program.member(pack, self.index), {"seconds": self.seconds, "start": self.start}
-            self.member.save(lambda: self.saved.save(self.at, state, notes))
+            self.save(lambda: self.saved.save(self.at, state, notes))
             self.saved_at = self.at
 
     def end(self, status: Literal["diverged", "stopped"], reason: str) -> None:
@@ -175,66 +163,29 @@ class Job:
         if self.going:
             self.outcome = Outcome(status, reason, self.at, self.seconds, start=self.start)
 
-    def close(self, program: step.Program, pack: step.State) -> None:
+    def close(self, program: programs.Program, pack: states.State) -> None:
         """Leave the checkpoints as they are to stay: a run that has ended keeps its last one, if any."""
         assert self.outcome is not None
         if self.outcome.status != "stopped":
             keep = bool(self.keep_last and self.outcome.status == "finished")  # a diverged state is of no use
             if keep:
-                self.save(program, pack)
+                self.save_checkpoint(program, pack)
             # else another may have the run by now, restoring what would be removed
-            if not processes.by_one(self.member.stop):
-                if keep or self.member.branches:
+            if not processes.by_one(self.stop):
+                if keep or self.branches:
                     self.saved.remove_older_attempts()
                 else:
                     self.saved.remove()
         self.saved.close()
 
 
-def _leave(trunk: Trunk, program: step.Program) -> tuple[step.State, dict[str, Any]] | None:
-    """The state of a trunk where a branch leaves it; None where it cannot be had, since it has been removed or is
-    damaged: the branch is the same run from its seed."""
+def _leave(trunk: Trunk, program: programs.Program) -> tuple[states.State, dict[str, Any]] | None:
+    """The state of a trunk where a branch leaves it; None where it has been removed or is damaged: the branch is then
+    the same run from its seed."""
     try:
         return checkpoint.Checkpoints(trunk.checkpoints, trunk.run_id).restore(program.shapes, trunk.step)
     except checkpoint.DamagedError:
         return None
-
-
-@dataclasses.dataclass(frozen=True)
-class Chunk:
-    """Steps to be dispatched: from where and how many, by job; and their metrics, once they were."""
-
-    jobs: Sequence[Job]
-    starts: Sequence[int]
-    counts: Sequence[int]
-    metrics: step.Metrics | None = None
-
-    def of_those_going(self) -> "Chunk":
-        """The chunk without steps for jobs that have ended meanwhile."""
-        return dataclasses.replace(
-            self, counts=[n if job.going else 0 for job, n in zip(self.jobs, self.counts, strict=True)]
-        )
-
-    def data(self, program: step.Program) -> list[np.ndarray]:
-        """This process's rows of the batches of each job, or where they begin in the tokens on the device."""
-        found = []
-        for job, at, count in zip(self.jobs, self.starts, self.counts, strict=True):
-            mine = mesh.rows(program.mesh, job.data.batch_size)
-            found.append((job.data.chunk if program.resident is None else job.data.starts)(at, count, mine))
-        return found
-
-
-def chunks(jobs: Sequence[Job], most: int) -> list[Chunk]:
-    """Chunks of up to `most` steps, each job's to its next stop at most, until all have done their steps."""
-    at = [job.at for job in jobs]
-    chunks: list[Chunk] = []
-    while True:
-        nexts = [min((s for s in job.stops if s > here), default=here) for job, here in zip(jobs, at, strict=True)]
-        counts = [min(most, stop - here) for stop, here in zip(nexts, at, strict=True)]
-        if not any(counts):
-            return chunks
-        chunks.append(Chunk(jobs, at, counts))
-        at = [here + count for here, count in zip(at, counts, strict=True)]
 
 
 def evaluation_steps(steps: int, evaluations: int) -> list[int]:
