@@ -46,8 +46,8 @@ def reaches(names: set[str], *rooms: str) -> set[str]:
 
 # From top to bottom: a room imports itself and rooms above it, inside functions too.
 ORDER = (
-    "human", "schema", "registry", "tables", "counting", "parametrization", "devices", "storage", "config", "memory", "store",
-    "data", "planning", "models", "tasks", "training", "worker", "launch", "checks", "commands", "cli",
+    "human", "schema", "registry", "tables", "counting", "parametrization", "devices", "storage", "config", "memory",
+    "store", "data", "planning", "models", "tasks", "training", "worker", "launch", "checks", "commands", "cli",
 )  # fmt: skip
 SCALING, ANALYSIS = modules("scaling"), modules("analysis")
 
@@ -114,11 +114,10 @@ def test_the_analysis_knows_no_training(module: str) -> None:
 
 LIGHT = [
     "scaling", "scaling.config", "scaling.counting", "scaling.cli", "scaling.planning.plan", "scaling.config.grids",
-    "scaling.config.rates", "scaling.store",
-    "scaling.store.lease", "scaling.store.record", "scaling.config.loading",
-    "scaling.launch.launchers.local", "scaling.launch.launchers.slurm", "scaling.launch.launchers.ray", "scaling.commands.planning",
-    "scaling.commands.sweeping", "scaling.commands.cleaning", "scaling.commands.doctor", "scaling.devices",
-    "scaling.memory", "scaling.store.gc",
+    "scaling.config.rates", "scaling.store", "scaling.store.lease", "scaling.store.record", "scaling.config.loading",
+    "scaling.launch.launchers.local", "scaling.launch.launchers.slurm", "scaling.launch.launchers.ray",
+    "scaling.commands.planning", "scaling.commands.sweeping", "scaling.commands.cleaning", "scaling.commands.doctor",
+    "scaling.devices", "scaling.memory", "scaling.store.gc",
 ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from scaling.data import corpus as corpora
-    from scaling.training import loop, step
+    from scaling.training import loop, programs
 
 
 class Trainer:
@@ -29,7 +29,7 @@ class Trainer:
 
     def program_of(
         self, run: config.Run, execution: config.Execution, members: int, corpus: "corpora.Corpus"
-    ) -> "step.Program":
+    ) -> "programs.Program":
         """The program that trains a pack of `members` such runs, compiled or loaded."""
         from scaling.training import loop
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from scaling import memory
 from scaling.store import lease as leases
+from scaling.store import record
 from scaling.worker import context, faults, queue
 
 if TYPE_CHECKING:
