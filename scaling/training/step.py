@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from scaling import config, counting, memory, models
 from scaling.config import families
+from scaling.models import checks
 from scaling.models.ops import kernels, lean
 from scaling.tasks import loss
 from scaling.training import compiling, mesh, noise, processes
@@ -180,6 +181,8 @@ def _program(
     devices = mesh.make(execution.mesh)
     _check_batch(run, execution, devices)
     mesh.check(devices, run.weights)
+    if run.model.causal:
+        checks.check_causal(run.model, run.context, compiling.once(0))
     weights = {weight.name: weight for weight in run.weights}
     depth = run.model.depth
     scanned = execution.scans(depth, jax.default_backend() == "cpu")
