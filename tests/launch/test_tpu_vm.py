@@ -19,7 +19,6 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from scaling import config
 from scaling.launch.launchers.tpu import slices, vm
 from tests.launch import golden
 
@@ -181,7 +180,9 @@ def test_workers_get_the_code_their_command_and_their_environment(cloud: Cloud) 
     copied = next(each for each in cloud.calls() if each["what"] == "scp")["arguments"]
     assert copied[:5] == ["--recurse", "worker.sh", "code.tgz", "sweep", f"{FIRST}:scaling/"]
     packed = subprocess.run(["tar", "-tzf", cloud.launch / "code.tgz"], capture_output=True, text=True, check=True)
-    assert {"pyproject.toml", "constraints.txt", "scaling/launch/launchers/tpu/vm_run.sh"} <= set(packed.stdout.splitlines())
+    assert {"pyproject.toml", "constraints.txt", "scaling/launch/launchers/tpu/vm_run.sh"} <= set(
+        packed.stdout.splitlines()
+    )
     assert "__pycache__" not in packed.stdout
     assert "hello from host 1" in cloud.log()
     assert "very-secret" not in cloud.log()
