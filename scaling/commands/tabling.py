@@ -9,7 +9,7 @@ import rich.table
 
 from scaling import human, store
 from scaling.commands import analysing
-from scaling.commands.arguments import Rows
+from scaling.commands.arguments import Selection
 from scaling.store import columns, settings
 
 SHOWN = ("run_id", "sweep", "family", "width", "depth", "params", "tokens", "flops", "learning_rate", "seed")
@@ -17,7 +17,7 @@ LATER = ("loss", "loss_se", "perplexity", "bits_per_byte", "status", "reason")
 WRITERS = (".csv", ".parquet")
 
 
-def show(rows: Rows, out: Path | None) -> None:
+def show(rows: Selection, out: Path | None) -> None:
     """Write the rows to `out`; without it print them: what tells runs apart in a terminal, else all as CSV."""
     if out is not None and out.suffix not in WRITERS:
         raise ValueError(f"--out {out} is neither .csv nor .parquet; end its name with one of these")
@@ -35,7 +35,7 @@ def show(rows: Rows, out: Path | None) -> None:
         frame.to_csv(sys.stdout, index=False)
 
 
-def _read(rows: Rows) -> pd.DataFrame:
+def _read(rows: Selection) -> pd.DataFrame:
     """All runs, of every sweep where none is named."""
     if not rows.is_store or rows.sweep is not None:
         return analysing.read(rows, ())[0]
