@@ -21,8 +21,7 @@ from benchmarks import anatomy
 from scaling import config, models, parametrization
 from scaling.config import families, optimizers, schedules, sources, tokenizers
 from scaling.data import examples
-from scaling.models import layers
-from scaling.models.ops import attention
+from scaling.models.ops import attention, products
 from scaling.training import mesh, programs, states, steps, updates
 
 Spec = Mapping[str, Any]
@@ -151,12 +150,14 @@ def parts(spec: Spec) -> dict[str, Any]:
         x, weight, gradient = (_random(*shape) for shape in ((rows, inputs), (inputs, outputs), (rows, outputs)))
         total += times * _seconds(jax.jit(lambda x, w: x @ w), x, weight)
         total += times * _seconds(jax.jit(lambda g, w: g @ w.T), gradient, weight)
-        total += times * _seconds(jax.jit(lambda x, w, g: jax.vjp(layers.product, x, w)[1](g)[1]), x, weight, gradient)
+        total += times * _seconds(
+            jax.jit(lambda x, w, g: jax.vjp(products.product, x, w)[1](g)[1]), x, weight, gradient
+        )
     heads, size = spec["heads"], spec["width"] // spec["heads"]
 
     def mixed(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         split = (x.reshape(spec["batch"], spec["context"], heads, size) for x in (query, key, value))
-        return attention.attention(*split, scale=size**-0.5, bias=None).reshape(rows, -1)
+        return attention.attention(*split, scale=size**-0.5, bias=None, causal=True).reshape(rows, -1)
 
     arrays = [_random(rows, spec["width"]) for _ in range(4)]
     both = jax.jit(lambda q, k, v, g: jax.vjp(mixed, q, k, v)[1](g))

@@ -6,14 +6,14 @@ FLOPs.
 """
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from scaling import tables
 
 Remat = Literal["none", "full", "dots"]
 
-# A training step is a forward pass and a backward pass, which multiplies twice for every multiplication forward:
-# once for the gradient of the weights, once for the gradient of the activations.
+# A training step is a forward pass and a backward pass, which multiplies twice for every multiplication forward where
+# all weights learn: for the gradient of the weights, and for the gradient of the activations.
 PASSES = 3
 
 # The largest logits, in float32 on one device, that are held whole. Chunks of this size are matmuls of thousands of
@@ -23,7 +23,7 @@ CHUNK_WIDTHS = 4
 
 
 def params(model: tables.Family, vocabulary_size: int, context: int) -> int:
-    """All trainable parameters: the size of the real parameter tree."""
+    """All parameters: the size of the real parameter tree."""
     return sum(weight.size for weight in model.weights(vocabulary_size, context))
 
 
@@ -40,20 +40,70 @@ def params_with_head(model: tables.Family, vocabulary_size: int, context: int) -
     return params_non_embedding(model, vocabulary_size, context) + vocabulary_size * model.width
 
 
-def matmul_weights(model: tables.Family, vocabulary_size: int, context: int) -> int:
-    """Weights that multiply every token once in the forward pass: hidden matrices and the head, tied or not."""
-    hidden = sum(weight.size for weight in model.weights(vocabulary_size, context) if weight.role == "hidden")
-    return hidden + vocabulary_size * model.width
+class Matmuls(NamedTuple):
+    """FLOPs a token of all matmuls of a model, by pass."""
+
+    forward: float
+    head: float  # the part of forward that is the head
+    mixing: float  # the part of forward without weights
+    backward: float
+
+    @property
+    def total(self) -> float:
+        """Of a training step."""
+        return self.forward + self.backward
+
+
+def matmuls(model: tables.Family, vocabulary_size: int, context: int, mixing: float) -> Matmuls:
+    """FLOPs a token of each pass, where attention takes `mixing` forward.
+
+    A weight takes 2 · size · used forward, as many for its gradient if it learns, and as many for the gradient of its
+    input where a weight before it learns, by stage and layer. Attention takes 2 · mixing backward, in the layers whose
+    first matmuls, or a weight before those, learn. A tied embedding is also the head, after all others.
+    """
+    table = model.weights(vocabulary_size, context)
+    lowest = min((weight.stage for weight in table if weight.learns), default=math.inf)
+    stacks = {_stack(weight) for weight in table if weight.learns}
+
+    def reached(weight: tables.Weight, below: float) -> int:
+        """Layers of a weight in which a weight before it learns."""
+        layers = max(weight.stack, 1)
+        if lowest < below:
+            return layers
+        return layers - 1 if weight.stack and _stack(weight) in stacks else 0
+
+    forward = backward = head = 0.0
+    first: tables.Weight | None = None  # of the matmuls of a layer
+    for weight in table:
+        layers, one = max(weight.stack, 1), 2.0 * math.prod(weight.shape) * weight.used
+        forward += layers * one
+        backward += one * (weight.learns * layers + reached(weight, weight.stage))
+        head += one if weight.role == "output" else 0.0
+        if weight.used and weight.stack and (first is None or weight.stage < first.stage):
+            first = weight
+    if model.tied:
+        one = 2.0 * vocabulary_size * model.width
+        learns = any(weight.learns for weight in table if weight.role == "embedding")
+        forward, head, backward = forward + one, head + one, backward + one * (learns + (lowest < math.inf))
+    if mixing:
+        share = 1.0 if first is None else reached(first, first.stage + 1) / first.stack
+        forward, backward = forward + mixing, backward + 2.0 * share * mixing
+    return Matmuls(forward, head, mixing, backward)
+
+
+def _stack(weight: tables.Weight) -> str:
+    """The stack of layers that a weight is part of, by the first part of its name; empty for a weight of none."""
+    return weight.name.split(".")[0] if weight.stack else ""
 
 
 def flops_per_token(model: tables.Family, vocabulary_size: int, context: int) -> float:
-    """Exact training FLOPs a token: 3 · (2 · matmul_weights + mixing_flops), with the head, without recomputation.
+    """Exact training FLOPs a token, with the head, without recomputation: 3 · (2 · weights in matmuls + mixing_flops)
 
-    Attention meets (context + 1) / 2 keys a query: 4 · depth · attention_width · (context + 1) / 2 forward (the causal
-    half of the count in Hoffmann et al. 2203.15556, appendix F, and Chowdhery et al. 2204.02311, appendix B).
-    Norms, softmax and the optimizer are not counted.
+    where all weights learn (`matmuls`). A decoder's attention meets (context + 1) / 2 keys a query:
+    4 · depth · attention_width · (context + 1) / 2 forward (the causal half of the count in Hoffmann et al. 2203.15556,
+    appendix F, and Chowdhery et al. 2204.02311, appendix B). Norms, softmax and the optimizer are not counted.
     """
-    return PASSES * (2.0 * matmul_weights(model, vocabulary_size, context) + model.mixing_flops(context))
+    return matmuls(model, vocabulary_size, context, model.mixing_flops(context)).total
 
 
 def flops(model: tables.Family, vocabulary_size: int, context: int, tokens: float) -> float:
@@ -75,13 +125,12 @@ def flops_hardware(
     is only added to the stream. "dots" repeats attention alone. `remat` is `execution.remat`; the ledger of a law is
     `flops`, this one is for the share of a device's peak.
     """
-    square = model.mixing_flops_square(context)
-    forward = 2.0 * matmul_weights(model, vocabulary_size, context) + square
-    again = square if remat == "dots" else 0.0
+    found = matmuls(model, vocabulary_size, context, model.mixing_flops_square(context))
+    again = found.mixing if remat == "dots" else 0.0
     if remat == "full":
         ends = [weight.size for weight in model.weights(vocabulary_size, context) if weight.residual][-1:]
-        again = forward - 2.0 * vocabulary_size * model.width - 2.0 * sum(ends)
-    return (PASSES * forward + again) * tokens
+        again = found.forward - found.head - 2.0 * sum(ends)
+    return (found.total + again) * tokens
 
 
 def loss_chunk(

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import rich.console
 import rich.table
 
-from scaling import config, counting, devices, memory
+from scaling import config, counting, devices, human, memory
 from scaling.config import loading
-from scaling.launch import local
+from scaling.launch import environments
 from scaling.store import record
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def progress(row: Mapping[str, Any], steps: int) -> str:
     share = f"  MFU {row['mfu']:.1%}" if "mfu" in row else ""
     return (
         f"step {row['step']:>{len(str(steps))},} of {steps:,}  loss {row['loss']:.4f}  |g| {row['gradient_norm']:.3g}  "
-        f"lr {row['learning_rate']:.3g}  {record.short(row['tokens_per_second'])} tokens/s  "
+        f"lr {row['learning_rate']:.3g}  {human.count(row['tokens_per_second'])} tokens/s  "
         f"{row['flops_per_second'] / 1e9:,.1f} GFLOP/s{share}"
     )
 
@@ -177,8 +177,8 @@ def evaluated(row: Mapping[str, Any]) -> str:
     if row["noise_scale_tokens"] is None:
         return f"{line}; gradient noise scale not to be told {over}: noise drowns the signal"
     error = row["noise_scale_tokens_se"]
-    spread = "" if error is None else f" ± {record.short(error)}"
-    return f"{line}; gradient noise scale {record.short(row['noise_scale_tokens'])}{spread} tokens {over}"
+    spread = "" if error is None else f" ± {human.count(error)}"
+    return f"{line}; gradient noise scale {human.count(row['noise_scale_tokens'])}{spread} tokens {over}"
 
 
 def summary(outcome: "loop.Outcome", speeds: Sequence[float], flops_per_token: float) -> list[str]:
@@ -242,10 +242,10 @@ def table(found: "breakdown.Breakdown") -> rich.table.Table:
 
 def _as_a_worker(run: config.Run, execution: config.Execution) -> None:
     """Start this process over with the environment that workers have, unless it has it: speed is to be as theirs."""
-    wanted = {**local.compiled_programs(), **{k: v for k, v in local.environment().items() if k == "GLIBC_TUNABLES"}}
+    wanted = {**environments.compiled_programs(), "GLIBC_TUNABLES": environments.worker()["GLIBC_TUNABLES"]}
     changed = {name: value for name, value in wanted.items() if name not in os.environ}
-    if not local.find_accelerators():
-        changed |= local.host_devices(host_devices(run, execution, len(devices.cores()), memory.available()))
+    if not environments.find_accelerators():
+        changed |= environments.host_devices(host_devices(run, execution, len(devices.cores()), memory.available()))
     if changed:
         sys.stdout.flush()
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **changed})

@@ -9,8 +9,9 @@ from scaling.config.execution import Execution, Mesh
 from scaling.config.run import DType, Precision, Run
 from scaling.config.sweep import Sweep
 from scaling.config.tasks import CausalLM, Task
-from scaling.config.tracking import Tracking
+from scaling.config.trackers import TensorBoard, Tracker, Wandb
 
 __all__ = [
-    "CausalLM", "DType", "Data", "Execution", "Mesh", "Precision", "Run", "Sweep", "Task", "Text", "Tracking",
+    "CausalLM", "DType", "Data", "Execution", "Mesh", "Precision", "Run", "Sweep", "Task", "TensorBoard", "Text",
+    "Tracker", "Wandb",
 ]  # fmt: skip

@@ -1,14 +1,11 @@
 """What a run reads. How text is read is in `scaling.data.text`; data of one's own define `find` themselves."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import pydantic
 
 from scaling import registry, schema
 from scaling.config import sources, tokenizers
-
-if TYPE_CHECKING:
-    from scaling.data import corpus as corpora
 
 
 class Data(schema.Variant):
@@ -29,12 +26,12 @@ class Data(schema.Variant):
         """Positions of all validation examples, to predict how long a run takes; 0 where not known in advance."""
         return 0
 
-    def find(self) -> "corpora.Corpus | None":
-        """The data where they can be read at once; None where `prepare` has work to do."""
+    def find(self) -> Any:
+        """The corpus (`scaling.data.corpus.Corpus`) if it can be read at once; None where `prepare` has work to do."""
         return registry.required(self, "find")(self)
 
-    def prepare(self, log: sources.Log) -> "corpora.Corpus":
-        """The data, downloaded, tokenized and cached first if need be."""
+    def prepare(self, log: sources.Log) -> Any:
+        """The corpus, downloaded, tokenized and cached first if need be."""
         prepare = registry.function(self, "prepare")
         found = self.find() if prepare is None else prepare(self, log)
         if found is None:

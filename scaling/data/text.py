@@ -16,7 +16,7 @@ from scaling.config import data as datas
 from scaling.config import sources, tokenizers
 from scaling.data import corpus as corpora
 from scaling.data import examples
-from scaling.storage import cache, errors
+from scaling.storage import atomic, cache, errors
 
 FORMAT = 1
 """Part of every key: raise it when the meaning of the cached files changes."""
@@ -89,7 +89,7 @@ def prepare(data: datas.Text, log: sources.Log = print) -> TextCorpus:
             if defect is None:
                 return _open(data, folder)
             log(f"cached corpus {folder.name} is damaged ({defect}): making it again")
-            cache.discard(folder)
+            atomic.discard(folder)
         _write(data, folder, log)
     return _open(data, folder)
 

@@ -1,45 +1,47 @@
-"""Language models in Flax NNX: one file a family, shared layers in `layers`, attention in `attention`,
-its kernels for accelerators in `kernels`.
+"""Flax NNX modules of the families: one file a family, shared parts in `layers`, `stacking` and `language`.
 
-`create` builds any family from its config. Imports `families` and `parametrization` alone; knows nothing of data,
-losses or optimizers. The heavy imports happen inside `create`.
+`create` builds any family from its config; operations of devices are in `ops`, the parameters in `builder` and
+`initialisation`, and what is refused before training in `checks`. The room knows nothing of data, losses or optimizers.
+The heavy imports happen inside `create`.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from scaling import parametrization
-from scaling.config import families
+from scaling import parametrization as parametrizations
+from scaling import tables
 
 if TYPE_CHECKING:
     import jax.typing
 
-    from scaling.models import layers as model_layers
+    from scaling.models import builder, stacking
     from scaling.models.ops import kernels
 
 
 def create(
-    model: families.Family,
+    model: tables.Family,
     *,
     vocabulary_size: int,
     context: int,
-    parametrization: parametrization.Parametrization,
+    parametrization: parametrizations.Parametrization,
     compute_dtype: "jax.typing.DTypeLike",
     parameter_dtype: "jax.typing.DTypeLike",
-    layers: "model_layers.Layers",
-    remat: "model_layers.Remat",
+    layers: "stacking.Layers",
+    remat: "stacking.Remat",
     seed: "int | jax.Array",
     attend: "kernels.Attend | None" = None,
-    place: "model_layers.Place | None" = None,
-) -> "model_layers.LanguageModel":
+    place: "builder.Place | None" = None,
+) -> Any:
     """The Flax module of a family, initialised from `seed` (an integer or a PRNG key).
 
     Pure, so `jax.jit` and `nnx.eval_shape` may wrap it. Equal seeds give equal parameters whatever `layers`, `remat`
     and `compute_dtype` are. `attend` is the implementation of attention, None the reference; `place` says where arrays
-    lie on a mesh, None leaves it to the compiler.
+    lie on a mesh, None leaves it to the compiler. Raises ValueError where the parameters of the module are not those of
+    the table of weights.
     """
-    from scaling.models import layers as model_layers
+    from scaling.models import builder as builders
+    from scaling.models import checks
 
-    builder = model_layers.Builder(
+    builder = builders.Builder(
         model,
         vocabulary_size=vocabulary_size,
         context=context,
@@ -52,4 +54,6 @@ def create(
         attend=attend,
         place=place,
     )
-    return model.build(builder)
+    module = model.build(builder)
+    checks.check_parameters(module, model, builder.table.values())
+    return module

@@ -2,22 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from scaling.config import families
-from scaling.models import layers
-
-
-class Lstm(layers.LanguageModel):
-    """Embedding, `depth` LSTM layers, each reading the states of the one below, and the head."""
-
-    def __init__(self, builder: layers.Builder, family: families.Lstm):
-        super().__init__(builder)
-        self.layers = Recurrence(builder.within("layers"))
-
-    def features(self, tokens: Int[Array, "batch context"]) -> Float[Array, "batch context width"]:
-        x = self.embed(tokens)
-        return layers.apply_layers(self.layers, x, depth=self.family.depth, layers=self.layers_mode, remat=self.remat)
+from scaling.models import builder as builders
+from scaling.models import language, layers
 
 
 class Recurrence(layers.Layer):
@@ -28,7 +17,7 @@ class Recurrence(layers.Layer):
     The 1 opens the forget gate at the start of training (Jozefowicz et al. 2015).
     """
 
-    def __init__(self, builder: layers.Builder):
+    def __init__(self, builder: builders.Builder):
         super().__init__(builder)
         self.input = builder.param("input")
         self.recurrent = builder.param("recurrent")
@@ -55,6 +44,6 @@ class Recurrence(layers.Layer):
         return self.place(jnp.swapaxes(hidden, 0, 1), ("batch", None, None))
 
 
-def build(family: families.Lstm, builder: layers.Builder) -> Lstm:
+def build(family: families.Lstm, builder: builders.Builder) -> language.LanguageModel:
     """The module of a family."""
-    return Lstm(builder, family)
+    return language.LanguageModel(builder, Recurrence(builder.within("layers")))

@@ -12,8 +12,9 @@ from jaxtyping import Array
 from scaling import config, counting, models, tasks
 from scaling.config import families
 from scaling.data import examples
+from scaling.models import checks
 from scaling.models.ops import kernels
-from scaling.training import mesh, states
+from scaling.training import compiling, mesh, states
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +77,8 @@ def of(run: config.Run, execution: config.Execution, members: int, layout: examp
     devices = mesh.make(execution.mesh)
     _check_batch(run, execution, devices)
     mesh.check(devices, run.weights)
+    if run.model.causal:
+        checks.check_causal(run.model, run.context, compiling.once(0))
     create = functools.partial(
         models.create,
         run.model,

@@ -1,5 +1,6 @@
 """The analyses on planted results: planted exponents come back, every row carries its source, figures have content."""
 
+import io
 import math
 from collections.abc import Callable
 
@@ -23,7 +24,7 @@ def noisy(request: pytest.FixtureRequest) -> papers.Findings:
     return paper.analyse(CASES[request.param](paper.sweeps("cpu"), noise=0.003))
 
 
-def row(findings: papers.Findings, start: str) -> papers.Comparison:
+def row(findings: papers.Findings, start: str) -> papers.PaperComparison:
     return next(row for row in findings.rows if row.quantity.startswith(start))
 
 
@@ -137,7 +138,7 @@ def _estimate(value: float, low: float, high: float) -> uncertainty.Estimate:
     ],
 )
 def test_verdicts(claim: tuple, ours: tuple, verdict: str) -> None:
-    made = papers.compare("x", papers.Claim("x", "here", *claim), lambda: _estimate(*ours), "why")
+    made = papers.compare("x", papers.PaperClaim("x", "here", *claim), lambda: _estimate(*ours), "why")
     assert made.verdict == verdict
     if verdict == "differs":
         assert made.told.endswith("higher" if ours[0] > 0.5 else "lower")
@@ -162,7 +163,7 @@ def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
 
 
 def test_the_table_prints_numbers_and_reasons(noisy: papers.Findings) -> None:
-    console = rich.console.Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = rich.console.Console(width=140, record=True, file=io.StringIO())
     running.show(experiments.find("kaplan2020"), noisy, console)
     text = console.export_text()
     assert "arXiv 2" in text

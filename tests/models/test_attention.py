@@ -19,28 +19,33 @@ def inputs(groups: int, time: int = 7, heads: int = 4, size: int = 6) -> tuple[j
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("block", [7, 3])  # one block, and three of which the last is short
-def test_attention_is_the_formula(groups: int, biased: bool, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("block", "causal"), [(7, True), (3, True), (3, False)], ids=["one block", "three, the last short", "all keys"]
+)
+def test_attention_is_the_formula(
+    groups: int, biased: bool, block: int, causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(attention, "BLOCK", block)
     query, key, value = inputs(groups)
-    bias = attention.alibi_bias(4, 7) if biased else None
-    result = attention.attention(query, key, value, scale=0.3, bias=bias)
+    bias = attention.alibi_bias(4, 7, causal) if biased else None
+    result = attention.attention(query, key, value, scale=0.3, bias=bias, causal=causal)
 
     exact = np.zeros(query.shape)
     q, k, v = (np.asarray(x, np.float64) for x in (query, key, value))
     slopes = attention.alibi_slopes(4) if biased else [0.0] * 4
     for batch, time, head in np.ndindex(*query.shape[:3]):
         group = head // (4 // groups)  # neighbouring queries share a group of keys
-        distance = time - np.arange(time + 1)
-        scores = 0.3 * k[batch, : time + 1, group] @ q[batch, time, head] - slopes[head] * distance
+        seen = time + 1 if causal else 7
+        distance = np.abs(time - np.arange(seen))
+        scores = 0.3 * k[batch, :seen, group] @ q[batch, time, head] - slopes[head] * distance
         weights = np.exp(scores) / np.exp(scores).sum()
-        exact[batch, time, head] = weights @ v[batch, : time + 1, group]
+        exact[batch, time, head] = weights @ v[batch, :seen, group]
     np.testing.assert_allclose(result, exact, rtol=1e-4, atol=1e-5)
 
 
 def test_long_sequences_are_computed_in_few_blocks() -> None:
     query, key, value = (jax.ShapeDtypeStruct((1, 4096, 1, 8), jnp.float32) for _ in range(3))
-    attend = functools.partial(attention.attention, scale=1.0, bias=None)
+    attend = functools.partial(attention.attention, scale=1.0, bias=None, causal=True)
     products = [
         one.outvars[0].aval.shape
         for _, one in small.equations(jax.make_jaxpr(attend)(query, key, value).jaxpr)
@@ -52,7 +57,7 @@ def test_long_sequences_are_computed_in_few_blocks() -> None:
 
 def test_scores_too_large_for_exp_are_survived() -> None:
     query, key, value = inputs(4)
-    result = attention.attention(1e4 * query, key, value, scale=1.0, bias=None)
+    result = attention.attention(1e4 * query, key, value, scale=1.0, bias=None, causal=True)
     assert jnp.all(jnp.isfinite(result))
     np.testing.assert_allclose(result[:, 0], value[:, 0], rtol=1e-6)  # the first position sees itself alone
 
@@ -61,7 +66,7 @@ def test_bfloat16_is_multiplied_as_bfloat16_in_both_passes() -> None:
     arrays = tuple(x.astype(jnp.bfloat16) for x in inputs(2))
 
     def total(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        return attention.attention(query, key, value, scale=0.3, bias=None).astype(jnp.float32).sum()
+        return attention.attention(query, key, value, scale=0.3, bias=None, causal=True).astype(jnp.float32).sum()
 
     program = jax.make_jaxpr(jax.grad(total, argnums=(0, 1, 2)))(*arrays)
     products = [one for _, one in small.equations(program.jaxpr) if one.primitive.name == "dot_general"]
@@ -85,7 +90,7 @@ def test_alibi_slopes_are_the_papers() -> None:
 
 
 def test_alibi_falls_with_distance() -> None:
-    bias = attention.alibi_bias(2, 4)
+    bias = attention.alibi_bias(2, 4, causal=True)
     np.testing.assert_allclose(bias[0, 3], [-3 / 16, -2 / 16, -1 / 16, 0])
 
 

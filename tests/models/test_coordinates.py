@@ -11,7 +11,7 @@ from flax import nnx
 
 from scaling import parametrization
 from scaling.config import families
-from scaling.models import layers
+from scaling.models import stacking
 from tests.models import small
 
 STEPS = 4
@@ -49,8 +49,8 @@ def changes(family: families.Family, rules: parametrization.Parametrization) -> 
 
     def measure(parameters: Any) -> tuple[jax.Array, jax.Array]:
         model = nnx.merge(graph, parameters)
-        stream = layers.apply_layers(
-            model.layers, model.embed(tokens), None, None, depth=family.depth, layers="scan", remat="none"
+        stream = stacking.apply_layers(
+            model.layers, model.embedder(tokens), None, None, depth=family.depth, layers="scan", remat="none"
         )
         return stream, model(tokens)
 

@@ -35,32 +35,37 @@ def inputs(groups: int, time: int, size: int, dtype: str = "float32", heads: int
     return tuple(jax.random.normal(k, (2, time, n, size), dtype) for k, n in zip(keys, shapes, strict=True))
 
 
-def reference(query: jax.Array, key: jax.Array, value: jax.Array, *, scale: float) -> jax.Array:
-    return attention.attention(query, key, value, scale=scale, bias=None)
+def reference(query: jax.Array, key: jax.Array, value: jax.Array, *, scale: float, causal: bool) -> jax.Array:
+    return attention.attention(query, key, value, scale=scale, bias=None, causal=causal)
 
 
-def with_gradients(function: Callable[..., jax.Array]) -> Callable[..., Any]:
+def with_gradients(function: Callable[..., jax.Array], causal: bool = True) -> Callable[..., Any]:
     """The result for queries, keys and values, and their gradients from that of the result."""
 
     def both(query: jax.Array, key: jax.Array, value: jax.Array, upstream: jax.Array) -> Any:
-        result, pull = jax.vjp(functools.partial(function, scale=0.2), query, key, value)
+        result, pull = jax.vjp(functools.partial(function, scale=0.2, causal=causal), query, key, value)
         return result, *pull(upstream)
 
     return both
 
 
 @pytest.mark.parametrize(
-    ("groups", "time", "size", "dtype"),
-    [(2, 256, 64, "float32"), (1, 128, 40, "float32"), (1, 256, 64, "bfloat16")],  # 40: filled up to 64
+    ("groups", "time", "size", "dtype", "causal"),
+    [
+        (2, 256, 64, "float32", True),
+        (2, 256, 64, "float32", False),
+        (1, 128, 40, "float32", True),  # filled up to 64
+        (1, 256, 64, "bfloat16", True),
+    ],
 )
-def test_splash_is_the_reference(groups: int, time: int, size: int, dtype: str) -> None:
+def test_splash_is_the_reference(groups: int, time: int, size: int, dtype: str, causal: bool) -> None:
     """float32 up to the order of sums, in which splash's running maximum rescales; bfloat16, of whose 2⁻⁸ a few
 
     roundings add up, no further from the exact result than twice the reference is."""
     arrays = inputs(groups, time, size, dtype)
-    found = small.jit(with_gradients(interpreted))(*arrays)
-    exact = small.jit(with_gradients(reference))(*(x.astype(jnp.float32) for x in arrays))
-    near = small.jit(with_gradients(reference))(*arrays)
+    found = small.jit(with_gradients(interpreted, causal))(*arrays)
+    exact = small.jit(with_gradients(reference, causal))(*(x.astype(jnp.float32) for x in arrays))
+    near = small.jit(with_gradients(reference, causal))(*arrays)
     for one, other, rounded in zip(found, exact, near, strict=True):
         assert one.dtype == dtype
         error, allowed = jnp.linalg.norm(one - other), jnp.linalg.norm(rounded - other)
@@ -85,8 +90,8 @@ def test_each_device_attends_to_its_own_heads_and_sequences() -> None:
         "for settings in ({'fsdp': 2, 'tensor': 2}, {'tensor': 4}):\n"
         "    layout = functools.partial(mesh.sharding, mesh.make(config.Mesh(**settings)))\n"
         "    arrays = t.inputs(2, 128, 64, heads=4)\n"
-        "    def split(*x, scale): return kernels.on_each_device("
-        "functools.partial(t.interpreted, scale=scale), layout, *x)\n"
+        "    def split(*x, **how): return kernels.on_each_device("
+        "functools.partial(t.interpreted, **how), layout, *x)\n"
         "    placed = [jax.device_put(x, layout(x.shape, ('batch', None, 'heads', None))) for x in arrays]\n"
         "    found = jax.jit(t.with_gradients(split))(*placed)\n"
         "    print([int(x.sharding.shard_shape(x.shape)[a]) for x in found[:2] for a in (0, 2)])\n"

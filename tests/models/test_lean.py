@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling.models.ops import kernels, lean
+from scaling.models.ops import kernels, lean, select
 from scaling.tasks import cross_entropy
 from tests.models import small
 
@@ -61,8 +61,8 @@ def test_a_wide_model_on_a_gpu_is_the_model(family: str) -> None:
     wide = small.FAMILIES[family].edit({"width": lean.WIDE})
     plain = small.create(wide)
     other = small.create(wide, attend=kernels.Attend("xla", kernels.Chip("cuda", 9.0)))
-    assert other.wide
-    assert not plain.wide
+    assert other.ops is select.WIDE_ON_CUDA
+    assert plain.ops is select.PLAIN
     results = []
     for model in (plain, other):
         graph, parameters = small.split(model)

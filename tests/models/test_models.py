@@ -12,7 +12,8 @@ from flax import nnx
 
 from scaling import counting, parametrization
 from scaling.config import families
-from scaling.models import layers
+from scaling.models import initialisation
+from scaling.models.ops import products
 from tests.models import small
 
 
@@ -72,7 +73,7 @@ def test_the_gradient_of_a_product_is_the_same_in_every_order(inputs: int, outpu
     def pulled(product: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[..., Any]:
         return jax.jit(lambda x, weight, upstream: jax.vjp(product, x, weight)[1](upstream))
 
-    ours, plain = pulled(layers.product), pulled(jnp.matmul)
+    ours, plain = pulled(products.product), pulled(jnp.matmul)
     for one, other in zip(ours(x, weight, upstream), plain(x, weight, upstream), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)  # sums of float32 in another order
     traced = ours.trace(x, weight, upstream)
@@ -121,9 +122,9 @@ def test_initial_values_are_normal_of_the_stated_size() -> None:
 def test_weights_drawn_one_by_one_are_those_drawn_together(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = small.FAMILIES["lstm"].weights(200, 8)
     drawn = tuple(weight for weight in weights if weight.role != "vector")
-    together = layers._normal(jax.random.key(0), drawn, (1.0,) * len(drawn))
-    monkeypatch.setattr(layers, "_DRAWN_TOGETHER", 0)
-    alone = layers._normal.__wrapped__(jax.random.key(0), drawn, (1.0,) * len(drawn))
+    together = initialisation.normal(jax.random.key(0), drawn, (1.0,) * len(drawn))
+    monkeypatch.setattr(initialisation, "_DRAWN_TOGETHER", 0)
+    alone = initialisation.normal.__wrapped__(jax.random.key(0), drawn, (1.0,) * len(drawn))
     for name, values in together.items():
         np.testing.assert_allclose(values, alone[name], rtol=1e-6, err_msg=name)
 

@@ -1,6 +1,6 @@
 """The LSTM language model as a table of weights."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal
 
 from scaling import tables
 from scaling.tables import Weight
@@ -13,24 +13,20 @@ class Lstm(tables.Family):
     """
 
     kind: Literal["lstm"] = "lstm"
+    causal: ClassVar[bool] = True
 
     def weights(self, vocabulary_size: int, context: int) -> tuple[Weight, ...]:
-        width = self.width
+        width, depth = self.width, self.depth
         gates = ("embed", "gates")
-        return (
-            Weight("embedding", "embedding", (vocabulary_size, width), ("vocabulary", "embed")),
-            Weight("layers.input", "hidden", (width, 4 * width), gates, fan_in=width, stack=self.depth),
-            Weight("layers.recurrent", "hidden", (width, 4 * width), gates, fan_in=width, stack=self.depth),
-            Weight("layers.bias", "vector", (4 * width,), ("gates",), stack=self.depth),
-            *self.head(vocabulary_size),
+        return tables.in_stages(
+            [self.embedding(vocabulary_size)],
+            [Weight("layers.input", "hidden", (width, 4 * width), gates, fan_in=width, stack=depth)],
+            [
+                Weight("layers.recurrent", "hidden", (width, 4 * width), gates, fan_in=width, stack=depth),
+                Weight("layers.bias", "vector", (4 * width,), ("gates",), stack=depth),
+            ],
+            self.head(vocabulary_size),
         )
-
-    def mixing_flops(self, context: int) -> float:
-        """None: a recurrent layer multiplies by weights only."""
-        return 0.0
-
-    def mixing_flops_square(self, context: int) -> float:
-        return 0.0
 
     def activation_floats(self, context: int, scores: bool = True) -> int:
         """Gates before and after their nonlinearities, cell, its tanh, state and input: found in XLA's buffers."""
@@ -39,6 +35,3 @@ class Lstm(tables.Family):
     def working_floats(self, context: int, scores: bool = True) -> int:
         """Gradients of gates, cell and state of the whole sequence."""
         return 10 * self.width
-
-    def resize(self, width: int, depth: int, heads: int | None) -> Self:
-        return self.edit({"width": width, "depth": depth})

@@ -1,11 +1,11 @@
 """The decoder-only transformer as a table of weights."""
 
 import math
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import pydantic
 
-from scaling import tables
+from scaling import schema, tables
 from scaling.tables import Weight
 
 
@@ -13,10 +13,13 @@ class Transformer(tables.Family):
     """A decoder-only transformer with pre-normalisation; `gpt2` and `modern` give the two usual forms.
 
     `head_size` None means width / heads, `kv_heads` None means heads, `mlp_width` None means
-    4 width, or 8/3 width rounded up to a multiple of 8 for swiglu.
+    4 width, or 8/3 width rounded up to a multiple of 8 for swiglu. `epsilon` is that of the norms. A subclass whose
+    `causal` is False attends to later positions too.
     """
 
     kind: Literal["transformer"] = "transformer"
+    causal: ClassVar[bool] = True
+
     heads: pydantic.PositiveInt
     norm: Literal["layernorm", "rmsnorm"]
     position: Literal["learned", "rotary", "alibi", "none"]
@@ -26,6 +29,7 @@ class Transformer(tables.Family):
     head_size: pydantic.PositiveInt | None = None
     kv_heads: pydantic.PositiveInt | None = None
     mlp_width: pydantic.PositiveInt | None = None
+    epsilon: pydantic.PositiveFloat = schema.added(1e-6)
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
@@ -72,49 +76,54 @@ class Transformer(tables.Family):
         return self.heads * self.size_of_head
 
     def weights(self, vocabulary_size: int, context: int) -> tuple[Weight, ...]:
-        width, hidden, size = self.width, self.hidden, self.size_of_head
-        table = [Weight("embedding", "embedding", (vocabulary_size, width), ("vocabulary", "embed"))]
-        if self.position == "learned":
-            table.append(Weight("position", "position", (context, width), ("context", "embed")))
+        width, hidden, size, projection = self.width, self.hidden, self.size_of_head, self._projection
+        position = Weight("position", "position", (context, width), ("context", "embed"))
+        heads, into_stream = ("embed", "heads", "head"), ("heads", "head", "embed")
+        qk_norms = [self._vector(f"attention.{name}_norm.scale", (size,), ("head",), 1.0) for name in ("query", "key")]
+        gate = projection("mlp.gate", (width, hidden), ("embed", "mlp"), width)
+        return tables.in_stages(
+            [self.embedding(vocabulary_size), *([position] if self.position == "learned" else [])],
+            self._norm("layers.attention_norm", self.depth),
+            [
+                *projection("attention.query", (width, self.heads, size), heads, width),
+                *projection("attention.key", (width, self.groups, size), heads, width),
+                *projection("attention.value", (width, self.groups, size), heads, width),
+            ],
+            qk_norms if self.qk_norm else [],
+            projection("attention.output", (self.heads, size, width), into_stream, self.attention_width, out=True),
+            self._norm("layers.mlp_norm", self.depth),
+            [
+                *(gate if self.mlp == "swiglu" else []),
+                *projection("mlp.up", (width, hidden), ("embed", "mlp"), width),
+            ],
+            projection("mlp.down", (hidden, width), ("mlp", "embed"), hidden, out=True),
+            self._norm("norm", 0),
+            self.head(vocabulary_size),
+        )
 
-        def matrix(name: str, shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int, out: bool = False) -> None:
-            table.append(Weight(f"layers.{name}", "hidden", shape, axes, fan_in, self.depth, residual=out))
+    def _projection(
+        self, name: str, shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int, out: bool = False
+    ) -> list[Weight]:
+        """A matrix of every layer and its bias; `out`: it writes into the stream."""
+        matrix = Weight(f"layers.{name}", "hidden", shape, axes, fan_in, self.depth, residual=out)
+        inputs = len(shape) - 1 if out else 1
+        return [matrix, *([self._vector(f"{name}_bias", shape[inputs:], axes[inputs:])] if self.biases else [])]
 
-        def vector(name: str, shape: tuple[int, ...], axes: tuple[str, ...], fill: float = 0.0) -> None:
-            table.append(Weight(f"layers.{name}", "vector", shape, axes, stack=self.depth, fill=fill))
+    def _vector(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...], fill: float = 0.0) -> Weight:
+        """A vector of every layer."""
+        return Weight(f"layers.{name}", "vector", shape, axes, stack=self.depth, fill=fill)
 
-        def norm(name: str) -> None:
-            vector(f"{name}.scale", (width,), ("embed",), fill=1.0)
-            if self.norm == "layernorm":
-                vector(f"{name}.bias", (width,), ("embed",))
-
-        norm("attention_norm")
-        for name, heads in (("query", self.heads), ("key", self.groups), ("value", self.groups)):
-            matrix(f"attention.{name}", (width, heads, size), ("embed", "heads", "head"), width)
-            if self.biases:
-                vector(f"attention.{name}_bias", (heads, size), ("heads", "head"))
-        if self.qk_norm:
-            vector("attention.query_norm.scale", (size,), ("head",), fill=1.0)
-            vector("attention.key_norm.scale", (size,), ("head",), fill=1.0)
-        matrix("attention.output", (self.heads, size, width), ("heads", "head", "embed"), self.attention_width, True)
-        if self.biases:
-            vector("attention.output_bias", (width,), ("embed",))
-        norm("mlp_norm")
-        for name in ("gate", "up") if self.mlp == "swiglu" else ("up",):
-            matrix(f"mlp.{name}", (width, hidden), ("embed", "mlp"), width)
-            if self.biases:
-                vector(f"mlp.{name}_bias", (hidden,), ("mlp",))
-        matrix("mlp.down", (hidden, width), ("mlp", "embed"), hidden, True)
-        if self.biases:
-            vector("mlp.down_bias", (width,), ("embed",))
-
-        table.append(Weight("norm.scale", "vector", (width,), ("embed",), fill=1.0))
+    def _norm(self, name: str, stack: int) -> list[Weight]:
+        """The scale of a norm, and the bias of LayerNorm."""
+        vectors = [Weight(f"{name}.scale", "vector", (self.width,), ("embed",), stack=stack, fill=1.0)]
         if self.norm == "layernorm":
-            table.append(Weight("norm.bias", "vector", (width,), ("embed",)))
-        return (*table, *self.head(vocabulary_size))
+            vectors.append(Weight(f"{name}.bias", "vector", (self.width,), ("embed",), stack=stack))
+        return vectors
 
     def mixing_flops(self, context: int) -> float:
-        """Scores and mixture: 2 matmuls of 2 FLOPs over (context + 1) / 2 keys on average, in every layer."""
+        """Scores and mixture: 2 matmuls of 2 FLOPs in every layer, over (context + 1) / 2 keys on average if causal."""
+        if not self.causal:
+            return self.mixing_flops_square(context)
         return 4.0 * self.depth * self.attention_width * (context + 1) / 2
 
     def mixing_flops_square(self, context: int) -> float:
@@ -150,7 +159,7 @@ class Transformer(tables.Family):
         heads = heads or self.heads
         changes: dict[str, object] = {"width": width, "depth": depth, "heads": heads}
         if self.mlp_width is not None:
-            changes["mlp_width"] = round(self.mlp_width * width / self.width)
+            changes["mlp_width"] = max(1, round(self.mlp_width * width / self.width))
         if self.head_size is not None:
             changes["head_size"] = max(2, 2 * round(self.attention_width * width / self.width / heads / 2))
         if self.kv_heads is not None:

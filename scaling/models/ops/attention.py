@@ -1,12 +1,12 @@
-"""Causal attention behind one function, and the positions that act inside it: rotary and ALiBi."""
+"""Attention behind one function, and the positions that act inside it: rotary and ALiBi."""
 
-import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from scaling.models.ops import products
 
 
 def attention(
@@ -16,13 +16,15 @@ def attention(
     *,
     scale: float,
     bias: Float[Array, "heads time time"] | None,
+    causal: bool,
 ) -> Float[Array, "batch time heads size"]:
-    """softmax(scale · query · keyᵀ + bias) · value over the keys up to each query (Vaswani et al. 1706.03762).
+    """softmax(scale · query · keyᵀ + bias) · value over all keys (Vaswani et al. 1706.03762).
 
-    Each group of keys and values serves heads / groups queries (Ainslie et al. 2305.13245). Softmax in float32.
-    A block of queries at a time, against the keys up to its end alone: what is masked is for the greater part not
-    computed. At context 256 on CPU forward and backward take 0.6–0.7 of the time of the whole square (heads of 32 to
-    64), less than PyTorch's flash attention there (33 to its 37 ms, 59 to its 61, a core of a Zen 3).
+    If `causal`, over those up to each query. Each group of keys and values serves heads / groups queries (Ainslie et
+    al. 2305.13245). Softmax in float32.
+    Causal attention takes a block of queries at a time, against the keys up to its end alone: what is masked is for the
+    greater part not computed. At context 256 on CPU forward and backward take 0.6–0.7 of the time of the whole square
+    (heads of 32 to 64), less than PyTorch's flash attention there (33 to its 37 ms, 59 to its 61, a core of a Zen 3).
     """
     batch, time, heads, size = query.shape
     groups = key.shape[2]
@@ -31,12 +33,12 @@ def attention(
     # Heads before time: copied once here, or else by XLA for every product, 0.8 of the time at one block.
     query = jnp.moveaxis((query * scale).reshape(batch, time, groups, *shared, size), 1, -2)
     key, value = jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2)
-    size_of_block = max(BLOCK, math.ceil(time / BLOCKS))
+    size_of_block = max(BLOCK, math.ceil(time / BLOCKS)) if causal else time
     mixed = []
     for start in range(0, time, size_of_block):
         end = min(start + size_of_block, time)
         part = None if bias is None else bias[:, start:end, :end].reshape(groups, *shared, end - start, end)
-        mixed.append(_block(query[..., start:end, :], key[:, :, :end], value[:, :, :end], part))
+        mixed.append(_block(query[..., start:end, :], key[:, :, :end], value[:, :, :end], part, causal))
     return jnp.moveaxis(jnp.concatenate(mixed, axis=-2), -2, 1).reshape(batch, time, heads, size)
 
 
@@ -49,55 +51,21 @@ def _block(
     key: Float[Array, "batch groups keys size"],
     value: Float[Array, "batch groups keys size"],
     bias: Float[Array, "groups *shared queries keys"] | None,
+    causal: bool,
 ) -> Float[Array, "batch groups *shared queries size"]:
-    """What the last queries of a sequence, already scaled, take from its keys and values up to each of them."""
+    """What the last queries of a sequence, already scaled, take from its keys and values; if `causal` up to each."""
     queries, keys = query.shape[-2], key.shape[-2]
     letters = "bgrt" if query.ndim > key.ndim else "bgt"
-    scores = einsum_float32(f"{letters}k,bgsk->{letters}s", query, key)
+    scores = products.einsum_float32(f"{letters}k,bgsk->{letters}s", query, key)
     if bias is not None:
         scores += bias
-    causal = jnp.tril(jnp.ones((queries, keys), bool), keys - queries)
-    scores += jnp.where(causal, 0.0, -1e30)
+    if causal:
+        seen = jnp.tril(jnp.ones((queries, keys), bool), keys - queries)
+        scores += jnp.where(seen, 0.0, -1e30)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    mixed = einsum_float32(f"{letters}s,bgsk->{letters}k", weights.astype(value.dtype), value)
+    mixed = products.einsum_float32(f"{letters}s,bgsk->{letters}k", weights.astype(value.dtype), value)
     # Divided after the mixture: `size` divisions a query and not `time`: 5 to 17% off the step on CPU.
     return (mixed / weights.sum(axis=-1, keepdims=True)).astype(value.dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def einsum_float32(letters: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The einsum of two arrays of one dtype, its sums given in float32; gradients are computed in their own dtype.
-
-    Left to itself the backward pass would multiply float32 by bfloat16, for which accelerators have no fast matmul; and
-    on CPU it would make narrow results of wide products.
-    """
-    return jnp.einsum(letters, a, b, preferred_element_type=jnp.float32)
-
-
-def _forward(letters: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> tuple[Float[Array, "..."], Any]:
-    return einsum_float32(letters, a, b), (a, b)
-
-
-def _backward(letters: str, operands: Any, gradient: Float[Array, "..."]) -> tuple[Float[Array, "..."], ...]:
-    a, b = operands
-    given, result = letters.split("->")
-    of_a, of_b = given.split(",")
-    gradient = gradient.astype(a.dtype)
-    left = jnp.einsum(f"{result},{of_b}->{of_a}", gradient, b)
-    (first, x), (second, y) = sorted([(of_a, a), (result, gradient)], key=lambda pair: of_b[-1] not in pair[0])
-    product = functools.partial(jnp.einsum, f"{first},{second}->{of_b}")
-    if a.dtype != jnp.float32 or b.shape[-1] >= b.shape[-2]:
-        return left, product(x, y)
-    # The transpose of b's gradient, which is wider, takes half the time on CPU for 64 queries and 256 keys of size 32.
-    wide = functools.partial(jnp.einsum, f"{first},{second}->{of_b[:-2]}{of_b[-1]}{of_b[-2]}")
-
-    def turned(x: Array, y: Array) -> Array:
-        return jax.lax.optimization_barrier(wide(x, y)).swapaxes(-1, -2)
-
-    return left, jax.lax.platform_dependent(x, y, cpu=turned, default=product)
-
-
-einsum_float32.defvjp(_forward, _backward)
 
 
 def alibi_slopes(heads: int) -> list[float]:
@@ -111,10 +79,15 @@ def alibi_slopes(heads: int) -> list[float]:
     return slopes + between[: heads - below]
 
 
-def alibi_bias(heads: int, time: int) -> Float[Array, "heads time time"]:
-    """−slope · distance between query and key, to be added to the scores (Press et al. 2108.12409)."""
+def alibi_bias(heads: int, time: int, causal: bool) -> Float[Array, "heads time time"]:
+    """−slope · distance between query and key, to be added to the scores (Press et al. 2108.12409).
+
+    Of later keys the distance is negative if `causal`, where a mask hides them, else as that of earlier ones.
+    """
     positions = jnp.arange(time, dtype=jnp.float32)
     distance = positions[:, None] - positions[None, :]
+    if not causal:
+        distance = jnp.abs(distance)
     return -jnp.asarray(alibi_slopes(heads), jnp.float32)[:, None, None] * distance
 
 

@@ -61,11 +61,12 @@ class Attend:
         *,
         scale: float,
         bias: Float[Array, "heads time time"] | None,
+        causal: bool,
     ) -> Float[Array, "batch time heads size"]:
         name = self.chosen(query.shape[1], query.shape[3], query.dtype, bias is not None)
         if name == "xla":
-            return attention.attention(query, key, value, scale=scale, bias=bias)
-        kernel = functools.partial({"cudnn": cudnn, "splash": splash}[name], scale=scale)
+            return attention.attention(query, key, value, scale=scale, bias=bias, causal=causal)
+        kernel = functools.partial({"cudnn": cudnn, "splash": splash}[name], scale=scale, causal=causal)
         return on_each_device(kernel, self.layout, query, key, value)
 
     def chosen(self, context: int, head_size: int, dtype: Any, biased: bool) -> str:
@@ -112,9 +113,10 @@ def cudnn(
     value: Float[Array, "batch time groups size"],
     *,
     scale: float,
+    causal: bool,
 ) -> Float[Array, "batch time heads size"]:
     """cuDNN's flash attention, which keeps no scores (Dao et al. 2205.14135)."""
-    return jax.nn.dot_product_attention(query, key, value, scale=scale, is_causal=True, implementation="cudnn")
+    return jax.nn.dot_product_attention(query, key, value, scale=scale, is_causal=causal, implementation="cudnn")
 
 
 def splash(
@@ -123,15 +125,20 @@ def splash(
     value: Float[Array, "batch time groups size"],
     *,
     scale: float,
+    causal: bool,
     interpret: bool = False,
 ) -> Float[Array, "batch time heads size"]:
-    """JAX's splash attention, which skips the blocks above the diagonal; `interpret` runs it on any device, slowly."""
+    """JAX's splash attention, which skips the blocks above the diagonal if `causal`.
+
+    `interpret` runs it on any device, slowly.
+    """
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
     time, heads, size = query.shape[1:]
     block = next(block for block in BLOCKS if time % block == 0)
+    mask = library.CausalMask if causal else library.FullMask
     kernel = library.make_splash_mha(
-        library.MultiHeadMask([library.CausalMask((time, time))] * heads),
+        library.MultiHeadMask([mask((time, time))] * heads),
         block_sizes=library.BlockSizes(
             block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
             block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block,

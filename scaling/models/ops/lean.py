@@ -46,9 +46,13 @@ def _split_backward(depth: int, kept: None, gradients: tuple[Array, ...]) -> tup
 split.defvjp(_split_forward, _split_backward)
 
 
-@jax.custom_vjp
 def rows(table: Float[Array, "vocabulary width"], indices: Int[Array, "*batch"]) -> Float[Array, "*batch width"]:
-    """table[indices], whose gradient is a product with indicators and no scatter."""
+    """table[indices], whose gradient is a product with indicators and no scatter where the table has few rows."""
+    return _few_rows(table, indices) if len(table) <= FEW_ROWS else table[indices]
+
+
+@jax.custom_vjp
+def _few_rows(table: Float[Array, "vocabulary width"], indices: Int[Array, "*batch"]) -> Float[Array, "*batch width"]:
     return table[indices]
 
 
@@ -62,7 +66,7 @@ def _rows_backward(kept: tuple[Array, int], gradient: Array) -> tuple[Array, Non
     return jnp.einsum("nv,nd->vd", chosen, gradient.reshape(-1, gradient.shape[-1])), None
 
 
-rows.defvjp(_rows_forward, _rows_backward)
+_few_rows.defvjp(_rows_forward, _rows_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
