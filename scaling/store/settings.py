@@ -14,7 +14,7 @@ PLACE = "data.source."  # fields that say where the data lies; what they hold is
 
 
 @dataclasses.dataclass
-class Settings:
+class RunSettings:
     """The fields of many runs. They are kept by part of the config, of which most runs of a sweep share most."""
 
     runs: dict[str, tuple[Part, ...]] = dataclasses.field(default_factory=dict)

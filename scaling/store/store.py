@@ -46,7 +46,7 @@ class Store:
         self.heartbeat_seconds = heartbeat_seconds
         self.lease_seconds = lease_seconds
         self.counted: dict[str, dict[str, Any]] = {}  # counted columns of runs without a result, kept by `frames`
-        self.settings = settings.Settings()
+        self.settings = settings.RunSettings()
         if self.local is None:
             return
         existing = self._existing(self.local)
