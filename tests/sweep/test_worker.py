@@ -213,7 +213,7 @@ def test_a_damaged_run_is_skipped_and_logged_once(
 def test_a_sweep_of_which_no_run_is_readable_is_refused(results: store.Store, make_run: Make, fill: Fill) -> None:
     for run_id in fill(results, [make_run(), make_run(seed=1)]):
         (results.folder(run_id) / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="config.json is not readable as JSON"):
+    with pytest.raises(ValueError, match=r"config\.json is not readable as JSON"):
         main.work(results, "small", log=print)
 
 
