@@ -1,11 +1,10 @@
-# The image of workers, for TPUs or for NVIDIA GPUs; scaling.launch.gke and docs/first-tpu-pod-sweep.md use it.
+# The image of workers, for TPUs or for NVIDIA GPUs; scaling.launch.launchers.tpu.gke and docs/first-tpu-pod-sweep.md use it.
 #
 #   docker build --build-arg EXTRA=tpu --tag scaling:tpu .
 #   docker build --build-arg EXTRA=cuda --tag scaling:cuda .
 #
-# CUDA comes from the index as wheels (jax[cuda13]); the machine brings only its driver. Python is of the version that
-# constraints.txt was made with, for either.
-FROM python:3.11-slim
+# CUDA comes from the index as wheels (jax[cuda13]); the machine brings only its driver.
+FROM python:3.13-slim
 
 ARG EXTRA
 RUN case "$EXTRA" in tpu | cuda) ;; *) echo "say --build-arg EXTRA=tpu or EXTRA=cuda" >&2; exit 1 ;; esac

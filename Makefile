@@ -1,21 +1,24 @@
-# `make demo` and `make test` need only Python 3.11 or newer; everything else they install into .venv.
+# `make demo` and `make test` need only a Python that constraints.txt names; everything else they install into .venv.
+# They take the newest that runs; PYTHON= names another, by its version or its command.
 
-PYTHON ?= python3
+PYTHONS := $(shell sed -n 's/^# Pythons: //p' constraints.txt)
+OLDEST := $(lastword $(PYTHONS))
 BIN := .venv/bin
 STAMP := .venv/installed
 
 export SCALING_CACHE ?= $(CURDIR)/.cache
 
-.PHONY: demo test test-slow check install clean
+.PHONY: demo test test-oldest test-slow check install clean anew
 
 install: $(STAMP)
 
+# Where PYTHON= is given, .ci/venv sees whether .venv is of that Python, and makes it anew if not.
+ifdef PYTHON
+$(STAMP): anew
+endif
+
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or newer is needed, not {sys.version}; set PYTHON="'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $(STAMP)
+	.ci/venv .venv $(or $(PYTHON),$(PYTHONS))
 
 # Train 5 iso-FLOP budgets on the source text of Python's standard library, fit the laws, draw the curves.
 demo: install
@@ -31,8 +34,16 @@ test: check
 	$(BIN)/python -m pytest -m 'not slow and not engines' --numprocesses auto --dist loadfile
 	$(BIN)/python -m pytest -m 'engines and not slow'
 
+# Python 3.11 has an older JAX than the others: every test module is imported, and those marked `smoke` are run.
+test-oldest: install
+	@if $(BIN)/python -V | grep -q ' $(OLDEST)\.'; then \
+	    echo ".venv is of Python $(OLDEST): make test-oldest has nothing to add to make test"; \
+	elif .ci/venv .venv-$(OLDEST) $(OLDEST); then \
+	    .venv-$(OLDEST)/bin/python -m pytest -m smoke; \
+	else [ $$? = 3 ] && echo "make test-oldest is skipped"; fi
+
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
 clean:
-	rm -rf .venv .cache results
+	rm -rf .venv .venv-$(OLDEST) .cache results

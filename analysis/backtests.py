@@ -20,7 +20,8 @@ class Backtest:
     (the run's value over it), the law's inputs, `measured`, `predicted`, `error` = predicted − measured, `log_error`
     (on the fit's scale: by default log predicted − log measured), `low` to `high` the interval of a new run, `inside`,
     and `flops`, `flops_budget`, `seed` where the table has them. `origins` has a row an origin, the largest first:
-    fitted and held-out runs, rms errors, share inside, or why it was `refused`.
+    fitted and held-out runs, rms errors, share inside, or why it was `refused`. `excluded` says which rows of the table
+    are no runs of it, `warnings` what pools runs that should be fitted apart.
     """
 
     law: laws.Law
@@ -30,6 +31,8 @@ class Backtest:
     rows: pd.DataFrame
     origins: pd.DataFrame
     noise: noise.SeedNoise
+    excluded: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def latest(self) -> pd.DataFrame:
@@ -42,9 +45,15 @@ class Backtest:
         return self.origins[self.origins["refused"] == ""]
 
     def summary(self) -> str:
-        """One line an origin, the error beside the noise between seeds."""
+        """One line an origin, the error beside the noise between seeds; then what was left out, and warnings."""
         beside = f"seed noise {self.noise.sd:.4f}" if self.noise.sd > 0 else "seed noise not measured"
-        lines = [f"{self.law.name}: {self.law.equation}; fitted below, predicted above, by {self.hold_out}; {beside}"]
+        head = f"{self.law.name}: {self.law.equation}; fitted below, predicted above, by {self.hold_out}; {beside}"
+        left_out = [f"left out: {told}" for told in self.excluded]
+        return "\n".join([head, *self.by_origin(), *left_out, *(f"warning: {told}" for told in self.warnings)])
+
+    def by_origin(self) -> list[str]:
+        """One line an origin."""
+        lines = []
         for row in self.origins.to_dict("records"):
             if row["refused"]:
                 lines.append(f"  up to {row['origin']:.3g}: refused: {row['refused']}")
@@ -55,7 +64,7 @@ class Backtest:
                 f"{row['reach']:.3g} times that: rms error {row['rms_error']:.4f}{relative}, mean "
                 f"{row['mean_error']:+.4f}, {row['inside']:.0%} inside the {self.level:.0%} interval"
             )
-        return "\n".join(lines)
+        return lines
 
 
 def backtest(
@@ -135,6 +144,8 @@ def backtest(
         pd.concat(tables, ignore_index=True),
         pd.DataFrame(told),
         noise.seed_noise(frame, loss) if cluster is None else unmeasured,
+        checks.left_out(chosen),
+        checks.mixture(chosen.frame, {*form.inputs, *(options.get(name, name) for name in form.inputs)})[0],
     )
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import scipy.stats
@@ -54,49 +54,76 @@ def _told(fit: "fitting.Fit", name: str) -> str:
 
 def doubts(fit: "fitting.Fit", theta: np.ndarray) -> tuple[str, ...]:
     """Warnings on what the data do not determine; `theta` are the parameters in the search's coordinates."""
+    return (
+        *_at_bounds(fit, theta),
+        *_vanishing(fit),
+        *_weak(fit),
+        *_undetermined(fit),
+        *_other_minima(fit),
+        *_few_starts(fit),
+        *_few_runs(fit),
+    )
+
+
+def _at_bounds(fit: "fitting.Fit", theta: np.ndarray) -> Iterator[str]:
     low, high = solver.box(fit.law, fit.fixed)
-    warnings = []
     for i, name in enumerate(fit.law.names):
         side = "lower" if theta[i] <= low[i] + 1e-9 else "upper" if theta[i] >= high[i] - 1e-9 else None
         if side and name not in fit.fixed:
-            warnings.append(f"{name} = {fit.params[name]:.4g} is at its {side} bound: the data do not determine it")
+            yield f"{name} = {fit.params[name]:.4g} is at its {side} bound: the data do not determine it"
+
+
+def _vanishing(fit: "fitting.Fit") -> Iterator[str]:
+    """Terms without which the law is the same on these runs."""
     for name in fit.law.linear:
-        if fit.law.parameter(name).log and name not in fit.fixed:
-            without = dataclasses.replace(fit, params={**fit.params, name: 0.0}).fitted
-            if np.max(np.abs(1 - without / fit.fitted)) < 1e-4:
-                warnings.append(
-                    f"the term of {name} is below 1e-4 of the loss everywhere: the data do not determine it"
-                )
+        if not fit.law.parameter(name).log or name in fit.fixed:
+            continue
+        without = dataclasses.replace(fit, params={**fit.params, name: 0.0}).fitted
+        if np.max(np.abs(1 - without / fit.fitted)) < 1e-4:
+            yield f"the term of {name} is below 1e-4 of the loss everywhere: the data do not determine it"
+
+
+def _weak(fit: "fitting.Fit") -> Iterator[str]:
+    """Exponents known within a factor only, and not said to be undetermined."""
     vague = {name for group in fit.diagnostics.undetermined for name in group}
     for name in fit.diagnostics.free:
         factor = np.exp(min(1.96 * fit.diagnostics.standard_error[name], 690.0))
         if fit.law.parameter(name).log and name not in (*fit.law.linear, *vague) and factor > 2:
-            warnings.append(f"{name} is weakly identified: known within a factor of {factor:.2g} either way")
+            yield f"{name} is weakly identified: known within a factor of {factor:.2g} either way"
+
+
+def _undetermined(fit: "fitting.Fit") -> Iterator[str]:
     for group in fit.diagnostics.undetermined:
-        warnings.append(
-            f"the data do not tell {' and '.join(group)} apart: they can move together by more than a factor e"
-            if len(group) > 1
-            else f"the data do not determine {group[0]}: its standard error is above 100%"
-        )
+        if len(group) > 1:
+            yield f"the data do not tell {' and '.join(group)} apart: they can move together by more than a factor e"
+        else:
+            yield f"the data do not determine {group[0]}: its standard error is above 100%"
+
+
+def _other_minima(fit: "fitting.Fit") -> Iterator[str]:
+    """Minima that an F test at 95% does not tell from the best one."""
     told = fit.diagnostics
     quantile = scipy.stats.f.ppf(0.95, 1, max(len(fit.runs) - len(told.free), 1))
     for value, params in fit.starts.others:
         if 2 * (value - fit.objective) < quantile * told.stiffness * told.variance:
             where = ", ".join(f"{name} = {params[name]:.4g}" for name in params if name not in fit.fixed)
-            warnings.append(
+            yield (
                 f"poorly identified: another minimum, its objective {value / fit.objective - 1:.2%} higher, lies at "
                 f"{where}; the data do not tell the two apart at 95%"
             )
+
+
+def _few_starts(fit: "fitting.Fit") -> Iterator[str]:
     if fit.starts.share < 0.25 and fit.starts.count > 1:
-        warnings.append(
-            f"only {fit.starts.reached} of {fit.starts.count} starts reached the best minimum: it may not be global"
-        )
+        yield f"only {fit.starts.reached} of {fit.starts.count} starts reached the best minimum: it may not be global"
+
+
+def _few_runs(fit: "fitting.Fit") -> Iterator[str]:
     free = len(fit.law.names) - len(fit.fixed)
     if 0 < fit.clusters <= 2 * free:
-        warnings.append(f"{fit.clusters} clusters for {free} parameters: intervals between so few runs are rough")
+        yield f"{fit.clusters} clusters for {free} parameters: intervals between so few runs are rough"
     if len(fit.runs) < 3 * free:
-        warnings.append(f"{len(fit.runs)} runs for {free} parameters: expect wide intervals")
-    return tuple(warnings)
+        yield f"{len(fit.runs)} runs for {free} parameters: expect wide intervals"
 
 
 def facts(

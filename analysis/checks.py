@@ -6,12 +6,12 @@ Everything that is excluded is excluded by a rule stated here and is counted; ev
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from analysis import errors, forms, shapes
+from analysis import errors, forms, settings, shapes
 
 ONE_EACH = ("tokenizer_id", "vocabulary_size", "context", "precision", "validation_id")
 EPOCHS_WARN, EPOCHS_REFUSE = 1.0, 4.0  # Muennighoff et al. 2023, arXiv 2305.16264: little lost up to about 4 epochs
@@ -21,6 +21,8 @@ NUMERIC = (
     "params", "params_non_embedding", "params_with_head", "tokens", "unique_tokens", "flops", "flops_6nd",
     "flops_budget", "loss", "epochs", "batch_tokens", "learning_rate", "seed",
 )  # fmt: skip
+DAMAGED = "damaged"  # the status of a row whose run's files are missing or cannot be read; its `reason` says which
+REASONS = 3  # of damaged rows that are listed
 RATIO_SPREAD = 0.05  # least standard deviation of log D given log N; 5% apart is one ratio
 
 
@@ -40,6 +42,7 @@ def runs(frame: pd.DataFrame, cluster: str | None = None) -> Selection:
 
     A run_id may repeat only where the rows of a run are a `cluster` of its checkpoints.
     A column of numbers that is text for the sake of other rows ("-" in a failed one) is numbers again in the selection.
+    Rows of any other status are left out and counted, damaged ones with the reason; they may lack every measurement.
     """
     if not isinstance(frame, pd.DataFrame):
         raise errors.Refused(f"got a {type(frame).__name__}: the analysis takes a pandas DataFrame; build one of it")
@@ -47,9 +50,8 @@ def runs(frame: pd.DataFrame, cluster: str | None = None) -> Selection:
     dropped: dict[str, int] = {}
     notes = []
     if "status" in frame:
-        for status, count in frame.loc[frame["status"] != "finished", "status"].value_counts(dropna=False).items():
-            dropped[f"status is {status}"] = int(count)
-        keep &= frame["status"] == "finished"
+        keep = frame["status"] == "finished"
+        dropped = _statuses(frame[~keep])
     else:
         notes.append("status: not checked (no column)")
     if "role" in frame:
@@ -64,12 +66,39 @@ def runs(frame: pd.DataFrame, cluster: str | None = None) -> Selection:
             f"run_id {repeated!r} is in two rows: a run counts once; drop the repeats, or pass cluster='run_id' where "
             "they are checkpoints"
         )
+    return Selection(_numeric(chosen), len(frame), tuple(dropped.items()), (), tuple(notes))
+
+
+def _statuses(frame: pd.DataFrame) -> dict[str, int]:
+    """How many rows are left out by each status, of damaged ones with what is wrong with them."""
+    dropped: dict[str, int] = {}
+    for status, count in frame["status"].value_counts(dropna=False).items():
+        told = f"status is {status}"
+        if (
+            status == DAMAGED
+            and "reason" in frame
+            and len(why := frame.loc[frame["status"] == status, "reason"].dropna())
+        ):
+            reasons = why.astype(str).drop_duplicates()
+            more = f"; and {len(reasons) - REASONS} more reasons" if len(reasons) > REASONS else ""
+            told += f" ({'; '.join(reasons.iloc[:REASONS])}{more})"
+        dropped[told] = int(count)
+    return dropped
+
+
+def _numeric(frame: pd.DataFrame) -> pd.DataFrame:
+    """With the columns of numbers that are text for the sake of rows left out as numbers."""
     for name in NUMERIC:
-        if name in chosen.columns and not pd.api.types.is_numeric_dtype(chosen[name]):
-            values = pd.to_numeric(chosen[name], errors="coerce")
-            if not (values.isna() & chosen[name].notna()).any():
-                chosen = chosen.assign(**{name: values})
-    return Selection(chosen, len(frame), tuple(dropped.items()), (), tuple(notes))
+        if name in frame.columns and not pd.api.types.is_numeric_dtype(frame[name]):
+            values = pd.to_numeric(frame[name], errors="coerce")
+            if not (values.isna() & frame[name].notna()).any():
+                frame = frame.assign(**{name: values})
+    return frame
+
+
+def left_out(chosen: Selection) -> tuple[str, ...]:
+    """What was left out of a selection and why, a line a reason."""
+    return tuple(f"{count} rows where {why}" for why, count in chosen.dropped)
 
 
 def there(frame: pd.DataFrame, name: str, purpose: str) -> None:
@@ -124,18 +153,18 @@ def one_of_each(frame: pd.DataFrame, varies: Sequence[str] = ()) -> tuple[str, .
                 f"{name} takes {len(values)} values ({listed}): losses under different ones are not comparable; "
                 f"fit each on its own, e.g. frame[frame[{name!r}] == {values.iloc[0]!r}]"
             )
-        notes.append(f"one {name}: {values.iloc[0]}")
+        notes.append(f"one {name}: {settings.values(values).iloc[0]}")
     return tuple(notes)
 
 
-def mixture(frame: pd.DataFrame) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Warnings and notes on what kinds of runs the frame holds, and how many of each."""
+def mixture(frame: pd.DataFrame, inputs: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Warnings and notes on what kinds of runs, and with which settings, share a law of these inputs."""
     warnings, notes = [], []
     for name in TOLD:
         if name not in frame.columns or frame[name].isna().all():
             notes.append(f"one {name}: not checked (no column)")
             continue
-        counts = frame[name].astype(object).where(frame[name].notna(), "not recorded").value_counts()
+        counts = settings.values(frame[name], "not recorded").value_counts()
         if len(counts) == 1:
             notes.append(f"one {name}: {counts.index[0]}")
             continue
@@ -147,7 +176,7 @@ def mixture(frame: pd.DataFrame) -> tuple[tuple[str, ...], tuple[str, ...]]:
                 f"runs of {len(counts)} kinds of {name} in one law ({listed}): it is the law of none of them; fit each "
                 "on its own"
             )
-    return tuple(warnings), tuple(notes)
+    return (*warnings, *settings.pooled(frame, inputs)), tuple(notes)
 
 
 def epochs(frame: pd.DataFrame) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -195,7 +224,12 @@ def learning_rates(frame: pd.DataFrame) -> tuple[str, ...]:
     keys = [k for k in ("params", "tokens", "family", "batch_tokens") if k in frame.columns]
     if "learning_rate" not in frame.columns or not {"params", "tokens"} <= set(keys):
         return ()
-    rates = frame.groupby(keys, dropna=False)["learning_rate"].nunique()
+    others = [
+        settings.values(frame[name])
+        for name in settings.fields(frame)
+        if name not in ("optimizer.learning_rate", "seed")
+    ]
+    rates = frame.groupby([*(frame[key] for key in keys), *others], dropna=False)["learning_rate"].nunique()
     if not (several := int((rates > 1).sum())):
         return ()
     return (f"{several} (N, D) pairs were trained at several learning rates; keep the best of each before fitting",)
@@ -233,60 +267,88 @@ def measurements(
     if unknown := set(columns) - set(law.inputs):
         raise errors.Refused(f"{sorted(unknown)} are no inputs of {law.name!r}; it takes {', '.join(law.inputs)}")
     chosen = runs(frame, cluster)
-    if cluster is not None and (cluster not in frame.columns or chosen.frame[cluster].isna().any()):
-        raise errors.Refused(f"cluster {cluster!r} is no column with a value in every row; name one that says the run")
-    if cluster is not None and chosen.frame[cluster].nunique() < 2:
-        raise errors.Refused(
-            f"cluster {cluster!r} has one value in all {len(chosen.frame)} rows: intervals come from the differences "
-            "between runs; add runs, or leave cluster out if rows are runs of their own"
-        )
-    names = {name: columns.get(name, name) for name in law.inputs}
+    _clustered(chosen.frame, cluster)
     if not len(chosen.frame):
         raise errors.Refused(f"0 of {chosen.total} rows are finished runs; there is nothing to fit: {chosen.dropped}")
+    names = {name: columns.get(name, name) for name in law.inputs}
     inputs = {
-        name: column(chosen.frame, names[name], f"input {name!r} of {law.name}", name not in law.real)
-        for name in law.inputs
+        name: column(chosen.frame, held, f"input {name!r} of {law.name}", name not in law.real)
+        for name, held in names.items()
     }
     measured = column(chosen.frame, loss, "the loss", scale != "linear")
-    if chosen.frame.duplicated().any():
-        row = chosen.frame.index[chosen.frame.duplicated()][0]
-        raise errors.Refused(
-            f"{int(chosen.frame.duplicated().sum())} rows repeat another in every column (first at index {row!r}): a "
-            "run counts once; use frame.drop_duplicates(), or add a seed column if they are runs of their own"
-        )
-    needed, got = len(law.names) - len(fixed), len(measured)
-    if got <= needed:
-        raise errors.Refused(f"{got} runs for {needed} parameters of {law.name!r}: need more than {needed}; add runs")
-    if len(law.inputs) == 1:
-        first = law.inputs[0]
-        size = inputs[first] if first in law.real else np.log(inputs[first])
-        if np.ptp(size) < (1e-9 * np.abs(size).max() if first in law.real else RATIO_SPREAD):
-            raise errors.Refused(
-                f"{names[first]!r} is the same in all {got} runs: {law.name!r} needs it to vary; add runs"
-            )
-    warnings, notes = list[str](), list(chosen.notes)
-    if len(law.inputs) == 1 and not law.real and scale != "linear":
-        x = inputs[law.inputs[0]]
-        if len(np.unique(x)) >= shapes.FEWEST:
-            order = np.argsort(x, kind="stable")
-            x, y = x[order], measured[order]
-            warnings += shapes.turning(x, y, shapes.noise(x, np.log(y)), names[law.inputs[0]], loss)
+    _once(chosen.frame)
+    _enough(law, inputs, names, len(measured), len(law.names) - len(fixed))
+    warnings = list(_turning(law, inputs, names, measured, loss, scale))
     if "learning_rate" not in law.inputs:
         warnings += learning_rates(chosen.frame)
-    notes += one_of_each(chosen.frame, law.varies)
-    more, told = mixture(chosen.frame)
-    warnings += more
-    notes += told
+    notes = [*chosen.notes, *one_of_each(chosen.frame, law.varies)]
+    told = [mixture(chosen.frame, {*law.inputs, *names.values()})]
     if "tokens" in law.inputs and "unique_tokens" not in law.inputs:
-        more, told = epochs(chosen.frame)
+        told.append(epochs(chosen.frame))
+    for more, other in told:
         warnings += more
-        notes += told
+        notes += other
     if not set(fixed) & set(law.nonlinear):
-        if {"params", "tokens"} <= set(law.inputs):
-            separable(inputs["params"], inputs["tokens"])
-        if len(law.inputs) > 1:
-            independent({name: inputs[name] for name in law.inputs if name not in law.real}, law.name)
+        _identified(law, inputs)
     return dataclasses.replace(chosen, warnings=tuple(warnings), notes=tuple(notes)), inputs, measured
+
+
+def _clustered(frame: pd.DataFrame, cluster: str | None) -> None:
+    """Refuse a cluster column that does not say of every row which of several runs it is of."""
+    if cluster is None:
+        return
+    if cluster not in frame.columns or frame[cluster].isna().any():
+        raise errors.Refused(f"cluster {cluster!r} is no column with a value in every row; name one that says the run")
+    if frame[cluster].nunique() < 2:
+        raise errors.Refused(
+            f"cluster {cluster!r} has one value in all {len(frame)} rows: intervals come from the differences "
+            "between runs; add runs, or leave cluster out if rows are runs of their own"
+        )
+
+
+def _once(frame: pd.DataFrame) -> None:
+    """Refuse rows that repeat another."""
+    again = frame.apply(lambda cells: settings.values(cells) if cells.dtype == object else cells).duplicated()
+    if again.any():
+        raise errors.Refused(
+            f"{int(again.sum())} rows repeat another in every column (first at index {frame.index[again][0]!r}): a "
+            "run counts once; use frame.drop_duplicates(), or add a seed column if they are runs of their own"
+        )
+
+
+def _enough(law: forms.Law, inputs: Mapping[str, np.ndarray], names: Mapping[str, str], got: int, needed: int) -> None:
+    """Refuse fewer runs than free parameters, and a single input that does not vary."""
+    if got <= needed:
+        raise errors.Refused(f"{got} runs for {needed} parameters of {law.name!r}: need more than {needed}; add runs")
+    if len(law.inputs) != 1:
+        return
+    first = law.inputs[0]
+    size = inputs[first] if first in law.real else np.log(inputs[first])
+    if np.ptp(size) < (1e-9 * np.abs(size).max() if first in law.real else RATIO_SPREAD):
+        raise errors.Refused(f"{names[first]!r} is the same in all {got} runs: {law.name!r} needs it to vary; add runs")
+
+
+def _identified(law: forms.Law, inputs: Mapping[str, np.ndarray]) -> None:
+    """Refuse inputs whose effects cannot be told apart."""
+    if {"params", "tokens"} <= set(law.inputs):
+        separable(inputs["params"], inputs["tokens"])
+    if len(law.inputs) > 1:
+        independent({name: inputs[name] for name in law.inputs if name not in law.real}, law.name)
+
+
+def _turning(
+    law: forms.Law, inputs: Mapping[str, np.ndarray], names: Mapping[str, str], measured: np.ndarray, loss: str,
+    scale: str,
+) -> Iterator[str]:  # fmt: skip
+    """Warnings where a curve of one positive input turns beyond its noise, as no power law does."""
+    if len(law.inputs) != 1 or law.real or scale == "linear":
+        return
+    (name,) = law.inputs
+    x = inputs[name]
+    if len(np.unique(x)) >= shapes.FEWEST:
+        order = np.argsort(x, kind="stable")
+        x, y = x[order], measured[order]
+        yield from shapes.turning(x, y, shapes.noise(x, np.log(y)), names[name], loss)
 
 
 def conventions(frame: pd.DataFrame, names: Sequence[str]) -> tuple[str, ...]:

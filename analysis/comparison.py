@@ -1,7 +1,7 @@
 """Laws side by side on the same runs: by held-out error first, then by information criteria."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ import scipy.special
 
 from analysis import backtests, errors, fitting, laws
 from analysis.criteria import Criterion
+
+OPTIONS = {"objective", "delta", "scale", "weights", "cluster"}  # of a fit, that all laws take
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,7 +34,7 @@ class Comparison:
         return str(self.table["law"].iloc[0])
 
     def summary(self) -> str:
-        """The table as text, with the reasons of what was refused below."""
+        """The table as text; below it the reasons of what was refused, and each fit's warnings."""
         shown = self.table[self.table["refused"] == ""]
         rows = [f"{'law':<22}{'held-out':>10}{'inside':>8}{'params':>8}{'AIC':>10}{'BIC':>10}{'rms':>9}  status"]
         for row in shown.to_dict("records"):
@@ -41,7 +43,12 @@ class Comparison:
                 f"{row['bic']:>10.1f}{row['rms']:>9.4f}  {row['status']}"
             )
         refused = self.table[self.table["refused"] != ""]
-        return "\n".join(rows + [f"{row.law}: refused: {row.refused}" for row in refused.itertuples()])
+        rows += [f"{row.law}: refused: {row.refused}" for row in refused.itertuples()]
+        for warning in dict.fromkeys(warning for fit in self.fits.values() for warning in fit.warnings):
+            warned = [name for name, fit in self.fits.items() if warning in fit.warnings]
+            whose = f" ({', '.join(warned)})" if len(warned) < len(self.fits) else ""
+            rows.append(f"warning{whose}: {warning}")
+        return "\n".join(rows)
 
 
 def compare(
@@ -61,21 +68,8 @@ def compare(
     are taken on one scale. A law that the runs cannot carry is listed with the reason; Refused where none can be made.
     """
     forms = [laws.get(entry) for entry in candidates]
-    if repeated := {form.name for form in forms if sum(form.name == other.name for other in forms) > 1}:
-        raise ValueError(f"laws {sorted(repeated)} are named twice; name each once")
-    scales = {options.get("scale") or form.scale for form in forms}
-    if len(scales) != 1:
-        raise errors.Refused(
-            f"laws on the scales {', '.join(sorted(map(str, scales)))} have no common error; pass scale="
-        )
     inputs = {name for form in forms for name in form.inputs}
-    if "fixed" in options:
-        raise ValueError("fixed: laws have no parameters in common; compare them free, or backtest one with fixed=")
-    known = {"objective", "delta", "scale", "weights", "cluster"}
-    if unknown := set(options) - inputs - known:
-        raise ValueError(
-            f"{sorted(unknown)} are no inputs of these laws nor common options ({', '.join(sorted(known))})"
-        )
+    _comparable(forms, inputs, options)
     fits: dict[str, fitting.Fit] = {}
     tests: dict[str, backtests.Backtest] = {}
     refused: dict[str, str] = {}
@@ -92,13 +86,37 @@ def compare(
             refused[form.name] = str(reason)
     if not fits:
         raise errors.Refused("; ".join(f"{name}: {reason}" for name, reason in refused.items()))
+    return Comparison(_table(fits, tests, refused), fits, tests)
+
+
+def _table(
+    fits: Mapping[str, fitting.Fit], tests: Mapping[str, backtests.Backtest], refused: Mapping[str, str]
+) -> pd.DataFrame:
+    """A row a law, the best first, those that were refused at the end."""
     shared = set.intersection(*(set(test.usable["origin"]) for test in tests.values()))
     rows = [_row(fits[name], tests[name], shared) for name in fits]
     table = pd.DataFrame(rows).sort_values(["held_out", "bic"], kind="stable", ignore_index=True)
-    if refused:
-        nothing = pd.DataFrame([{"law": name, "refused": reason} for name, reason in refused.items()])
-        table = pd.concat([table, nothing], ignore_index=True)
-    return Comparison(table, fits, tests)
+    if not refused:
+        return table
+    nothing = pd.DataFrame([{"law": name, "refused": reason} for name, reason in refused.items()])
+    return pd.concat([table, nothing], ignore_index=True)
+
+
+def _comparable(forms: Sequence[laws.Law], inputs: set[str], options: Mapping[str, Any]) -> None:
+    """Each law once, all on one scale, and no option that is none of theirs, or ValueError."""
+    if repeated := {form.name for form in forms if sum(form.name == other.name for other in forms) > 1}:
+        raise ValueError(f"laws {sorted(repeated)} are named twice; name each once")
+    scales = {options.get("scale") or form.scale for form in forms}
+    if len(scales) != 1:
+        raise errors.Refused(
+            f"laws on the scales {', '.join(sorted(map(str, scales)))} have no common error; pass scale="
+        )
+    if "fixed" in options:
+        raise ValueError("fixed: laws have no parameters in common; compare them free, or backtest one with fixed=")
+    if unknown := set(options) - inputs - OPTIONS:
+        raise ValueError(
+            f"{sorted(unknown)} are no inputs of these laws nor common options ({', '.join(sorted(OPTIONS))})"
+        )
 
 
 def _row(fit: fitting.Fit, test: backtests.Backtest, shared: set[float]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ What is counted moves the exponents as much as how they are fitted (Pearce & Son
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -52,33 +53,33 @@ def approaches(
         checks.column(frame, params[0], "the frontier")
     rows: list[dict[str, object]] = []
     for convention in (each for name in there for each in _conventions(frame, name, tokens)):
-        names = {"params": convention.params, "tokens": tokens, "flops": convention.column}
-        said = {"params": convention.params, "flops": convention.flops}
-        made: dict[int, frontiers.Frontier | errors.Refused] = {}
-        for approach in (1, 2, 3):
-            try:
-                made[approach] = frontiers.frontier(
-                    convention.frame, approach, loss=loss, minimum=minimum, level=level, resamples=resamples,
-                    seed=seed, **names,
-                )  # fmt: skip
-            except errors.Refused as reason:
-                made[approach] = reason
-        to = next((a for a in (3, 2) if isinstance(made[a], frontiers.Frontier)), 0)
-        for approach, found in made.items():
-            row: dict[str, object] = {**said, "approach": approach}
-            if isinstance(found, errors.Refused):
-                rows.append({**row, "refused": str(found)})
-                continue
-            row |= _exponents(found) | {"refused": ""}
-            against = made[to] if to else None
-            if isinstance(against, frontiers.Frontier):
-                row["difference"] = found.exponent_params.value - against.exponent_params.value
-                row["difference_to"] = f"approach {to}"
-            rows.append(row)
+        rows += _rows(convention, tokens, loss=loss, minimum=minimum, level=level, resamples=resamples, seed=seed)
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     first = table.drop_duplicates("approach").set_index("approach")["exponent_params"]
     table["between_conventions"] = table["exponent_params"] - table["approach"].map(first)
     return table.fillna({"difference_to": "", "refused": ""})
+
+
+def _rows(convention: _Convention, tokens: str, **options: Any) -> Iterator[dict[str, object]]:
+    """A row for each approach under one convention; `options` are those of `frontiers.frontier`."""
+    options |= {"params": convention.params, "tokens": tokens, "flops": convention.column}
+    made: dict[int, frontiers.Frontier | errors.Refused] = {}
+    for approach in (1, 2, 3):
+        try:
+            made[approach] = frontiers.frontier(convention.frame, approach, **options)
+        except errors.Refused as reason:
+            made[approach] = reason
+    to, against = next(((a, found) for a in (3, 2) if isinstance(found := made[a], frontiers.Frontier)), (0, None))
+    for approach, found in made.items():
+        row: dict[str, object] = {"params": convention.params, "flops": convention.flops, "approach": approach}
+        if isinstance(found, errors.Refused):
+            yield {**row, "refused": str(found)}
+            continue
+        row |= _exponents(found) | {"refused": ""}
+        if against is not None:
+            row["difference"] = found.exponent_params.value - against.exponent_params.value
+            row["difference_to"] = f"approach {to}"
+        yield row
 
 
 def _exponents(found: frontiers.Frontier) -> dict[str, object]:
@@ -110,7 +111,9 @@ def _conventions(frame: pd.DataFrame, params: str, tokens: str) -> Iterator[_Con
 
 def _relabelled(frame: pd.DataFrame, flops: np.ndarray) -> pd.DataFrame:
     """Without `flops_budget` where the runs of a budget are not of equal FLOPs as they are counted here."""
-    if not budgets.labelled(frame) or not (flops > 0).all():  # the latter is refused, by name, where it counts
+    known = ~np.isnan(flops)  # a run that failed may have none
+    if not budgets.labelled(frame) or not (flops[known] > 0).all():  # the latter is refused, by name, where it counts
         return frame
-    spread = pd.Series(np.log(flops), index=frame.index).groupby(frame["flops_budget"]).agg(np.ptp)
+    logs = pd.Series(np.log(flops[known]), index=frame.index[known])
+    spread = logs.groupby(frame.loc[known, "flops_budget"]).agg(np.ptp)
     return frame if (spread <= budgets.UNEQUAL).all() else frame.drop(columns="flops_budget")

@@ -77,6 +77,32 @@ class Plan:
     variance: list[float]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Places:
+    """Inputs of the candidates, of the targets that a plan looks at (`shown`), and of all targets (`wanted`)."""
+
+    pool: dict[str, np.ndarray]
+    shown: dict[str, np.ndarray]
+    wanted: dict[str, np.ndarray]
+
+    def each(self) -> tuple[dict[str, np.ndarray], ...]:
+        return self.pool, self.shown, self.wanted
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Belief:
+    """What is believed before the runs are bought: factors of the prediction's covariance at the `Places`.
+
+    `deviation` is what one run scatters by; `facts` say what the belief rests on.
+    """
+
+    pool: np.ndarray
+    shown: np.ndarray
+    wanted: np.ndarray
+    deviation: float
+    facts: tuple[str, ...]
+
+
 def greedy(
     candidates: Float[np.ndarray, "samples candidates rank"],
     target: Float[np.ndarray, "samples target rank"],
@@ -155,65 +181,65 @@ def next_runs(
     candidate named where none is affordable.
     """
     form = laws.get(law)
-    if unknown := set(columns) - set(form.inputs):
-        raise errors.Refused(f"{sorted(unknown)} are no inputs of {form.name!r}; it takes {', '.join(form.inputs)}")
-    if unknown := set(prior or {}) - set(form.nonlinear):
-        raise errors.Refused(f"prior names {sorted(unknown)}; nonlinear in {form.name!r}: {', '.join(form.nonlinear)}")
-    if bad := [name for name, (at, sd) in (prior or {}).items() if not (np.isfinite(at) and 0 < sd < np.inf)]:
-        raise errors.Refused(f"prior of {bad[0]} = {(prior or {})[bad[0]]}: give a centre and a positive deviation")
-    if not 0 < noise < np.inf:
-        raise errors.Refused(f"noise = {noise}: must be a positive fraction of the loss, such as {information.NOISE}")
-    if runs is not None and runs < 1:
-        raise errors.Refused(f"runs = {runs}: must be at least 1, or None for as many as the budget buys")
+    _asked(form, columns, prior or {}, noise, runs)
     pool = _inputs(form, candidates, columns, "candidates")
     wanted = _inputs(form, target, columns, "target")
-    if candidates.index.has_duplicates:
-        twice = candidates.index[candidates.index.duplicated()].tolist()[0]
-        raise errors.Refused(f"the index of the candidates repeats {twice!r}: reset_index(drop=True) first")
-    if (same := candidates.duplicated()).any():
-        raise errors.Refused(
-            f"candidate {candidates.index[same].tolist()[0]!r} repeats another row: drop_duplicates(), or "
-            "add a column that tells a repetition, such as a seed"
-        )
+    _distinct(candidates)
     price = _price(candidates, cost, budget)
-    measured = checks.runs(done).frame if len(done) else done
-    few = len(measured) < LEAST
-    if len(measured):
-        known = _inputs(form, measured, columns, "done")
-        y = checks.column(measured, loss, f"the loss of {form.name!r}", positive=form.scale == "log")
-        few = few or not information.startable(form, known, y)
-    together = [pool, wanted, *([known] if len(measured) else [])]
+    known, y = _measured(form, done, columns, loss)
+    places = Places(pool, {name: values[_spread(len(values))] for name, values in wanted.items()}, wanted)
+    together = [pool, wanted, *([known] if len(y) else [])]
     drift = information.Drift.over(form, {name: np.concatenate([part[name] for part in together]) for name in pool})
-    shown = {name: values[_spread(len(values))] for name, values in wanted.items()}
-    if few:
-        deviation = noise
-        parts = [_surface(drift, at, noise) for at in (pool, shown, wanted)]
-        facts = [
-            f"start without a law: {len(measured)} runs done, too few to start {form.name!r} from; "
-            "chosen by a law-free surface"
-        ]
-        if len(measured):
-            parts = [conditioned(part, _surface(drift, known, noise), noise) for part in parts]
+    if len(y) < LEAST or not information.startable(form, known, y):
+        belief = _without_law(form, drift, places, known, len(y), noise)
     else:
-        samples = information.sample(form, known, y, drift, prior=prior, noise=noise, seed=seed)
-        deviation = samples.deviation()
-        parts = [samples.factors(at, AVERAGED) for at in (pool, shown, wanted)]
-        facts = [
-            f"runs done: {len(measured)}"
-            + (f", fewer than the {len(form.names)} parameters: the law's starts decide" * (len(y) < len(form.names))),
-            f"misfit of the law: {samples.ratio * samples.noise:.2g}, beside {samples.noise:.2g} for a run's own noise",
-        ]
-    plan = best_plan(parts[0], parts[1], price / budget, 1.0, deviation, runs=runs)
+        belief = _by_law(form, drift, places, known, y, prior, noise, seed)
+    plan = best_plan(belief.pool, belief.shown, price / budget, 1.0, belief.deviation, runs=runs)
+    after = conditioned(belief.wanted, belief.pool[:, plan.chosen], belief.deviation)
+    each = [np.sqrt(np.mean(np.sum(part**2, axis=2), axis=0)) for part in (belief.wanted, after)]
+    predicted = pd.DataFrame(dict(zip(("before", "after"), each, strict=True)), index=target.index)
+    return Design(
+        form, _bought(candidates, price, plan), predicted, float(budget), float(price[plan.chosen].sum()),
+        belief.deviation, belief.facts,
+    )  # fmt: skip
+
+
+def _without_law(
+    law: forms.Law, drift: information.Drift, places: Places, known: Mapping[str, np.ndarray], done: int, noise: float
+) -> Belief:
+    """By a law-free surface, after the runs done where there are any."""
+    parts = [_surface(drift, at, noise) for at in places.each()]
+    if done:
+        parts = [conditioned(part, _surface(drift, known, noise), noise) for part in parts]
+    told = f"start without a law: {done} runs done, too few to start {law.name!r} from; chosen by a law-free surface"
+    pool, shown, wanted = parts
+    return Belief(pool, shown, wanted, noise, (told,))
+
+
+def _by_law(
+    law: forms.Law, drift: information.Drift, places: Places, known: Mapping[str, np.ndarray], y: np.ndarray,
+    prior: Mapping[str, tuple[float, float]] | None, noise: float, seed: int,
+) -> Belief:  # fmt: skip
+    """By samples of the law's parameters given the runs done, and a smooth misfit of it."""
+    samples = information.sample(law, known, y, drift, prior=prior, noise=noise, seed=seed)
+    few = f", fewer than the {len(law.names)} parameters: the law's starts decide" * (len(y) < len(law.names))
+    facts = (
+        f"runs done: {len(y)}{few}",
+        f"misfit of the law: {samples.ratio * samples.noise:.2g}, beside {samples.noise:.2g} for a run's own noise",
+    )
+    pool, shown, wanted = (samples.factors(at, AVERAGED) for at in places.each())
+    return Belief(pool, shown, wanted, samples.deviation(), facts)
+
+
+def _bought(candidates: pd.DataFrame, price: np.ndarray, plan: Plan) -> pd.DataFrame:
+    """The candidates of a plan, in its order, with their costs and what each does."""
     bought = candidates.iloc[plan.chosen].copy()
     deviations = np.sqrt(plan.variance)
     bought["order"] = np.arange(1, len(bought) + 1)
     bought["cost"] = price[plan.chosen]
     bought["spent"] = bought["cost"].cumsum()
     bought["sd_after"], bought["reduction"] = deviations[1:], -np.diff(deviations)
-    after = conditioned(parts[2], parts[0][:, plan.chosen], deviation)
-    each = [np.sqrt(np.mean(np.sum(part**2, axis=2), axis=0)) for part in (parts[2], after)]
-    predicted = pd.DataFrame(dict(zip(("before", "after"), each, strict=True)), index=target.index)
-    return Design(form, bought, predicted, float(budget), float(price[plan.chosen].sum()), deviation, tuple(facts))
+    return bought
 
 
 def best_plan(
@@ -257,6 +283,22 @@ def _spread(count: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, min(count, TARGETS)).astype(int))
 
 
+def _asked(
+    law: forms.Law, columns: Mapping[str, str], prior: Mapping[str, tuple[float, float]], noise: float, runs: int | None
+) -> None:
+    """Refused where columns, prior, noise or the number of runs are none that a plan can be made with."""
+    if unknown := set(columns) - set(law.inputs):
+        raise errors.Refused(f"{sorted(unknown)} are no inputs of {law.name!r}; it takes {', '.join(law.inputs)}")
+    if unknown := set(prior) - set(law.nonlinear):
+        raise errors.Refused(f"prior names {sorted(unknown)}; nonlinear in {law.name!r}: {', '.join(law.nonlinear)}")
+    if bad := [name for name, (at, sd) in prior.items() if not (np.isfinite(at) and 0 < sd < np.inf)]:
+        raise errors.Refused(f"prior of {bad[0]} = {prior[bad[0]]}: give a centre and a positive deviation")
+    if not 0 < noise < np.inf:
+        raise errors.Refused(f"noise = {noise}: must be a positive fraction of the loss, such as {information.NOISE}")
+    if runs is not None and runs < 1:
+        raise errors.Refused(f"runs = {runs}: must be at least 1, or None for as many as the budget buys")
+
+
 def _inputs(law: forms.Law, frame: pd.DataFrame, columns: Mapping[str, str], what: str) -> dict[str, np.ndarray]:
     """The law's inputs, or `Refused` for no rows or what is not a positive finite number."""
     if not isinstance(frame, pd.DataFrame):
@@ -267,6 +309,29 @@ def _inputs(law: forms.Law, frame: pd.DataFrame, columns: Mapping[str, str], wha
         name: checks.column(frame, columns.get(name, name), f"{what} of {law.name!r}", positive=name not in law.real)
         for name in law.inputs
     }
+
+
+def _distinct(candidates: pd.DataFrame) -> None:
+    """Refused where the index or a row of the candidates repeats."""
+    if candidates.index.has_duplicates:
+        twice = candidates.index[candidates.index.duplicated()].tolist()[0]
+        raise errors.Refused(f"the index of the candidates repeats {twice!r}: reset_index(drop=True) first")
+    if (same := candidates.duplicated()).any():
+        raise errors.Refused(
+            f"candidate {candidates.index[same].tolist()[0]!r} repeats another row: drop_duplicates(), or "
+            "add a column that tells a repetition, such as a seed"
+        )
+
+
+def _measured(
+    law: forms.Law, done: pd.DataFrame, columns: Mapping[str, str], loss: str
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The inputs and the loss of the runs done, both empty where there are none."""
+    finished = checks.runs(done).frame if len(done) else done
+    if not len(finished):
+        return {}, np.empty(0)
+    known = _inputs(law, finished, columns, "done")
+    return known, checks.column(finished, loss, f"the loss of {law.name!r}", positive=law.scale == "log")
 
 
 def _price(candidates: pd.DataFrame, cost: Cost, budget: float) -> np.ndarray:

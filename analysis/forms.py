@@ -122,18 +122,25 @@ def law(
             f"law {label!r}: the function takes {sorted(keywords)} but `parameters` describes {sorted(parameters)}; "
             "make the two agree"
         )
-    if unknown := set(linear) - set(keywords):
-        raise ValueError(f"law {label!r}: linear names {sorted(unknown)}, which are no parameters of it; drop them")
-    if unknown := set(real) - set(inputs):
-        raise ValueError(f"law {label!r}: real names {sorted(unknown)}, which are no inputs of it; drop them")
-    if scale not in typing.get_args(Scale):
-        raise ValueError(f"law {label!r}: scale = {scale!r}; choose one of {', '.join(typing.get_args(Scale))}")
-    unstarted = [key for key in keywords if key not in linear and not parameters[key].start]
-    if unstarted and starts is None:
-        raise ValueError(f"law {label!r}: nothing to start {unstarted} from; give Parameter(start=...) or starts=")
     pairs = tuple((key, parameters[key]) for key in keywords)
     ordered = tuple(key for key in keywords if key in linear)
-    return Law(
+    made = Law(
         label, equation, source, function, inputs, pairs, ordered, starts, scale, tuple(real), tuple(varies), unit,
         validated,
     )  # fmt: skip
+    _agree(made, linear)
+    return made
+
+
+def _agree(made: Law, linear: Sequence[str]) -> None:
+    """Raises ValueError where what a law says of its parameters and inputs names others, or no start is given."""
+    label = made.name
+    if unknown := set(linear) - set(made.names):
+        raise ValueError(f"law {label!r}: linear names {sorted(unknown)}, which are no parameters of it; drop them")
+    if unknown := set(made.real) - set(made.inputs):
+        raise ValueError(f"law {label!r}: real names {sorted(unknown)}, which are no inputs of it; drop them")
+    if made.scale not in typing.get_args(Scale):
+        raise ValueError(f"law {label!r}: scale = {made.scale!r}; choose one of {', '.join(typing.get_args(Scale))}")
+    unstarted = [name for name in made.nonlinear if not made.parameter(name).start]
+    if unstarted and made.starts is None:
+        raise ValueError(f"law {label!r}: nothing to start {unstarted} from; give Parameter(start=...) or starts=")

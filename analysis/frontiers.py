@@ -7,13 +7,12 @@
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
-from analysis import biases, budgets, checks, errors, fitting, lines, uncertainty
+from analysis import allocation, budgets, checks, errors, fitting, isoflop, lines, surfaces, uncertainty
+from analysis.allocation import Allocation, Frontier, Target
 from analysis.lines import Lines
 from analysis.surfaces import FlopRule, Surface, flop_rule
 
@@ -31,131 +30,6 @@ __all__ = [
 ]
 
 BIN = np.log(10.0) / 4  # envelope of unlabelled runs: the best run of each quarter of a decade of FLOPs
-EMPTY = pd.DataFrame(columns=["flops", *lines.QUANTITIES], dtype=np.float64)
-
-
-@dataclasses.dataclass(frozen=True)
-class Allocation:
-    """The model and the data that a budget should buy, and the loss that they should reach.
-
-    `flops` pays for training and for `inference_tokens` of inference; `training_flops` is the part of training.
-    """
-
-    flops: float
-    params: uncertainty.Estimate
-    tokens: uncertainty.Estimate
-    loss: uncertainty.Estimate
-    training_flops: uncertainty.Estimate
-    inference_tokens: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """The least FLOPs, of training and of `inference_tokens` of inference together, that reach a loss.
-
-    `reachable` is the share of resamples whose law reaches it at all; where the others are in a tail of the interval,
-    its end is infinite.
-    """
-
-    loss: float
-    flops: uncertainty.Estimate
-    params: uncertainty.Estimate
-    tokens: uncertainty.Estimate
-    reachable: float
-    inference_tokens: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Frontier:
-    """Compute-optimal N*(C) ∝ C^exponent_params and D*(C) ∝ C^exponent_tokens by one approach.
-
-    `approach` is 1, 2 or 3, and 0 where the optima were given (`through`). `minima` has a row an optimum that the
-    power laws go through (empty for approach 3), `statements` say how it was made and under which conventions,
-    `excluded` what was left out and why. Approach 2 has the curves of its budgets, `parabolas`, of the kind `minimum`;
-    `methods`, a row a kind of curve: its exponents and their difference to the ones used, and its bias on this grid;
-    and the `bias` of the kind that was used.
-    """
-
-    approach: int
-    level: float
-    curve: Lines | Surface
-    minima: pd.DataFrame
-    statements: tuple[str, ...]
-    excluded: tuple[str, ...]
-    warnings: tuple[str, ...]
-    parabolas: tuple[budgets.Minimum, ...] = ()
-    fit: fitting.Fit | None = None
-    bootstrap: uncertainty.Bootstrap | None = None
-    minimum: str = ""
-    methods: pd.DataFrame = dataclasses.field(default_factory=pd.DataFrame)
-    bias: biases.Bias | None = None
-
-    def _estimate(self, samples: Float[np.ndarray, " samples"]) -> uncertainty.Estimate:
-        if np.isnan(samples[0]):  # the loss where the optima came without
-            return uncertainty.Estimate(np.nan, (np.nan, np.nan), self.level)
-        resampled = uncertainty.unbiased(samples[1:], samples[0]) if self.approach == 3 else samples[1:]
-        return uncertainty.estimate(samples[0], resampled, self.level)
-
-    @property
-    def exponent_params(self) -> uncertainty.Estimate:
-        return self._estimate(self.curve.exponents[:, 0])
-
-    @property
-    def exponent_tokens(self) -> uncertainty.Estimate:
-        return self._estimate(self.curve.exponents[:, 1])
-
-    def allocate(self, flops: float, inference_tokens: float = 0.0) -> Allocation:
-        """N*, D* and L* at a budget, each with its interval.
-
-        The budget pays for training and, a forward pass a token, for `inference_tokens` of inference (6ND + 2NT;
-        Sardana et al. 2024, arXiv 2401.00448): models get smaller and see more data. That needs the law itself:
-        approaches 1 and 2 refuse it. ValueError unless the budget is positive and finite.
-        """
-        if not 0 < flops < np.inf:
-            raise ValueError(f"flops = {flops}: must be positive and finite; pass a budget in FLOPs such as 1e21")
-        _served(inference_tokens)
-        if inference_tokens:
-            surface = self._surface("allocation with inference")
-            samples = surface.at(flops, inference_tokens)
-            spent = surface.rule.flops(samples[:, 0], samples[:, 1])
-        else:
-            samples, spent = self.curve.at(flops), np.full(len(self.curve.exponents), float(flops))
-        n, d, loss, training = (self._estimate(v) for v in (*samples.T, spent))
-        return Allocation(float(flops), n, d, loss, training, float(inference_tokens))
-
-    def reach(self, loss: float, inference_tokens: float = 0.0) -> Target:
-        """The least FLOPs that reach a loss (nats per token), inference included, with N* and D*; approach 3 only.
-
-        `Refused` where the fitted law never reaches it.
-        """
-        _served(inference_tokens)
-        curve = self._surface("the cost of reaching a loss")
-        if not (least := float(curve.params["E"][0])) < loss < np.inf:
-            raise errors.Refused(
-                f"loss = {loss}: the fitted law reaches no loss at or below E = {least:.4g}; pass a higher one"
-            )
-        samples = curve.reach(loss, inference_tokens)
-        tail = (1 - self.level) / 2
-        ends = np.quantile(samples[1:], [tail, 1 - tail], axis=0, method="inverted_cdf")  # takes infinite ones
-        flops, n, d = (
-            uncertainty.Estimate(float(samples[0, i]), (float(ends[0, i]), float(ends[1, i])), self.level)
-            for i in range(3)
-        )
-        reachable = float(np.isfinite(samples[1:, 0]).mean())
-        return Target(float(loss), flops, n, d, reachable, float(inference_tokens))
-
-    def _surface(self, what: str) -> Surface:
-        if not isinstance(self.curve, Surface):
-            raise errors.Refused(
-                f"{what}: {f'approach {self.approach}' if self.approach else 'a line through optima'} knows only what "
-                "training alone should buy, and it needs the loss elsewhere; use frontier(frame, 3)"
-            )
-        return self.curve
-
-
-def _served(tokens: float) -> None:
-    if not 0 <= tokens < np.inf:
-        raise ValueError(f"inference_tokens = {tokens}: must be finite and at least 0, in tokens")
 
 
 def frontier(
@@ -189,14 +63,18 @@ def frontier(
     with_flops, note = budgets.costed(frame, params, tokens, flops)
     chosen = checks.runs(with_flops)
     checks.one_of_each(chosen.frame)
-    mixed, _ = checks.mixture(chosen.frame)
+    mixed, _ = checks.mixture(chosen.frame, names.values())
     chosen = dataclasses.replace(chosen, warnings=(*chosen.warnings, *mixed))
     checks.separable(*(checks.column(chosen.frame, name, "the frontier") for name in (params, tokens)))
     if approach == 2:
-        made = _isoflop(chosen, names, loss, level, resamples, seed, minimum)
+        made = isoflop.frontier(chosen, names, loss, level, resamples, seed, minimum)
     else:
         made = (_envelope if approach == 1 else _parametric)(chosen, names, loss, level, resamples, seed)
-    return dataclasses.replace(made, statements=(*made.statements, note)) if note else made
+    return dataclasses.replace(
+        made,
+        statements=(*made.statements, *([note] if note else [])),
+        excluded=(*checks.left_out(chosen), *made.excluded),
+    )
 
 
 def through(
@@ -232,19 +110,7 @@ def through(
     curve = lines.through(lines.redrawn(logs, precision, resamples, seed), precision)
     weighed = ", ".join(f"log {name} by 1/{of}²" for name, of in zip("ND", errors_of, strict=True) if of)
     how = f"straight lines in logarithms through {len(logs)} given optima, {weighed or 'all weighing the same'}"
-    return Frontier(0, level, curve, _table(logs), _statements(optima, names, how), (), ())
-
-
-def _table(optima: Float[np.ndarray, "optima 4"]) -> pd.DataFrame:
-    there = ~np.isnan(optima[:, :3]).any(axis=1)
-    return pd.DataFrame(np.exp(optima[there]), columns=["flops", *lines.QUANTITIES])
-
-
-def _statements(frame: pd.DataFrame, names: dict[str, str], how: str) -> tuple[str, ...]:
-    return how, *checks.conventions(frame, list(names.values()))
-
-
-_LOSS = "L* = E + A/C^α through the same optima"
+    return Frontier(0, level, curve, allocation.minima(logs), allocation.statements(optima, names, how), (), ())
 
 
 def _envelope(
@@ -272,14 +138,14 @@ def _envelope(
     before = np.fmin.accumulate(optima[:, :, 3], axis=1)
     behind = np.concatenate([np.zeros((len(optima), 1), bool), optima[:, 1:, 3] >= before[:, :-1]], axis=1)
     optima[behind] = np.nan
-    found = _table(optima[0])
+    found = allocation.minima(optima[0])
     if len(found) < lines.FEWEST or found["params"].nunique() < 2:
         raise errors.Refused(
             f"approach 1: the envelope has {len(found)} points of {found['params'].nunique()} sizes; it needs "
             f"{lines.FEWEST} points of 2 sizes; run more budgets"
         )
     groups = "budget" if labelled else "quarter of a decade of FLOPs"
-    how = f"approach 1: the best final loss of each {groups}, where no cheaper run is better; {_LOSS}"
+    how = f"approach 1: the best final loss of each {groups}, where no cheaper run is better; {allocation.LOSS_LINE}"
     worse = int(behind[0].sum())
     excluded: tuple[str, ...] = (
         (f"approach 1: {worse} budgets whose best run is no better than a cheaper one",) if worse else ()
@@ -287,103 +153,9 @@ def _envelope(
     if alone := len(sizes) - len(contested):
         excluded += (f"approach 1: {alone} budgets with one size only",)
     excluded += tuple(f"approach 1: {told}" for told in budgets.unlabelled(frame))
-    return Frontier(1, level, lines.through(optima), found, _statements(frame, names, how), excluded, chosen.warnings)
-
-
-def _isoflop(
-    chosen: checks.Selection, names: dict[str, str], loss: str, level: float, resamples: int, seed: int, kind: str
-) -> Frontier:
-    cuts, unequal, apart = budgets.slices(chosen.frame, names["params"], names["tokens"], names["flops"], loss)
-    curves = {each: tuple(budgets.optimum(cut, each) for cut in cuts) for each in budgets.KINDS}
-    found = curves[kind]
-    total = len(found) + len(unequal)
-    excluded = (*(f"budget {p.budget:.3g}: {p.refused}" for p in found if p.refused), *unequal)
-    excluded += tuple(f"approach 2: {told}" for told in apart)
-    doubts = [(p.warning, f"{p.budget:.3g}") for p in found if p.warning and not p.refused]
-    warnings = tuple(
-        f"{told} (budgets {', '.join(budget for same, budget in doubts if same == told)})"
-        for told in dict.fromkeys(told for told, _ in doubts)
-    )
-    good = [cut for cut, p in zip(cuts, found, strict=True) if not p.refused]
-    if len(good) < lines.FEWEST:
-        why = "; ".join(excluded) if total else "No two runs share a budget"
-        raise errors.Refused(
-            f"approach 2: {len(good)} of {total} budgets have a minimum that counts; it needs "
-            f"{lines.FEWEST}. {why}. Run sizes on both sides of the best one at each "
-            "budget, or label the grid by a column flops_budget"
-        )
-    estimate = np.stack([cut.logs(*budgets.least(cut, kind)) for cut in good], axis=1)
-    if kind == "parabola":
-        drawn = [uncertainty.counts(len(cut.u), resamples, seed + i) for i, cut in enumerate(good)]
-        again = [cut.logs(*budgets.resampled(cut, weights)) for cut, weights in zip(good, drawn, strict=True)]
-        optima = np.concatenate([estimate, np.stack(again, axis=1)])
-    else:  # a curve through every point: without some of them it is another curve, not another draw of this one
-        optima = lines.redrawn(estimate[0], None, resamples, seed)
-    line = lines.through(optima)
-    lost = float(np.isnan(line.slope[1:, 0]).mean())
-    if lost > 0.1:
-        warnings += (
-            f"{lost:.0%} of resamples kept fewer than {lines.FEWEST} budgets with a minimum and were left out",
-        )
-    law = _law(chosen.frame, names, loss)
-    methods, bias, told = _methods(cuts, curves, kind, law)
-    if bias is not None and bias.notable:
-        warnings += (f"bias: {bias}",)
-    how = (
-        f"approach 2: {_DRAWN[kind]} through {len(good)} of {total} budgets, a straight "
-        f"line in logarithms through their minima; {_LOSS}; intervals from {_VARIED[kind]}"
-    )
     return Frontier(
-        2, level, line, _table(optima[0]), (*_statements(chosen.frame, names, how), *told), excluded,
-        chosen.warnings + warnings, found, minimum=kind, methods=methods, bias=bias,
-    )  # fmt: skip
-
-
-_DRAWN = {"parabola": "least-squares parabolas in log N", "akima": "Akima's interpolation of log loss in log N"}
-_VARIED = {"parabola": "resampled runs", "akima": "the scatter of the minima about the line (Student's t)"}
-
-
-def _law(frame: pd.DataFrame, names: dict[str, str], loss: str) -> fitting.Fit | errors.Refused:
-    """The law by which approach 2's bias is judged, or the reason why there is none."""
-    try:
-        fit = fitting.fit("hoffmann", frame, loss=loss, params=names["params"], tokens=names["tokens"])
-        fitting.refuse_unconverged(fit)
-        _curved(fit, "the bias of approach 2")
-    except errors.Refused as reason:
-        return reason
-    return fit
-
-
-def _curved(fit: fitting.Fit, what: str) -> None:
-    for name in ("A", "B", "alpha", "beta"):
-        if fit.params[name] <= 0:
-            raise errors.Refused(f"{what}: the fitted {name} is 0, so the law has no optimum in N; add runs")
-
-
-def _methods(
-    cuts: Sequence[budgets.Slice], curves: dict[str, tuple[budgets.Minimum, ...]], used: str,
-    law: fitting.Fit | errors.Refused,
-) -> tuple[pd.DataFrame, biases.Bias | None, tuple[str, ...]]:  # fmt: skip
-    """Approach 2 by each kind of curve: exponents, their difference to those used, and the bias on this grid."""
-    rows: list[tuple[str, int, float, float, float, float, float]] = []
-    told, chosen = [], None
-    for kind, found in sorted(curves.items(), key=lambda item: item[0] != used):
-        good = [cut for cut, p in zip(cuts, found, strict=True) if not p.refused]
-        if len(good) < lines.FEWEST:
-            rows.append((kind, len(good), np.nan, np.nan, np.nan, np.nan, np.nan))
-            told.append(f"by {biases.CALLED[kind]}: {len(good)} budgets have a minimum that counts")
-            continue
-        optima = np.stack([cut.logs(*budgets.least(cut, kind)) for cut in good], axis=1)
-        a, b = lines.through(optima).slope[0]
-        bias = biases.bias(good, kind, law.params) if isinstance(law, fitting.Fit) else None
-        off = (bias.exponent_params, bias.params) if bias else (np.nan, np.nan)
-        rows.append((kind, len(good), float(a), float(b), float(a) - rows[0][2] if rows else 0.0, *off))
-        chosen = bias if kind == used else chosen
-        beside = "" if kind == used else f", {rows[-1][4]:+.4f} from that used"
-        unknown = law if isinstance(law, errors.Refused) else "the fitted law's own losses have no minima on this grid"
-        told.append(f"by {biases.CALLED[kind]}: a = {a:.4f}{beside}; {bias or f'bias unknown: {unknown}'}")
-    columns = ["minimum", "budgets", "exponent_params", "exponent_tokens", "difference", "bias_exponent", "bias_params"]
-    return pd.DataFrame(rows, columns=columns), chosen, tuple(told)
+        1, level, lines.through(optima), found, allocation.statements(frame, names, how), excluded, chosen.warnings
+    )
 
 
 def _parametric(
@@ -392,7 +164,7 @@ def _parametric(
     frame = chosen.frame
     fit = fitting.fit("hoffmann", frame, loss=loss, params=names["params"], tokens=names["tokens"])
     rule = flop_rule(frame, **names)
-    return _surface(fit, rule, _statements(frame, names, ""), level, resamples, seed)
+    return _surface(fit, rule, allocation.statements(frame, names, ""), level, resamples, seed)
 
 
 def of_fit(fit: fitting.Fit, *, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> Frontier:
@@ -412,8 +184,10 @@ def _surface(
     fit: fitting.Fit, rule: FlopRule, statements: tuple[str, ...], level: float, resamples: int, seed: int
 ) -> Frontier:
     fitting.refuse_unconverged(fit)
-    _curved(fit, "approach 3")
+    surfaces.refuse_without_optimum(fit.params, "approach 3")
     boot = fit.bootstrap(resamples, seed)
     samples = {name: np.concatenate([[fit.params[name]], boot.samples[name]]) for name in fit.law.names}
     how = f"approach 3: closed form of {fit.law.equation} under {rule}"
-    return Frontier(3, level, Surface(samples, rule), EMPTY, (how, *statements[1:]), (), fit.warnings, (), fit, boot)
+    return Frontier(
+        3, level, Surface(samples, rule), allocation.EMPTY, (how, *statements[1:]), (), fit.warnings, (), fit, boot
+    )

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from analysis import checks
+from analysis import checks, settings
 
 CONFIG = (
     "family", "role", "params", "params_non_embedding", "params_with_head", "tokens", "unique_tokens", "flops",
@@ -33,12 +33,12 @@ def seed_noise(frame: pd.DataFrame, loss: str = "loss") -> SeedNoise:
     if "seed" not in frame.columns:
         return SeedNoise(np.nan, 0, 0, "seed noise not measured: no column 'seed'")
     chosen = checks.runs(frame).frame
-    keys = [name for name in CONFIG if name in chosen.columns and not chosen[name].isna().all()]
-    if not keys:
+    alike = _configuration(chosen)
+    if not alike:
         return SeedNoise(np.nan, 0, 0, "seed noise not measured: no column that tells one configuration from another")
     losses = pd.Series(checks.column(chosen, loss, "the seed noise"), index=chosen.index)
     squares, freedom, groups, unclear = 0.0, 0, 0, 0
-    for _, rows in chosen.groupby(keys, dropna=False):
+    for _, rows in chosen.groupby(alike, dropna=False):
         if len(rows) < 2:
             continue
         if rows["seed"].duplicated().any():
@@ -54,3 +54,9 @@ def seed_noise(frame: pd.DataFrame, loss: str = "loss") -> SeedNoise:
     sd = float(np.sqrt(squares / freedom))
     told = f"seed noise {sd:.4f} nats/token (pooled over {groups} configurations, {freedom} degrees of freedom)"
     return SeedNoise(sd, freedom, groups, told + left_out)
+
+
+def _configuration(frame: pd.DataFrame) -> list[pd.Series]:
+    """The columns that tell one configuration from another, but for the seed."""
+    recorded = [frame[name] for name in CONFIG if name in frame.columns and not frame[name].isna().all()]
+    return recorded + [settings.values(frame[name]) for name in settings.fields(frame) if name != "seed"]

@@ -2,6 +2,8 @@
 
 import dataclasses
 import typing
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import scipy.stats
@@ -54,21 +56,51 @@ def profile(fit: "fitting.Fit", name: str, level: float) -> Profile:
         raise ValueError(f"level = {level}: must lie between 0 and 1; 0.95 is usual")
     if name in fit.fixed:
         raise errors.Refused(f"{name} is fixed at {fit.fixed[name]:g} in this fit: it has no profile; fit it free")
-    law, data = fit.law, fit.points()
-    index = law.names.index(name)
-    told = fit.diagnostics
-    theta = solver.coordinates(law, fit.params)[0]
-    low, high = solver.box(law, fit.fixed)
-    freedom = max(fit.clusters - 1 if fit.clusters else len(fit.runs) - len(told.free), 1)
+    index, parameter = fit.law.names.index(name), fit.law.parameter(name)
+    freedom = max(fit.clusters - 1 if fit.clusters else len(fit.runs) - len(fit.diagnostics.free), 1)
     quantile = float(scipy.stats.f.ppf(level, 1, freedom))
+    back = np.exp if parameter.log else np.asarray
+    at, deviance = _risen(fit, index, quantile, _curvature(fit, index), back)
+    middle = int(np.argmin(np.abs(at - solver.coordinates(fit.law, fit.params)[0][index])))
+    left, left_open = _crossing(at[: middle + 1][::-1], deviance[: middle + 1][::-1], quantile)
+    right, right_open = _crossing(at[middle:], deviance[middle:], quantile)
+    open_ends = tuple(end for end, is_open in (("lower", left_open), ("upper", right_open)) if is_open)
+    interval = (
+        parameter.lower if left_open else float(back(left)),
+        parameter.upper if right_open else float(back(right)),
+    )
+    return Profile(name, back(at), deviance, fit.params[name], level, quantile, interval, open_ends)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Curvature:
+    """Of the objective in one parameter: κ, its standard error, and how the others move with it along the valley."""
+
+    kappa: float
+    error: float
+    ridge: np.ndarray
+
+
+def _curvature(fit: "fitting.Fit", index: int) -> _Curvature:
+    told, theta = fit.diagnostics, solver.coordinates(fit.law, fit.params)[0]
     robust = fit.clusters > 0 or fit.criterion.kind != "squared"
     covariance = told.covariance if robust else told.equal_scatter
     variance, curved = covariance[index, index], told.inverse[index, index]
     kappa = curved / variance if variance > 0 else 1 / max(told.stiffness * told.variance, 1e-300)
     error = float(np.sqrt(variance)) or 0.1 * max(abs(theta[index]), 1.0)
-    ridge = told.inverse[:, index] / curved if curved > 0 else np.eye(len(theta))[index]
-    below = above = REACH * error
-    back = np.exp if law.parameter(name).log else np.asarray
+    return _Curvature(kappa, error, told.inverse[:, index] / curved if curved > 0 else np.eye(len(theta))[index])
+
+
+def _risen(
+    fit: "fitting.Fit", index: int, quantile: float, curvature: _Curvature, back: Callable[[Any], Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values of the parameter, and the deviance there, as far out as it takes to rise above the quantile.
+
+    Refused where the others reach a lower objective than the fit's.
+    """
+    data, theta = fit.points(), solver.coordinates(fit.law, fit.params)[0]
+    low, high = solver.box(fit.law, fit.fixed)
+    below = above = REACH * curvature.error
     for _ in range(WIDENINGS + 1):
         first, last = max(theta[index] - below, low[index]), min(theta[index] + above, high[index])
         at = np.unique(
@@ -76,29 +108,21 @@ def profile(fit: "fitting.Fit", name: str, level: float) -> Profile:
                 [np.linspace(first, theta[index], POINTS // 2 + 1), np.linspace(theta[index], last, POINTS // 2)]
             )
         )
-        objective = _objectives(fit, data, theta + (at - theta[index])[:, None] * ridge, index, at, low, high)
+        along = theta + (at - theta[index])[:, None] * curvature.ridge
+        objective = _objectives(fit, data, along, index, at, low, high)
         lower = fit.objective - np.nanmin(objective)
-        if 2 * kappa * lower > LOWER * quantile:
+        if 2 * curvature.kappa * lower > LOWER * quantile:
             raise errors.Refused(
-                f"held at {name} = {float(back(at[np.nanargmin(objective)])):.5g} the others reach an objective "
-                f"{lower / fit.objective:.2%} below that of the fit, so its minimum is not the least one: fit "
-                "again with start= there"
+                f"held at {fit.law.names[index]} = {float(back(at[np.nanargmin(objective)])):.5g} the others reach an "
+                f"objective {lower / fit.objective:.2%} below that of the fit, so its minimum is not the least one: "
+                "fit again with start= there"
             )
-        deviance = 2 * kappa * (objective - min(fit.objective, np.nanmin(objective)))
+        deviance = 2 * curvature.kappa * (objective - min(fit.objective, np.nanmin(objective)))
         falls_short = deviance[0] < quantile and first > low[index], deviance[-1] < quantile and last < high[index]
         if not any(falls_short):
             break
         below, above = below * (3 if falls_short[0] else 1), above * (3 if falls_short[1] else 1)
-    middle = int(np.argmin(np.abs(at - theta[index])))
-    left, left_open = _crossing(at[: middle + 1][::-1], deviance[: middle + 1][::-1], quantile)
-    right, right_open = _crossing(at[middle:], deviance[middle:], quantile)
-    open_ends = tuple(end for end, is_open in (("lower", left_open), ("upper", right_open)) if is_open)
-    parameter = law.parameter(name)
-    interval = (
-        parameter.lower if left_open else float(back(left)),
-        parameter.upper if right_open else float(back(right)),
-    )
-    return Profile(name, back(at), deviance, fit.params[name], level, quantile, interval, open_ends)
+    return at, deviance
 
 
 def _objectives(

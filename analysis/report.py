@@ -223,7 +223,7 @@ class _Draft:
         self.page.table(("params", "tokens", *shown), rows)
         if len(found.origins) > 1:
             self.page.text("Rolling origin: the law fitted up to each of the largest budgets, predicting those above.")
-            for line in found.summary().splitlines()[1:]:
+            for line in found.by_origin():
                 self.say(line.strip())
 
     def times(self) -> None:
@@ -244,7 +244,8 @@ class _Draft:
         if checklist:
             self.page.text("Checklist of the fitted law (Li et al. 2025, arXiv 2502.18969):")
             self.page.verbatim("\n".join(checklist))
-        self.lines += [*(line for found in self.made for line in found.excluded), *warned, *checklist]
+        excluded = [line for found in self.made for line in found.excluded]
+        self.lines += dict.fromkeys([*excluded, *warned, *checklist])
 
 
 def _counts(column: pd.Series) -> bool:

@@ -11,7 +11,7 @@ profiling compile nothing new.
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -125,18 +125,8 @@ def _solve(law: forms.Law, data: Points, criterion: Criterion, grid: dict[str, n
     real = data.weight > 0
     inputs, y, weight = {name: values[real] for name, values in data.inputs.items()}, data.y[real], data.weight[real]
     unit = {"log": y, "log1p": 1 + y, "linear": np.ones_like(y)}[criterion.scale]
-    others = {name: values[:, None] for name, values in grid.items()}
-    rows = len(next(iter(grid.values()))) if grid else 1
-
-    def value(given: Mapping[str, Any]) -> np.ndarray:
-        found = np.asarray(law(inputs, others | dict(given)), dtype=np.float64) / unit
-        return np.broadcast_to(found, (rows, len(y)))
-
-    nothing = dict.fromkeys(unknown, 0.0)
     with np.errstate(all="ignore"):
-        rest = {name: others[name] * 0 for name in law.linear if name in others}
-        offset = value(nothing) if rest else np.zeros((rows, len(y)))
-        design = np.stack([value({**nothing, **rest, name: 1.0}) for name in unknown], axis=-1)
+        offset, design = _linear(law, inputs, unit, grid, unknown)
         scale = np.sqrt(np.sum(design**2, axis=1))
         usable = np.isfinite(scale).all(axis=1) & (scale > 0).all(axis=1) & np.isfinite(offset).all(axis=1)
         design, scale, offset = design[usable], scale[usable], offset[usable]
@@ -154,6 +144,23 @@ def _solve(law: forms.Law, data: Points, criterion: Criterion, grid: dict[str, n
         kept = np.maximum(c[:, i], 1e-4) if law.parameter(name).log else c[:, i]
         solved[name] = kept / scale[:, i]
     return {name: values[usable] for name, values in grid.items()} | solved
+
+
+def _linear(
+    law: forms.Law, inputs: Mapping[str, np.ndarray], unit: np.ndarray, grid: Mapping[str, np.ndarray],
+    unknown: Sequence[str],
+) -> tuple[Float[np.ndarray, "grid points"], Float[np.ndarray, "grid points columns"]]:  # fmt: skip
+    """o and Φ of the law as o + Φ c in its `unknown` linear parameters c, in the unit of the residuals."""
+    others = {name: values[:, None] for name, values in grid.items()}
+    shape = len(next(iter(grid.values()))) if grid else 1, len(unit)
+
+    def value(given: Mapping[str, Any]) -> np.ndarray:
+        return np.broadcast_to(np.asarray(law(inputs, others | dict(given)), dtype=np.float64) / unit, shape)
+
+    nothing = dict.fromkeys(unknown, 0.0)
+    rest = {name: others[name] * 0 for name in law.linear if name in others}
+    offset = value(nothing) if rest else np.zeros(shape)
+    return offset, np.stack([value({**nothing, **rest, name: 1.0}) for name in unknown], axis=-1)
 
 
 def _bounded(

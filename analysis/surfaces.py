@@ -1,13 +1,13 @@
 """Optima of the fitted law L = E + A/N^α + B/D^β under a rule for the FLOPs, with and without the cost of inference."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from analysis import checks
+from analysis import checks, errors
 
 FORWARD = 1 / 3  # of the FLOPs of training on a token: 2N of 6N (Kaplan et al. 2020, arXiv 2001.08361, section 2.1)
 HALVINGS = 100
@@ -39,6 +39,13 @@ def flop_rule(frame: pd.DataFrame, params: str, tokens: str, flops: str) -> Flop
     return FlopRule(float(np.exp(intercept)), float(kappa), f"fitted to column {flops!r}, rms {rms:.1%}")
 
 
+def refuse_without_optimum(params: Mapping[str, float], what: str) -> None:
+    """Refused where a term of the fitted law has vanished, so that no N is best."""
+    for name in ("A", "B", "alpha", "beta"):
+        if params[name] <= 0:
+            raise errors.Refused(f"{what}: the fitted {name} is 0, so the law has no optimum in N; add runs")
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Surface:
     """Minima of E + A/N^α + B/D^β under C = k N^κ D, estimate first and resamples after it."""
@@ -56,19 +63,20 @@ class Surface:
         """
         E, A, B, alpha, beta = (self.params[name] for name in ("E", "A", "B", "alpha", "beta"))
         kappa, cost = self.rule.kappa, np.log(flops / self.rule.k)
-        log_n = (np.log(alpha * A / (kappa * beta * B)) + beta * cost) / (alpha + kappa * beta)
-        log_d = cost - kappa * log_n
-        if served := inference_tokens * FORWARD:
+        with np.errstate(divide="ignore", invalid="ignore"):  # of a resample in which a term vanished
+            log_n = (np.log(alpha * A / (kappa * beta * B)) + beta * cost) / (alpha + kappa * beta)
+            log_d = cost - kappa * log_n
+            if served := inference_tokens * FORWARD:
 
-            def excess(log_d: np.ndarray) -> np.ndarray:
-                tokens = np.logaddexp(log_d, np.log(served))
-                gain = np.log(alpha * A) - alpha * (cost - tokens) / kappa
-                return np.asarray(np.log(kappa * beta * B) + tokens - (beta + 1) * log_d - gain)
+                def excess(log_d: np.ndarray) -> np.ndarray:
+                    tokens = np.logaddexp(log_d, np.log(served))
+                    gain = np.log(alpha * A) - alpha * (cost - tokens) / kappa
+                    return np.asarray(np.log(kappa * beta * B) + tokens - (beta + 1) * log_d - gain)
 
-            start, slopes = excess(log_d), np.stack([beta + 1, beta + alpha / kappa])
-            log_d = _root(excess, *np.sort(log_d + start / slopes, axis=0))
-            log_n = (cost - np.logaddexp(log_d, np.log(served))) / kappa
-        loss = E + A * np.exp(-alpha * log_n) + B * np.exp(-beta * log_d)
+                start, slopes = excess(log_d), np.stack([beta + 1, beta + alpha / kappa])
+                log_d = _root(excess, *np.sort(log_d + start / slopes, axis=0))
+                log_n = (cost - np.logaddexp(log_d, np.log(served))) / kappa
+            loss = E + A * np.exp(-alpha * log_n) + B * np.exp(-beta * log_d)
         return np.stack([np.exp(log_n), np.exp(log_d), loss], axis=-1)
 
     def reach(self, loss: float, inference_tokens: float = 0.0) -> Float[np.ndarray, "samples 3"]:

@@ -192,72 +192,95 @@ def scaled(count: int, of: int) -> str:
 
 def report(bench: Bench, made: Mapping[str, Contender], package: Contender | str) -> tuple[str, dict[str, Any]]:
     """The tables, and the ratios and verdicts as a mapping."""
-    s = bench.settings
     ours = {key: statistics.median(made[key].work) for key in ("warm", "cold", "cached", "bootstrap")}
     imports = {key: statistics.median(value.imports) for key, value in made.items()}
-    recipe = made["recipe"].total(STARTS)
     least = {
         key: float(bench.objectives(made[key].x).min()) for key in ("recipe", "gradient", "warm", "cold", "cached")
     }
-    rows = [("recipe", recipe), ("gradient", made["gradient"].total(STARTS))]
-    rows += [(key, ours[key]) for key in ("cold", "cached", "warm")]
-    lines = [f"{'fit':<84} {'CPU s':>8} {'ratio':>7} {'with imports':>12} {'ratio':>7} {'objective':>20}"]
-    whole = recipe + imports["recipe"]
-
-    def row(name: str, seconds: float, before: float | None, reached: float) -> str:
-        after = (
-            f"{seconds + before:>12.2f} {whole / (seconds + before):>7.1f}"
-            if before is not None
-            else f"{'–':>12} {'–':>7}"
-        )
-        return f"{name:<84} {seconds:>8.2f} {recipe / seconds:>7.1f} {after} {reached:>20.12e}"
-
-    for key, seconds in rows:
-        name = made[key].name + (scaled(made[key].count, STARTS) if made[key].count else "")
-        lines.append(row(name, seconds, None if key == "warm" else imports[key], least[key]))
     peers = [least["recipe"], least["gradient"]]
-    if isinstance(package, str):
-        lines.append(f"chinchilla package: {package}")
-    else:
+    if not isinstance(package, str):
         peers.append(float(bench.objectives(package.x).min()))
-        name = package.name + scaled(package.count, STARTS)
-        lines.append(row(name, package.total(STARTS), package.imports[0], peers[-1]))
-
-    draws = {key: bench.weights[: len(made[key].x)] for key in ("bfgs", "bfgs_gradient")}
-    times = {key: made[key].total(s.resamples) for key in draws} | {"bootstrap": ours["bootstrap"]}
-    lines.append(
-        f"\n{f'bootstrap, {s.resamples:,} resamples':<72} {'CPU s':>8} {'ratio':>7}   standard errors of A, B, E, α, β"
-    )
-    for key, seconds in times.items():
-        x = np.array(made[key].x)
-        spread = np.column_stack([np.exp(x[:, :3]), x[:, 3:]]).std(axis=0, ddof=1)
-        name = made[key].name + (scaled(made[key].count, s.resamples) if made[key].count else f" ({made[key].note})")
-        lines.append(
-            f"{name:<72} {seconds:>8.2f} {times['bfgs'] / seconds:>7.1f}   " + " ".join(f"{v:>9.5g}" for v in spread)
-        )
-    worse = {}
-    for key, weights in draws.items():
-        same = bench.objectives(made["bootstrap"].x[: len(weights)], weights)
-        worse[key] = float(np.max(same / bench.objectives(made[key].x, weights) - 1))
-        lines.append(
-            f"  same resamples, our objective over theirs less 1, at most: {worse[key]:.1e} ({made[key].name})"
-        )
+    times = {key: made[key].total(bench.settings.resamples) for key in ("bfgs", "bfgs_gradient")}
+    times["bootstrap"] = ours["bootstrap"]
+    recipe = made["recipe"].total(STARTS)
+    worse, told = worst(bench, made)
     ratios = {
         "fit, warm": recipe / ours["warm"],
         "fit, cold": recipe / ours["cold"],
         "bootstrap": times["bfgs"] / ours["bootstrap"],
     }
-    lines.append("")
-    for key, ratio in ratios.items():
-        lines.append(
-            f"{key}: {ratio:.0f}× (required {REQUIRED[key]:g}×): {'met' if ratio >= REQUIRED[key] else 'NOT met'}"
-        )
+    verdicts = [
+        f"{key}: {ratio:.0f}× (required {REQUIRED[key]:g}×): {'met' if ratio >= REQUIRED[key] else 'NOT met'}"
+        for key, ratio in ratios.items()
+    ]
     fit_worse = max(least[key] for key in ("warm", "cold", "cached")) / min(peers) - 1
     never = fit_worse <= WITHIN and max(worse.values()) <= WITHIN
     verdict = "met" if never else "NOT met"
-    lines.append(f"never a worse objective: {verdict} (fit: ours over the best peer less 1 = {fit_worse:.1e})")
+    lines = [
+        *fits(made, package, ours, imports, {**least, "package": peers[-1]}),
+        *bootstraps(bench, made, times),
+        *told,
+        "",
+        *verdicts,
+        f"never a worse objective: {verdict} (fit: ours over the best peer less 1 = {fit_worse:.1e})",
+    ]
     return "\n".join(lines), {"ratios": ratios, "objectives": least, "seconds": {**ours, "recipe": recipe, **times},
                               "imports": imports, "worse": worse, "never_worse": never}  # fmt: skip
+
+
+def fits(
+    made: Mapping[str, Contender], package: Contender | str, ours: Mapping[str, float], imports: Mapping[str, float],
+    reached: Mapping[str, float],
+) -> list[str]:  # fmt: skip
+    """The table of fits: seconds, ratios to the recipe's with and without imports, the objective reached."""
+    recipe = made["recipe"].total(STARTS)
+    whole = recipe + imports["recipe"]
+    lines = [f"{'fit':<84} {'CPU s':>8} {'ratio':>7} {'with imports':>12} {'ratio':>7} {'objective':>20}"]
+
+    def row(name: str, seconds: float, before: float | None, objective: float) -> str:
+        after = (
+            f"{seconds + before:>12.2f} {whole / (seconds + before):>7.1f}"
+            if before is not None
+            else f"{'–':>12} {'–':>7}"
+        )
+        return f"{name:<84} {seconds:>8.2f} {recipe / seconds:>7.1f} {after} {objective:>20.12e}"
+
+    rows = [("recipe", recipe), ("gradient", made["gradient"].total(STARTS))]
+    for key, seconds in [*rows, *((key, ours[key]) for key in ("cold", "cached", "warm"))]:
+        name = made[key].name + (scaled(made[key].count, STARTS) if made[key].count else "")
+        lines.append(row(name, seconds, None if key == "warm" else imports[key], reached[key]))
+    if isinstance(package, str):
+        return [*lines, f"chinchilla package: {package}"]
+    name = package.name + scaled(package.count, STARTS)
+    return [*lines, row(name, package.total(STARTS), package.imports[0], reached["package"])]
+
+
+def bootstraps(bench: Bench, made: Mapping[str, Contender], times: Mapping[str, float]) -> list[str]:
+    """The table of bootstraps: seconds, ratios to the recipe's, standard errors."""
+    resamples = bench.settings.resamples
+    titled = f"bootstrap, {resamples:,} resamples"
+    lines = [f"\n{titled:<72} {'CPU s':>8} {'ratio':>7}   standard errors of A, B, E, α, β"]
+    for key, seconds in times.items():
+        x = np.array(made[key].x)
+        spread = np.column_stack([np.exp(x[:, :3]), x[:, 3:]]).std(axis=0, ddof=1)
+        name = made[key].name + (scaled(made[key].count, resamples) if made[key].count else f" ({made[key].note})")
+        lines.append(
+            f"{name:<72} {seconds:>8.2f} {times['bfgs'] / seconds:>7.1f}   " + " ".join(f"{v:>9.5g}" for v in spread)
+        )
+    return lines
+
+
+def worst(bench: Bench, made: Mapping[str, Contender]) -> tuple[dict[str, float], list[str]]:
+    """By how much our objective is above each peer's on the same resamples, at most, and a line for each."""
+    worse, lines = {}, []
+    for key in ("bfgs", "bfgs_gradient"):
+        weights = bench.weights[: len(made[key].x)]
+        same = bench.objectives(made["bootstrap"].x[: len(weights)], weights)
+        worse[key] = float(np.max(same / bench.objectives(made[key].x, weights) - 1))
+        lines.append(
+            f"  same resamples, our objective over theirs less 1, at most: {worse[key]:.1e} ({made[key].name})"
+        )
+    return worse, lines
 
 
 def main() -> None:

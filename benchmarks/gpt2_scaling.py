@@ -34,7 +34,7 @@ def run_of(spec: Mapping[str, Any]) -> config.Run:
     return config.Run(
         model=families.Transformer.gpt2(spec["width"], spec["depth"], spec["heads"]),
         parametrization=parametrization.Standard(),
-        data=config.Data(source=sources.PythonSource(), tokenizer=tokenizer, validation_tokens=spec["context"]),
+        data=config.Text(source=sources.PythonSource(), tokenizer=tokenizer, validation_tokens=spec["context"]),
         context=spec["context"],
         batch_size=spec["batch"],
         tokens=spec["batch"] * spec["context"],

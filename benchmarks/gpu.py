@@ -26,16 +26,16 @@ import importlib.util
 import json
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from benchmarks.gpu_contender import OURS, Contender, OutOfMemoryError, compiled
 
 NEEDED = {
     "jax": "jax", "flax": "flax", "optax": "optax", "numpy": "numpy", "torch": "torch", "pydantic": "pydantic",
@@ -46,7 +46,6 @@ ROUNDS = 3
 CHECKED = {"width": 128, "depth": 2, "heads": 2, "vocabulary": 512, "context": 128, "batch": 4}
 TOLERANCE = 1e-3  # of logits and losses of order one, in float32 on two libraries' matrix products
 HALF_TOLERANCE = 2e-2  # of losses near 6 in bfloat16, whose steps are 2⁻⁸ of a value and are averaged over a batch
-OURS = "ours"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,10 +90,6 @@ SMALL = Plan(
 )  # fmt: skip
 # Settings of config.Execution for ours; the first is compared, the others are tried where time is left.
 WAYS: tuple[dict[str, Any], ...] = ({}, {"layers": "scan", "remat": "dots"})
-
-
-class OutOfMemoryError(Exception):
-    """A contender's batch does not fit the device."""
 
 
 def missing() -> list[str]:
@@ -142,77 +137,6 @@ def specification(shape: Shape, plan: Plan, kind: str, **changes: Any) -> dict[s
     }  # fmt: skip
 
 
-class Contender:
-    """A process that compiles one model and measures it whenever asked."""
-
-    def __init__(self, spec: Mapping[str, Any], plan: Plan, torch_python: str, seconds: float):
-        here = Path(__file__).parent
-        ours = spec["kind"] == OURS
-        command = [sys.executable, "-m", "benchmarks.gpt2_scaling"] if ours else [torch_python, here / "gpt2_torch.py"]
-        # Each may take half of the GPU, since both are there at once.
-        settings = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.48"}
-        settings |= {"JAX_PLATFORMS": plan.platform, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
-        if spec["precision"] == "float32":
-            settings["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
-        self.name = f"{spec['kind']} at width {spec['width']}"
-        self.errors: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115  # lives as long as the process
-        self.process = subprocess.Popen(
-            [*map(str, command), json.dumps(dict(spec))], env={**os.environ, **settings}, cwd=here.parent,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
-        )  # fmt: skip
-        self.late = threading.Timer(max(1.0, seconds), self.process.kill)
-        self.late.start()
-
-    def ask(self, **change: Any) -> dict[str, Any]:
-        """Measure with a change of the specification. Raises OutOfMemoryError, or RuntimeError where it ended."""
-        self.tell(**change)
-        return self.answer()
-
-    def tell(self, **change: Any) -> None:
-        """Ask, and do not wait for the answer."""
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(json.dumps(change) + "\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            self._ended()
-
-    def answer(self) -> dict[str, Any]:
-        """The last line of an answer, or of all output of a process that measures once."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith("{"):
-                found: dict[str, Any] = json.loads(line)
-                return found
-        self._ended()
-        raise AssertionError
-
-    def _ended(self) -> None:
-        code = self.process.wait()
-        self.errors.seek(0)
-        text = self.errors.read()
-        if "RESOURCE_EXHAUSTED" in text or "OutOfMemoryError" in text:
-            raise OutOfMemoryError(self.name)
-        if code == -signal.SIGKILL:
-            raise RuntimeError(f"{self.name} was stopped: the time is up, or this machine's memory")
-        raise RuntimeError(f"{self.name} ended with {code}:\n" + "\n".join(text.strip().splitlines()[-12:]))
-
-    def close(self) -> None:
-        """End the process."""
-        self.late.cancel()
-        self.process.kill()
-        self.process.communicate()
-        self.errors.close()
-
-
-def compiled(contenders: Sequence[Contender]) -> None:
-    """Wait until all have compiled, side by side, and have trained for a moment."""
-    for contender in contenders:
-        contender.tell(seconds=0.0, warm_seconds=0.0)
-    for contender in contenders:
-        contender.answer()
-
-
 class Bench:
     """Runs the parts while there is time, prints their lines and keeps what was measured."""
 
@@ -221,6 +145,19 @@ class Bench:
         self.device, self.memory, self.peak = device, memory, peak
         self.end = time.monotonic() + plan.limit
         self.measured: list[dict[str, Any]] = []
+
+    def all(self) -> None:
+        """Every part in turn."""
+        plan, first = self.plan, self.plan.shapes[0]
+        self.part("check", plan.check_seconds, self.check)
+        if plan.platform != "cpu":
+            self.part("attention", plan.check_seconds, self.check_attention)
+        batches = {s: self.part(s.name, plan.shape_seconds, self.compare, s) for s in plan.shapes}
+        for shape, members in plan.packs:
+            self.part(f"packs of {shape.name}", plan.pack_seconds, self.pack, shape, members)
+        for way in WAYS[1:]:
+            if batches[first]:
+                self.part(f"{first.name} {way}", plan.shape_seconds / 2, self.way, first, batches[first], way)
 
     def part(self, name: str, seconds: float, work: Any, *arguments: Any) -> Any:
         """Do a part where its guessed seconds are left; what fails or is left out is said and does not end the rest."""
@@ -240,7 +177,7 @@ class Bench:
 
     def start(self, spec: Mapping[str, Any]) -> Contender:
         """A contender's process, which is killed when the time is up."""
-        return Contender(spec, self.plan, self.torch_python, self.end - time.monotonic())
+        return Contender(spec, self.torch_python, self.end - time.monotonic())
 
     def answers(self, *specs: Mapping[str, Any], ask: bool = False) -> list[dict[str, Any]]:
         """What contenders say, of which all are started at once; asked, in turn once all have compiled."""
@@ -393,16 +330,7 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(plan, given.torch_python, name, memory, devices.peak_flops(name), given.out)
     print(f"{name}, {memory / 2**30:.0f} GiB; at most {plan.limit:.0f} s", flush=True)
-    bench.part("check", plan.check_seconds, bench.check)
-    if not given.small:
-        bench.part("attention", plan.check_seconds, bench.check_attention)
-    batches = {s: bench.part(s.name, plan.shape_seconds, bench.compare, s) for s in plan.shapes}
-    for shape, members in plan.packs:
-        bench.part(f"packs of {shape.name}", plan.pack_seconds, bench.pack, shape, members)
-    first = plan.shapes[0]
-    for way in WAYS[1:]:
-        if batches[first]:
-            bench.part(f"{first.name} {way}", plan.shape_seconds / 2, bench.way, first, batches[first], way)
+    bench.all()
     content = {"device": name, "plan": dataclasses.asdict(plan), "measured": bench.measured}
     (given.out / "gpu.json").write_text(json.dumps(content, indent=2) + "\n")
 

@@ -57,7 +57,7 @@ def base() -> config.Run:
     return config.Run(
         model=families.Transformer.modern(width=64, depth=2, heads=4),
         parametrization=parametrization.Standard(),
-        data=config.Data(
+        data=config.Text(
             source=sources.Synthetic(alphabet=8, exponent=1.0, seed=0, train_symbols=8192, validation_symbols=512),
             tokenizer=tokenizers.Bytes(),
             validation_tokens=64,

@@ -26,7 +26,7 @@ from typing import Any
 
 from scaling import config, memory
 from scaling.config import families
-from scaling.launch import local
+from scaling.launch import environments
 
 WITHIN = 1.15
 DISPATCHES = 3
@@ -139,7 +139,7 @@ def main() -> None:
     for name in arguments.only or CONFIGURATIONS:
         command = [sys.executable, "-m", "benchmarks.memory", "--one", name]
         done = subprocess.run(
-            command, env={**os.environ, **local.environment()}, capture_output=True, text=True, check=False
+            command, env={**os.environ, **environments.worker()}, capture_output=True, text=True, check=False
         )
         if done.returncode:
             raise SystemExit(f"{name}: {done.stderr.strip()}")

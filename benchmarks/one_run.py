@@ -39,7 +39,7 @@ def main(run_file: Path, folder: Path) -> None:
     run = config.Run.from_json(run_file.read_text())
     prepared = corpus.prepare(run.data, lambda line: None)
     record = Record(folder / "metrics.jsonl")
-    member = loop.Member(run, [folder / "checkpoints"], record, stop=lambda: False)
+    member = loop.TrainingRun(run, [folder / "checkpoints"], record, stop=lambda: False)
     (outcome,) = loop.train([member], config.Execution(), prepared)
     answer = {
         "run_id": run.run_id(prepared.data_sha256), "status": outcome.status, "loss": outcome.loss,

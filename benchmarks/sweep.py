@@ -298,6 +298,47 @@ def shares(results: store.Store) -> str:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Sides:
+    """Both sides of a comparison: the planned runs, our seconds and losses, what the baseline measured.
+
+    `peaks` are the machine's float32 matmul FLOP/s before, between and after.
+    """
+
+    runs: Sequence[Item]
+    seconds: float
+    losses: dict[str, float | None]
+    measured: Sequence[Measured]
+    peaks: tuple[float, ...]
+
+
+def trained(settings: Settings, folder: Path) -> Sides:
+    """One half of the baseline's runs, the sweep by the command, the other half, so that a drift hits both sides."""
+    peaks = [devices.measured_cpu_flops(seconds=0.5)]
+    bench = Bench(settings, folder)
+    runs = bench.planned(None)
+    tuned = bool(bench.sweep.learning_rate.tuning_points(bench.sweep.points()))
+    chosen = [] if tuned else _chosen(settings, runs)
+    print(f"{bench.sweep.name}: {len(os.sched_getaffinity(0))} cores ({platform.machine()})", flush=True)
+    for item in chosen[::2]:
+        bench.baseline(item)
+    seconds, results = bench.ours()
+    peaks.append(devices.measured_cpu_flops(seconds=0.5))
+    print(f"  scaling sweep: {seconds:.1f} s; {shares(results)}", flush=True)
+    if tuned:  # the ladder's learning rates are known only now
+        runs = bench.planned(results)
+        chosen = _chosen(settings, runs)
+    for item in chosen if tuned else chosen[1::2]:
+        bench.baseline(item)
+    peaks.append(devices.measured_cpu_flops(seconds=0.5))
+    losses = {item.run_id: row["loss"] for item in runs if (row := results.result(item.run_id))}
+    return Sides(runs, seconds, losses, bench.measured, tuple(peaks))
+
+
+def _chosen(settings: Settings, runs: Sequence[Item]) -> list[Item]:
+    return sampled(runs, len(runs) if settings.full else settings.sample)
+
+
 def main() -> None:
     """Train both sides, compare, print; exits with status 2 for settings that cannot be measured."""
     try:
@@ -305,27 +346,10 @@ def main() -> None:
     except ValueError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
-    peaks = [devices.measured_cpu_flops(seconds=0.5)]
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(settings, Path(folder))
-        runs = bench.planned(None)
-        tuned = bool(bench.sweep.learning_rate.tuning_points(bench.sweep.points()))
-        chosen = [] if tuned else sampled(runs, len(runs) if settings.full else settings.sample)
-        print(f"{bench.sweep.name}: {len(os.sched_getaffinity(0))} cores ({platform.machine()})", flush=True)
-        for item in chosen[::2]:
-            bench.baseline(item)
-        seconds, results = bench.ours()
-        peaks.append(devices.measured_cpu_flops(seconds=0.5))
-        print(f"  scaling sweep: {seconds:.1f} s; {shares(results)}", flush=True)
-        if tuned:  # the ladder's learning rates are known only now
-            runs = bench.planned(results)
-            chosen = sampled(runs, len(runs) if settings.full else settings.sample)
-        for item in chosen if tuned else chosen[1::2]:
-            bench.baseline(item)
-        peaks.append(devices.measured_cpu_flops(seconds=0.5))
-        whole = estimate(runs, bench.measured)
-        losses = {item.run_id: row["loss"] for item in runs if (row := results.result(item.run_id))}
-    difference, compared = largest_difference(bench.measured, losses)
+        sides = trained(settings, Path(folder))
+    whole, seconds = estimate(sides.runs, sides.measured), sides.seconds
+    difference, compared = largest_difference(sides.measured, sides.losses)
     how = (
         "all measured" if whole.measured == whole.runs else f"from {whole.measured} measured, the others by their size"
     )
@@ -334,14 +358,14 @@ def main() -> None:
         f"{whole.training / whole.seconds:.0%} of them training\n"
         f"scaling sweep: {seconds:,.0f} s\nratio: {whole.seconds / seconds:.2f}\n"
         f"largest difference of {compared} losses: {difference:.4f} nats a token (tolerance {LOSS_TOLERANCE})\n"
-        f"float32 matmul before, between, after: {', '.join(f'{peak / 1e9:.0f}' for peak in peaks)} GFLOP/s"
+        f"float32 matmul before, between, after: {', '.join(f'{peak / 1e9:.0f}' for peak in sides.peaks)} GFLOP/s"
     )
     if settings.out is not None:
         content = {
             "settings": {**vars(settings), "out": str(settings.out)},
             "baseline": dataclasses.asdict(whole), "ours_seconds": seconds, "ratio": whole.seconds / seconds,
-            "difference": difference, "compared": compared, "peaks": peaks,
-            "measured": [dataclasses.asdict(one) for one in bench.measured], "losses": losses,
+            "difference": difference, "compared": compared, "peaks": sides.peaks,
+            "measured": [dataclasses.asdict(one) for one in sides.measured], "losses": sides.losses,
         }  # fmt: skip
         settings.out.write_text(json.dumps(content, indent=2) + "\n")
     if difference > LOSS_TOLERANCE:

@@ -34,7 +34,7 @@ import tyro
 from benchmarks import anatomy
 from scaling import counting, devices
 from scaling.config import families
-from scaling.launch import local
+from scaling.launch import environments
 
 # About this many non-embedding parameters: width, depth, heads.
 SIZES: dict[float, tuple[int, int, int]] = {
@@ -197,7 +197,7 @@ class Bench:
         self.peak = 0.0
         self.records: list[dict[str, Any]] = []
         self.settled: dict[tuple[float, str, str], bool] = {}  # setting by size, precision and contender
-        self.workers = local.environment()
+        self.workers = environments.worker()
 
     def measure_peak(self) -> float:
         """The best float32 FLOP/s of a square matmul seen so far; each call tries again."""
@@ -212,7 +212,7 @@ class Bench:
             environment |= {**self.workers, "JAX_PLATFORMS": "cpu"}
             if not setting:
                 count = math.gcd(spec["batch"], len(devices.cores()))
-                environment |= local.host_devices(count)
+                environment |= environments.host_devices(count)
                 spec = {**spec, "execution": {"mesh": {"data": count}}}
         else:
             command = [str(self.settings.torch_python), str(Path(__file__).parent / "gpt2_torch.py")]

@@ -17,7 +17,7 @@ def sweep() -> config.Sweep:
     base = config.Run(
         model=families.Transformer.modern(width=64, depth=2, heads=4),
         parametrization=parametrization.MuP(base_width=64, base_depth=2, base_head_size=16),
-        data=config.Data(source=sources.PythonSource(), tokenizer=tokenizers.Bytes(), validation_tokens=131_072),
+        data=config.Text(source=sources.PythonSource(), tokenizer=tokenizers.Bytes(), validation_tokens=131_072),
         context=128,
         batch_size=4,
         tokens=512 * 1024,

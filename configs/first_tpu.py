@@ -13,7 +13,7 @@ def sweep() -> config.Sweep:
     base = config.Run(
         model=families.Transformer.modern(width=128, depth=4, heads=4),
         parametrization=parametrization.MuP(base_width=128, base_depth=4, base_head_size=32),
-        data=config.Data(
+        data=config.Text(
             source=sources.Files(glob="text/**/*.py", validation_fraction=0.05),
             tokenizer=tokenizers.Bytes(),
             validation_tokens=524_288,

@@ -95,7 +95,7 @@ def _base(s: Scale) -> config.Run:
     return config.Run(
         model=families.Transformer.gpt2(width=width, depth=depth, heads=width // s.head_size),
         parametrization=parametrization.MuP(base_width=64, base_depth=2, base_head_size=s.head_size),
-        data=config.Data(source=s.source, tokenizer=tokenizers.Bytes(), validation_tokens=s.validation_tokens),
+        data=config.Text(source=s.source, tokenizer=tokenizers.Bytes(), validation_tokens=s.validation_tokens),
         context=s.context,
         batch_size=s.batch_size,
         tokens=s.tokens,
@@ -151,7 +151,25 @@ def slices(p: Parts, flops: str) -> pd.DataFrame:
 
     `flops` names the column that counts compute. Raises `Refused` where no budget is reached by enough sizes.
     """
-    cost, rows = {}, {}
+    cost, rows = _curves(p, flops)
+    made = []
+    for budget in _budgets(cost, {run_id: row["size"] for run_id, row in rows.items()}):
+        for run_id, (c, loss) in cost.items():
+            if c[0] <= budget <= c[-1]:
+                at = float(np.exp(np.interp(np.log(budget), np.log(c), np.log(loss))))
+                tokens = budget * rows[run_id]["tokens"] / rows[run_id][flops]
+                kept = {k: rows[run_id][k] for k in ("size", "seed", "params", "params_non_embedding")}
+                made.append({**kept, "tokens": tokens, "flops": budget, "flops_budget": budget, "loss": at})
+    return pd.DataFrame(made)
+
+
+Curves = dict[str, tuple[np.ndarray, np.ndarray]]  # the compute and the loss of every evaluation, by run
+
+
+def _curves(p: Parts, flops: str) -> tuple[Curves, dict[str, dict[Any, Any]]]:
+    """The learning curves of the ladder over compute, and the rows of their runs; `Refused` where there are none."""
+    cost: Curves = {}
+    rows: dict[str, dict[Any, Any]] = {}
     for run in p.ladder.to_dict("records"):
         curve = p.curves[p.curves["run_id"] == run["run_id"]].sort_values("tokens")
         curve = curve[curve["loss"].notna()]
@@ -160,20 +178,17 @@ def slices(p: Parts, flops: str) -> pd.DataFrame:
             rows[run["run_id"]] = run
     if not cost:
         raise errors.Refused("there are no learning curves: the runs were validated at their end only; use a new store")
+    return cost, rows
+
+
+def _budgets(cost: Curves, size: dict[str, int]) -> np.ndarray:
+    """Budgets over the range that the curves of enough sizes reach; `Refused` where there is none."""
     wide = np.geomspace(min(c[0] for c, _ in cost.values()), max(c[-1] for c, _ in cost.values()), 400)
-    sizes = [len({rows[i]["size"] for i, (c, _) in cost.items() if c[0] <= at <= c[-1]}) for at in wide]
+    sizes = [len({size[i] for i, (c, _) in cost.items() if c[0] <= at <= c[-1]}) for at in wide]
     covered = wide[np.array(sizes) >= FEWEST_SIZES]
     if not len(covered):
         raise errors.Refused(f"no budget is reached by {FEWEST_SIZES} sizes; train longer, or sizes nearer together")
-    made = []
-    for budget in np.geomspace(covered[0], covered[-1], BUDGETS):
-        for run_id, (c, loss) in cost.items():
-            if c[0] <= budget <= c[-1]:
-                at = float(np.exp(np.interp(np.log(budget), np.log(c), np.log(loss))))
-                tokens = budget * rows[run_id]["tokens"] / rows[run_id][flops]
-                kept = {k: rows[run_id][k] for k in ("size", "seed", "params", "params_non_embedding")}
-                made.append({**kept, "tokens": tokens, "flops": budget, "flops_budget": budget, "loss": at})
-    return pd.DataFrame(made)
+    return np.geomspace(covered[0], covered[-1], BUDGETS)
 
 
 def frontier(sliced: pd.DataFrame, params: str = "params_non_embedding") -> frontiers.Frontier:

@@ -9,32 +9,26 @@ from typing import Annotated, Literal
 import tyro
 
 from scaling import launch
-from scaling.commands.arguments import Objective, Table
+from scaling.commands import arguments
+from scaling.commands.arguments import RESULTS, Objective, Rows, Table
 
-Where = Annotated[Path, tyro.conf.Positional]
 Name = Annotated[str, tyro.conf.Positional]
-Store = Annotated[str, tyro.conf.Positional]
-Overrides = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="set", metavar="FIELD=VALUE")]
-Values = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="INPUT=VALUE")]
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="LAW [LAW ...]")]
 
+Kind = Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(launch.kinds())}}}")]
+Trackers = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="KIND|JSON")]
 Settings = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE")]
-
-RESULTS = "results"
 
 
 def plan(
-    config: Where,
-    overrides: Overrides = (),
-    store: str = RESULTS,
+    config: arguments.SweepFile,
+    overrides: arguments.Overrides = (),
+    store: arguments.Store = RESULTS,
     device: str = "cpu",
 ) -> None:
     """Print what a sweep would train: every run with its parameters, tokens, FLOPs, memory and time. Writes nothing.
 
     Args:
-        config: A Python file with a function sweep(), or a stored sweep.json or config.json.
-        overrides: Set a field of the sweep, for example --set base.seed=1; repeat for more.
-        store: Where results are; runs that it has already are marked.
         device: Device to predict times for: cpu, or a name such as H100, A100 or "TPU v5p".
     """
     from scaling.commands import planning
@@ -42,13 +36,8 @@ def plan(
     planning.show(config, overrides, store, device)
 
 
-def prepare(config: Where, overrides: Overrides = ()) -> None:
-    """Read, tokenise and cache the text of a sweep.
-
-    Args:
-        config: A Python file with a function sweep(), or a stored JSON config.
-        overrides: Set a field of the sweep; repeat for more.
-    """
+def prepare(config: arguments.SweepFile, overrides: arguments.Overrides = ()) -> None:
+    """Read, tokenise and cache the text of a sweep."""
     from scaling.config import loading
     from scaling.data import corpus
 
@@ -58,8 +47,8 @@ def prepare(config: Where, overrides: Overrides = ()) -> None:
 
 
 def train(
-    config: Where,
-    overrides: Overrides = (),
+    config: arguments.SweepFile,
+    overrides: arguments.Overrides = (),
     steps: int | None = None,
     profile: Path | None = None,
     noise_scale: bool = False,
@@ -68,8 +57,6 @@ def train(
     """Train the base run of a sweep here and now, and show loss, speed and memory. Stores no result.
 
     Args:
-        config: A Python file with a function sweep(), or a stored JSON config: of one run, that run.
-        overrides: Set a field of the sweep, for example --set base.batch_size=8; repeat for more.
         steps: Train a run of so many steps instead, with a schedule of that length.
         profile: Write a trace of a few dispatches to this folder, for TensorBoard and Perfetto.
         noise_scale: Estimate the gradient noise scale (McCandlish et al. 1812.06162), in tokens.
@@ -81,24 +68,19 @@ def train(
 
 
 def sweep(
-    config: Where,
-    overrides: Overrides = (),
-    store: str = RESULTS,
-    workers: int | None = None,
-    retry_failed: bool = False,
-    launcher: launch.Kind = "local",
+    config: arguments.SweepFile,
+    overrides: arguments.Overrides = (),
+    store: arguments.Store = RESULTS,
+    workers: arguments.Workers = None,
+    retry_failed: arguments.RetryFailed = False,
+    launcher: Kind = "local",
     cluster: Settings = (),
     dry_run: bool = False,
 ) -> None:
     """Train every run of a sweep that the store lacks, then say what the law is. Starting it again goes on.
 
     Args:
-        config: A Python file with a function sweep(), or a stored JSON config.
-        overrides: Set a field of the sweep; repeat for more.
-        store: Folder for results, or a bucket (s3://…, gs://…); made if it is not there.
-        workers: Workers; by default one an accelerator, or one a CPU core (at most one a run).
-        retry_failed: Train again what failed before.
-        launcher: What starts the workers.
+        launcher: What starts the workers; one that the config defines is named by its kind, too.
         cluster: A setting of the launcher, for example --cluster partition=gpu; repeat for more.
         dry_run: Print exactly what would be started, and start and write nothing.
     """
@@ -107,14 +89,14 @@ def sweep(
     sys.exit(sweeping.run(config, overrides, store, workers, retry_failed, launcher, cluster, dry_run))
 
 
-def worker(store: Store, sweep: Name, config: Path | None = None, retry_failed: bool = False) -> None:
+def worker(
+    store: arguments.StorePlace, sweep: Name, config: Path | None = None, retry_failed: arguments.RetryFailed = False
+) -> None:
     """Train the runs of a sweep that nobody has claimed, until none is left. Any number may work on one store.
 
     Args:
-        store: Folder of the results.
         sweep: Name of a sweep in the store.
         config: The Python file of the sweep, where it defines a model family of its own.
-        retry_failed: Train again what failed before.
     """
     from scaling.commands import sweeping
 
@@ -123,7 +105,7 @@ def worker(store: Store, sweep: Name, config: Path | None = None, retry_failed: 
 
 def status(
     sweep: Annotated[str | None, tyro.conf.Positional] = None,
-    store: str = RESULTS,
+    store: arguments.Store = RESULTS,
     follow: bool = False,
     rows: int = 200,
 ) -> None:
@@ -131,7 +113,6 @@ def status(
 
     Args:
         sweep: Name of a sweep; without it all sweeps are listed.
-        store: Folder of the results.
         follow: Keep showing until all runs are over.
         rows: How many runs to show at most; those that run, failed or diverged come first.
     """
@@ -140,28 +121,28 @@ def status(
     sweeping.status(store, sweep, follow, rows)
 
 
-def doctor(store: str | None = None, tracking: Literal["disabled", "offline", "online"] = "disabled") -> None:
+def doctor(store: str | None = None, tracker: Trackers = ()) -> None:
     """Check devices, versions, folders, tracker and a store for what a sweep needs, and say what to mend.
 
     A line a check: ok, warning or wrong. Ends with exit code 1 where anything is wrong.
 
     Args:
         store: Folder for results, or a bucket (s3://…, gs://…): what workers rely on is tried in it, and removed again.
-        tracking: What the tracker will be asked for, where no sweep of the store asks for more.
+        tracker: A tracker to check besides those of the store's sweeps: its kind, for example wandb, or its config as
+            JSON, for example '{"kind": "wandb", "mode": "offline"}'; repeat for more.
     """
     from scaling.commands import doctor as doctors
 
-    sys.exit(doctors.show(store, tracking))
+    sys.exit(doctors.show(store, tracker))
 
 
-def gc(store: Store, dry_run: bool = False) -> None:
+def gc(store: arguments.StorePlace, dry_run: bool = False) -> None:
     """Remove the checkpoints of a store that nothing needs, and what killed workers left half written; never results.
 
     Unfinished runs keep what they go on from, and ended runs the last checkpoint where execution.keep_last_checkpoint
     says so. Runs that are being trained, or that failed, are left as they are.
 
     Args:
-        store: Folder of the results, or a bucket (s3://…, gs://…).
         dry_run: Print what would be removed, and remove nothing.
     """
     from scaling.commands import cleaning
@@ -170,13 +151,12 @@ def gc(store: Store, dry_run: bool = False) -> None:
 
 
 def fit(
-    table: Table, law: str = "hoffmann", objective: Objective = Objective(), resamples: int = 1000,
+    table: Table, law: arguments.Law = "hoffmann", objective: Objective = Objective(), resamples: int = 1000,
     save: Path | None = None,
 ) -> None:  # fmt: skip
     """Fit a law to a CSV (the law's inputs and the loss) or to a store, with intervals and a checklist.
 
     Args:
-        law: Name of the law, for example hoffmann, kaplan, power_offset; `scaling laws` lists them.
         resamples: Bootstrap resamples for the intervals.
         save: Write the fit here as JSON, for `scaling predict` and `scaling plot`.
     """
@@ -186,21 +166,19 @@ def fit(
 
 
 def predict(
-    fit: Where,
+    fit: arguments.FitFile,
     params: float | None = None,
     tokens: float | None = None,
     flops: float | None = None,
-    at: Values = (),
+    at: arguments.At = (),
     inference_tokens: float | None = None,
 ) -> None:
     """Predict the loss of a saved fit at given parameters and tokens; or, at given FLOPs, the best way to spend them.
 
     Args:
-        fit: A fit saved by `scaling fit --save`.
         params: Parameters of the model.
         tokens: Training tokens.
         flops: Training FLOPs to allocate; the input of kaplan_c.
-        at: Any other input of the law, for example --at x=1e9 --at experts=64; repeat for more.
         inference_tokens: Tokens that the model will serve: --flops then pays for training and for them.
     """
     from scaling.commands import analysing
@@ -211,15 +189,16 @@ def predict(
 
 
 def compare(
-    table: Table, laws: Names = ("hoffmann", "kaplan"), objective: Objective = Objective(), hold_out: str = "flops",
-    origins: int = 3,
-) -> None:  # fmt: skip
+    table: Table,
+    laws: Names = ("hoffmann", "kaplan"),
+    objective: Objective = Objective(),
+    hold_out: arguments.HoldOut = "flops",
+    origins: arguments.Origins = 3,
+) -> None:
     """Laws side by side on the same runs: the error of what they were not fitted to, then AIC and BIC.
 
     Args:
         laws: Names of laws.
-        hold_out: Column that says which runs are large; the largest are predicted from the others.
-        origins: How many largest groups of runs are left out, one after the other.
     """
     from scaling.commands import analysing
 
@@ -227,15 +206,13 @@ def compare(
 
 
 def backtest(
-    table: Table, law: str = "hoffmann", objective: Objective = Objective(), hold_out: str = "flops", origins: int = 3
+    table: Table,
+    law: arguments.Law = "hoffmann",
+    objective: Objective = Objective(),
+    hold_out: arguments.HoldOut = "flops",
+    origins: arguments.Origins = 3,
 ) -> None:
-    """Fit below, predict above: how well the law predicts the largest runs from the smaller ones.
-
-    Args:
-        law: Name of the law.
-        hold_out: Column that says which runs are large.
-        origins: How many largest groups of runs are left out, one after the other.
-    """
+    """Fit below, predict above: how well the law predicts the largest runs from the smaller ones."""
     from scaling.commands import analysing
 
     analysing.backtest(table, law, objective, hold_out, origins)
@@ -244,18 +221,16 @@ def backtest(
 def next_runs(
     table: Table,
     candidates: Path,
-    at: Values,
+    at: arguments.At,
     budget: float,
-    law: str = "hoffmann",
+    law: arguments.Law = "hoffmann",
     cost: str = "flops",
 ) -> None:
     """Which runs to pay for next, so that the prediction at a target is as certain as the budget allows.
 
     Args:
         candidates: A CSV with a row a run that could be trained: the law's inputs and its cost.
-        at: The target, for example --at params=1e9 --at tokens=2e10.
         budget: What may be spent, in the unit of the cost.
-        law: Name of the law.
         cost: Column of the candidates that holds their cost.
     """
     from scaling.commands import analysing
@@ -263,16 +238,39 @@ def next_runs(
     analysing.next_runs(table, candidates, law, analysing.numbers(at, "--at"), budget, cost)
 
 
-def plot(table: Table, out: Path = Path("figures"), format: Literal["pdf", "svg", "png"] = "pdf") -> None:
-    """Draw the runs of a CSV or a store; or a saved fit (.json): residuals, likelihood profiles, curve or frontier.
+def table(rows: Rows, out: Path | None = None) -> None:
+    """Print the runs of a store or a CSV, or write them: a row a run, and every config field in which they differ.
 
     Args:
+        out: Write a .csv or .parquet file; without it, a table in a terminal and CSV in a pipe.
+    """
+    from scaling.commands import tabling
+
+    tabling.show(rows, out)
+
+
+def plot(
+    table: Table,
+    x: str | None = None,
+    y: str | None = None,
+    hue: str | None = None,
+    out: Path = Path("figures"),
+    format: Literal["pdf", "svg", "png"] = "pdf",
+) -> None:
+    """Draw the runs of a CSV or a store; or a saved fit (.json): residuals, likelihood profiles, curve or frontier.
+
+    With --x, one figure: any column of the runs against any other.
+
+    Args:
+        x: Column or config field across, for example optimizer.weight_decay.
+        y: Column up, by default the loss.
+        hue: Column or config field that has a colour and a line for each value.
         out: Folder for the figures.
         format: Kind of file.
     """
     from scaling.commands import drawing
 
-    drawing.plot(table, out, format)
+    drawing.plot(table, x, y, hue, out, format)
 
 
 def laws() -> None:
@@ -294,14 +292,14 @@ def report(table: Table, out: Path | None = None, title: str | None = None) -> N
     drawing.report(table, out, title)
 
 
-def reproduce(name: Name, scale: Literal["cpu"] = "cpu", store: str = RESULTS, workers: int | None = None) -> None:
+def reproduce(
+    name: Name, scale: Literal["cpu"] = "cpu", store: arguments.Store = RESULTS, workers: arguments.Workers = None
+) -> None:
     """Reproduce a paper at a given scale: its grid, its laws, its figure, its numbers beside ours.
 
     Args:
         name: An experiment, for example kaplan2020 or hoffmann2022.
         scale: How large: cpu is what two cores do in under 20 minutes.
-        store: Folder for results.
-        workers: Worker processes; by default one a CPU core.
     """
     import experiments
 
@@ -312,7 +310,7 @@ def main() -> None:
     """Entry point: errors of the user are one message without a traceback (SCALING_DEBUG=1 shows it)."""
     commands = (
         plan, prepare, train, sweep, worker, status, doctor, gc, laws, fit, predict, compare, backtest, next_runs,
-        plot, report, reproduce,
+        table, plot, report, reproduce,
     )  # fmt: skip
     try:
         tyro.extras.subcommand_cli_from_dict(

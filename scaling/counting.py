@@ -150,7 +150,7 @@ def loss_chunk(
     would else cost as much as the logits.
     """
     if setting == "auto":
-        setting = shards * max(LOGITS_BYTES // (4 * vocabulary_size * members), CHUNK_WIDTHS * width)
+        setting = shards * max(LOGITS_BYTES // (4 * max(1, vocabulary_size) * members), CHUNK_WIDTHS * width)
     return None if setting is None or setting >= tokens else max(1, setting)
 
 

@@ -1,11 +1,13 @@
-"""Where the implementation of a config is: a module of the kind's name, imported when it is first used.
+"""Where the implementation of a config is: a module of the kind's name, found by being there and imported when used.
 
 A config names what it needs, and the rooms that implement it lie below the configs and import them. This is the only
 way from a config down to its implementation.
 """
 
+import functools
 import importlib
 import importlib.util
+import pkgutil
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -13,16 +15,46 @@ from typing import Any
 from scaling import schema
 
 ROOMS = {
+    "Data": "scaling.data",
     "Family": "scaling.models",
+    "Launcher": "scaling.launch.launchers",
     "Source": "scaling.data.sources",
+    "Task": "scaling.tasks",
     "Tokenizer": "scaling.data.tokenizers",
+    "Tracker": "scaling.training.trackers",
 }  # by group of variants
 
 
+@functools.cache
+def members(package: str) -> tuple[str, ...]:
+    """The names of the modules and packages in a package, sorted; none of them is imported."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    return tuple(sorted(found.name for found in pkgutil.iter_modules(spec.submodule_search_locations)))
+
+
+def import_members(package: str) -> None:
+    """Import every module of a package, so that the variants that they define join their groups."""
+    for name in members(package):
+        importlib.import_module(f"{package}.{name}")
+
+
+def kinds(group: str) -> list[str]:
+    """The kinds of a group that the project implements, sorted, without importing one."""
+    return list(members(ROOMS[group]))
+
+
+def module(group: str, kind: str) -> ModuleType | None:
+    """The module that implements a kind; None where the project has none."""
+    return importlib.import_module(f"{ROOMS[group]}.{kind}") if kind in kinds(group) else None
+
+
 def implementation(variant: schema.Variant) -> ModuleType | None:
-    """The module that implements a variant; None where the project has none of its kind."""
-    name = f"{ROOMS[type(variant).group_name()]}.{variant.kind}"
-    return importlib.import_module(name) if importlib.util.find_spec(name) else None
+    """The module that implements a variant, or the class that it inherits from; None where the project has none."""
+    group = type(variant).group_name()
+    bases = (base for base in type(variant).__mro__ if issubclass(base, schema.Variant))
+    found = (module(group, base.model_fields["kind"].default) for base in bases)
+    return next((one for one in found if one is not None), None)
 
 
 def function(variant: schema.Variant, name: str) -> Callable[..., Any] | None:

@@ -71,6 +71,39 @@ class Config(pydantic.BaseModel):
         return type(self).model_validate(tree)
 
 
+def dotted(annotation: Any, value: Any, name: str = "") -> dict[str, Any]:
+    """A part of a config, or what `identity` gave of it, as one value for each field by dotted name.
+
+    Fields that were left out of it as `added` have their default. Sequences are values, but for those of configs,
+    whose items go by their index; `annotation` says of which config the value is.
+    """
+    if isinstance(value, Config):
+        return dotted(type(value), value.identity(), name)
+    items: Mapping[str, Any]
+    if isinstance(value, Mapping):
+        known = _config_of(annotation, value)
+        fields = known.model_fields if known else {}
+        there = {key: field for key, field in fields.items() if key in value or _is_added(field)}
+        items = {**{key: value.get(key, field.default) for key, field in there.items()}, **value}
+        inner = {key: field.annotation for key, field in fields.items()}
+    elif isinstance(value, tuple | list) and any(isinstance(item, Mapping | Config) for item in value):
+        items = {str(index): item for index, item in enumerate(value)}
+        inner = dict.fromkeys(items, annotation)
+    else:
+        return {name: value}
+    found: dict[str, Any] = {}
+    for key, item in items.items():
+        found |= dotted(inner.get(key), item, f"{name}.{key}" if name else key)
+    return found
+
+
+def _config_of(annotation: Any, values: Mapping[str, Any]) -> "type[Config] | None":
+    """The class of a stored config: the one that its field is annotated with, of variants the one of its kind."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return annotation.of_kind(values) if issubclass(annotation, Variant) else annotation
+    return next(filter(None, (_config_of(part, values) for part in typing.get_args(annotation))), None)
+
+
 def _is_added(field: pydantic.fields.FieldInfo) -> bool:
     return isinstance(field.json_schema_extra, dict) and ADDED in field.json_schema_extra
 
@@ -120,6 +153,7 @@ class Variant(Config):
 
     A direct subclass opens a group (`class Source(Variant)`); each class below it that sets `kind` joins the group's
     registry, from any module, so a new variant needs no other file edited. Annotate fields with the group itself.
+    A group that is younger than stored runs marks one kind as `added`: a mapping without `kind` means that one.
     """
 
     group: ClassVar[dict[str, type["Variant"]]]
@@ -137,6 +171,24 @@ class Variant(Config):
                 raise TypeError(f"two variants call themselves {kind!r}: {other.__qualname__} and {cls.__qualname__}")
             cls.group[kind] = cls
 
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        if not cls.model_fields["kind"].default:
+            known = ", ".join(sorted(each.__name__ for each in cls.group.values()))
+            raise TypeError(f"{cls.__name__} is a group of configs; write one of its kinds: {known}")
+        return super().__new__(cls)
+
+    @classmethod
+    def of_kind(cls, values: Mapping[str, Any]) -> "type[Variant] | None":
+        """The class that stored values are of: this one where it is a variant, else that of their kind in its group.
+
+        Values without a kind are of the variant whose `kind` is `added`: they were stored before the group was opened.
+        """
+        if cls.model_fields["kind"].default:
+            return cls
+        if "kind" in values:
+            return cls.group.get(values["kind"])
+        return next((each for each in cls.group.values() if _is_added(each.model_fields["kind"])), None)
+
     @classmethod
     def group_name(cls) -> str:
         """The name of the class that opened this variant's group."""
@@ -147,12 +199,16 @@ class Variant(Config):
     def _choose_variant(cls, value: Any, handler: pydantic.ModelWrapValidatorHandler[Self]) -> Self:
         if not isinstance(value, Mapping) or cls.model_fields["kind"].default:
             return handler(value)
-        kind = value.get("kind")
-        if kind not in cls.group:
+        known = cls.of_kind(value)
+        if known is None:
+            kind = value.get("kind")
             near = difflib.get_close_matches(str(kind), cls.group, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"no {cls.__name__} of kind {kind!r}{hint} (kinds: {', '.join(sorted(cls.group))})")
-        return typing.cast(Self, cls.group[kind].model_validate(dict(value)))
+            raise ValueError(
+                f"no {cls.__name__} of kind {kind!r}{hint} (kinds: {', '.join(sorted(cls.group))}); for one of your "
+                "own, give the Python file that defines it"
+            )
+        return typing.cast(Self, known.model_validate(dict(value)))
 
     @pydantic.model_serializer(mode="wrap")
     def _serialize_whole(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -1,16 +1,21 @@
 """What all tests share: a cache of their own, and small runs on a source of known entropy that train in a second."""
 
+import importlib.metadata
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 from scaling import config
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # exact equality of two trainings is promised on CPU only
 # Tests compile dozens of programs and run each for milliseconds: this compiles them in a quarter of the time.
-FAST_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+FAST_COMPILE = "--xla_backend_optimization_level=0"
+FUSION_EMITTERS = Version(importlib.metadata.version("jax")) < Version("0.11")  # later versions have no such option
+if FUSION_EMITTERS:
+    FAST_COMPILE += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", FAST_COMPILE)
 
 

@@ -99,7 +99,7 @@ def trained_by_the_loop(case: dict[str, Any]) -> dict[str, Any]:
         folders = [Path(name) for name in case.get("folders", [folder])]
         corpus = corpora.prepare(run.data, lambda line: None)
         outcome = loop.train(
-            [loop.Member(run, folders, rows.extend, stop)], config.Execution.model_validate(settings), corpus
+            [loop.TrainingRun(run, folders, rows.extend, stop)], config.Execution.model_validate(settings), corpus
         )[0]
     return {
         "devices": jax.device_count(),

@@ -20,12 +20,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """All ways to write a checkpoint: the states here are small enough for one file, and to be sent at once.
 
-    A bucket's shelf is used upon a folder here; tests of storages and of a whole sweep have a real server.
+    A bucket's directory is used upon a folder here; tests of storages and of a whole sweep have a real server.
     """
     if request.param in ("by Orbax", "in a bucket, behind"):
         monkeypatch.setattr(checkpoint, "SMALL_BYTES", 0)
     if "bucket" in request.param:
-        monkeypatch.setattr(directories, "of", lambda place: directories.Bucket(backends.Folder(Path(place))))
+        monkeypatch.setattr(directories, "at", lambda place: directories.BucketDirectory(backends.Folder(Path(place))))
     return str(request.param)
 
 
@@ -107,7 +107,7 @@ def test_steps_to_keep_stay(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         saved.save(step, state(float(step)), {})
     saved.close()
-    assert directories.of(tmp_path).steps() == [1, 3, 4]
+    assert directories.at(tmp_path).steps() == [1, 3, 4]
     found = checkpoint.Checkpoints([tmp_path], "mine").restore(shapes(), at=1)
     assert found is not None
     same(found[0], state(1.0))

@@ -258,6 +258,7 @@ def test_a_traceback_is_there_for_who_asks(file: Path) -> None:
 # Fit and predict
 
 
+@pytest.mark.smoke
 def test_a_planted_law_is_fitted_saved_and_predicts(tmp_path: Path) -> None:
     lines = [
         f"{n:.0f},{d:.0f},{1.7 + 400 / n**0.34 + 410 / d**0.28}"
@@ -314,6 +315,7 @@ def swept(small: config.Sweep, tmp_path_factory: pytest.TempPathFactory) -> tupl
     return folder, scaling("sweep", "small.json", "--workers", 2, cwd=folder)
 
 
+@pytest.mark.smoke
 def test_a_sweep_tunes_trains_and_reports(swept: tuple[Path, Ended]) -> None:
     folder, ended = swept
     assert ended.code == 0, ended

@@ -81,6 +81,7 @@ def test_a_run_has_another_name_where_a_field_differs(tiny: Make, field: str) ->
     assert changed.run_id(SHA) != run.run_id(SHA)
 
 
+@pytest.mark.smoke
 def test_the_name_of_a_run_never_changes(tiny: Make) -> None:
     """Stores of results are found by it: if this fails, runs that were trained would be trained again."""
     assert tiny().run_id(SHA) == "87de1392cce26282"
@@ -108,7 +109,7 @@ def test_how_a_sweep_is_executed_and_tracked_changes_no_name(tiny: Make) -> None
                 "mesh": {"data": 2, "fsdp": 2, "tensor": 2}, "microbatch": 1, "layers": "scan", "remat": "full",
                 "steps_per_dispatch": 3, "evaluations": 5, "checkpoint_seconds": 1.0, "keep_last_checkpoint": False,
             },
-            "tracking": {"wandb": "offline", "project": "p", "entity": "e"},
+            "trackers": [{"kind": "wandb", "mode": "offline", "project": "p", "entity": "e"}],
         }
     )  # fmt: skip
     assert set(config.Execution.model_fields) == set(json.loads(other.to_json())["execution"])

@@ -211,13 +211,12 @@ def test_jax_and_what_is_made_for_it_go_together(changes: dict[str, str | None],
 
 @pytest.fixture
 def wandb(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracker, "imported", lambda: ("1.0", ""))
+    monkeypatch.setattr(wandb_tracker, "_imported", lambda: "1.0")
 
 
 @pytest.mark.parametrize(
     ("mode", "environment", "netrc", "level"),
     [
-        ("disabled", {}, None, "ok"),
         ("offline", {}, None, "ok"),
         ("online", {}, None, "wrong"),
         ("online", {"WANDB_API_KEY": "S3CRET"}, None, "ok"),
@@ -230,11 +229,11 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_key_is_needed_online_and_never_shown(
-    wandb: None, tmp_path: Path, mode: tracker.Mode, environment: dict[str, str], netrc: str | None, level: str
+    wandb: None, tmp_path: Path, mode: str, environment: dict[str, str], netrc: str | None, level: str
 ) -> None:
     if netrc is not None:
         (tmp_path / ".netrc").write_text(netrc)
-    found = one(tracker.tracker(mode, environment, tmp_path))
+    found = one(tracker.trackers([config.Wandb.model_validate({"mode": mode})], environment, tmp_path))
     assert found.level == level
     assert "S3CRET" not in found.line()
 
@@ -242,14 +241,28 @@ def test_a_key_is_needed_online_and_never_shown(
 def test_the_netrc_file_may_be_named(wandb: None, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("machine api.wandb.ai login user password S3CRET")
     environment = {"NETRC": str(tmp_path / "mine")}
-    assert one(tracker.tracker("online", environment, tmp_path / "nobody")).level == "ok"
+    assert one(tracker.trackers([config.Wandb()], environment, tmp_path / "nobody")).level == "ok"
 
 
 def test_a_tracker_that_cannot_be_imported_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "wandb.py").write_text("raise TypeError('protobuf')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    found = one(tracker.tracker("offline", {}, tmp_path))
-    assert (found.level, found.found) == ("wrong", "wandb cannot be imported: TypeError: protobuf")
+    found = one(tracker.trackers([config.Wandb(mode="offline")], {}, tmp_path))
+    assert found.level == "wrong"
+    assert found.found == "wandb cannot be imported: TypeError: protobuf; pip install --upgrade wandb"
+
+
+def test_each_tracker_is_checked_by_its_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(config.Tracker):
+        kind: str = "own"
+
+    found = tracker.trackers([config.TensorBoard(), Own()], {}, tmp_path)
+    assert [each.level for each in found] == ["ok", "ok"]
+    assert found[0].found.startswith("tensorboardX ")
+    assert "of your own" in found[1].found
+    assert one(tracker.trackers([], {}, tmp_path)).found == "none: metrics are in the store alone"
+    monkeypatch.setattr(versions.importlib.metadata, "version", _missing)
+    assert one(tracker.trackers([config.TensorBoard()], {}, tmp_path)).level == "wrong"
 
 
 # Folders
@@ -322,7 +335,7 @@ def results(tmp_path: Path, tiny: Make) -> store.Store:
         name="mine",
         base=tiny(schedule={"kind": "wsd", "cooldown": 0.25, "warmup": {"kind": "tokens", "tokens": 64}}),
         grid=grids.Axis(field="tokens", values=(64 * 20, 64 * 40)),
-        tracking=config.Tracking(wandb="offline"),
+        trackers=(config.Wandb(mode="offline"), config.TensorBoard()),
     )
     made = store.Store(tmp_path / "store")
     resolved = plan.resolve(sweep, lambda data: corpus.prepare(data, lambda line: None), made)
@@ -530,10 +543,22 @@ def test_room_for_checkpoints_is_that_of_the_runs_that_are_left(
 
 
 def test_what_the_sweeps_of_a_store_track_is_asked_for(results: store.Store) -> None:
-    assert storing.tracked(results) == {"offline"}
-    assert doctor._mode(results.path, "disabled") == "offline"
-    assert doctor._mode(results.path, "online") == "online"
-    assert doctor._mode("/dev/null", "disabled") == "disabled"
+    offline, online = config.Wandb(mode="offline"), config.Wandb(mode="online")
+    assert storing.trackers(results) == [offline, config.TensorBoard()]
+    assert doctor._wanted(results.path, [online, offline]) == [online, offline, config.TensorBoard()]
+    assert doctor._wanted("/dev/null", []) == []
+    older = results.sweep("mine")
+    settings = {name: value for name, value in older["config"].items() if name != "trackers"}
+    settings["tracking"] = {"wandb": "online", "project": "p", "entity": None}
+    results.add_sweep("older", settings, older["members"])
+    assert config.Wandb(mode="online", project="p") in storing.trackers(results)
+
+
+def test_a_tracker_is_named_by_its_kind_or_as_json() -> None:
+    assert doctor.tracker_of("wandb") == config.Wandb()
+    assert doctor.tracker_of('{"kind": "wandb", "mode": "offline"}') == config.Wandb(mode="offline")
+    with pytest.raises(ValueError, match="no Tracker of kind 'wandbb'; did you mean 'wandb'"):
+        doctor.tracker_of("wandbb")
 
 
 @pytest.fixture(scope="module")
@@ -548,10 +573,10 @@ def test_a_bucket_is_tried_like_a_folder(server: s3.Server, monkeypatch: pytest.
     place = f"s3://{s3.BUCKET}/doctor"
     found = storing.store(place)
     assert levels(found) == {check: "ok" for check in ALL if check not in ("hard links", "disk")}
-    backends.of(place).replace("sweeps/x/sweep.json", json.dumps({"format": 9}))
+    backends.open_storage(place).replace("sweeps/x/sweep.json", json.dumps({"format": 9}))
     assert storing.store(place)[0].level == "wrong"
-    assert backends.of(f"s3://{s3.BUCKET}").names("") == ["doctor"]
-    assert backends.of(place).names("") == ["sweeps"]
+    assert backends.open_storage(f"s3://{s3.BUCKET}").names("") == ["doctor"]
+    assert backends.open_storage(place).names("") == ["sweeps"]
     missing = storing.store("s3://no-such-bucket/doctor")
     assert levels(missing) == {"sweeps": "ok", "write": "wrong"}
     assert "bucket does not exist" in missing[1].found
@@ -586,7 +611,7 @@ def command(tmp_path: Path, *arguments: str, **environment: str) -> subprocess.C
 
 
 def test_the_command_prints_a_line_a_check_and_writes_nothing(tmp_path: Path) -> None:
-    shown = command(tmp_path, "--tracking", "online", WANDB_API_KEY="S3CRET")
+    shown = command(tmp_path, "--tracker", "wandb", WANDB_API_KEY="S3CRET")
     assert (shown.returncode, shown.stderr) == (0, "")
     lines = shown.stdout.splitlines()
     checks = ["versions", "jax", "processes", "programs", "cache", "temporary", "devices", "tracker"]

@@ -56,7 +56,7 @@ def train(
 
     corpus = corpora.prepare(run.data, lambda line: None)
     folders = [folder / f"{number:06d}" for number in range(1, attempt + 1)]
-    outcome = loop.train([loop.Member(run, folders, rows.extend, stop)], execution, corpus)[0]
+    outcome = loop.train([loop.TrainingRun(run, folders, rows.extend, stop)], execution, corpus)[0]
     return Trained(outcome, rows, folder)
 
 
@@ -227,7 +227,7 @@ from scaling.data import corpus
 run = config.Run.from_json({run!r})
 def record(rows):
     if rows[-1]["step"] >= 14: os.kill(os.getpid(), signal.SIGKILL)
-member = loop.Member(run, [Path({folder!r}) / "000001"], record, lambda: False)
+member = loop.TrainingRun(run, [Path({folder!r}) / "000001"], record, lambda: False)
 loop.train([member], config.Execution(steps_per_dispatch=7, checkpoint_seconds=0.0), corpus.prepare(run.data))
 """
 

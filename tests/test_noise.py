@@ -116,7 +116,7 @@ def test_runs_record_their_noise_scales_and_train_as_without(tiny: Make, tmp_pat
     def rows_of(name: str, *runs: config.Run, **settings: Any) -> list[list[dict[str, Any]]]:
         rows: list[list[dict[str, Any]]] = [[] for _ in runs]
         members = [
-            loop.Member(run, [tmp_path / f"{name}{number}"], mine.extend, lambda: False)
+            loop.TrainingRun(run, [tmp_path / f"{name}{number}"], mine.extend, lambda: False)
             for number, (run, mine) in enumerate(zip(runs, rows, strict=True))
         ]
         loop.train(members, config.Execution(steps_per_dispatch=7, evaluations=2, **settings), corpus)

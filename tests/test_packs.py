@@ -39,11 +39,11 @@ class Traced:
     def folders(self) -> list[Path]:
         return [self.folder / f"{number:06d}" for number in range(1, self.attempt + 1)]
 
-    def member(self) -> loop.Member:
+    def member(self) -> loop.TrainingRun:
         def stop() -> bool:
             return self.stop_at is not None and len(self.rows) >= self.stop_at
 
-        return loop.Member(self.run, self.folders(), self.rows.extend, stop, self.trunk, self.branches)
+        return loop.TrainingRun(self.run, self.folders(), self.rows.extend, stop, self.trunk, self.branches)
 
     def losses(self) -> list[float]:
         return [row["loss"] for row in self.rows if row["kind"] == "train"]

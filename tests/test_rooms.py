@@ -46,8 +46,8 @@ def reaches(names: set[str], *rooms: str) -> set[str]:
 
 # From top to bottom: a room imports itself and rooms above it, inside functions too.
 ORDER = (
-    "schema", "registry", "tables", "counting", "parametrization", "devices", "storage", "config", "memory", "store",
-    "data", "planning", "models", "tasks", "training", "worker", "launch", "checks", "commands", "cli",
+    "human", "schema", "registry", "tables", "counting", "parametrization", "devices", "storage", "config", "memory",
+    "store", "data", "planning", "models", "tasks", "training", "worker", "launch", "checks", "commands", "cli",
 )  # fmt: skip
 SCALING, ANALYSIS = modules("scaling"), modules("analysis")
 
@@ -114,11 +114,10 @@ def test_the_analysis_knows_no_training(module: str) -> None:
 
 LIGHT = [
     "scaling", "scaling.config", "scaling.counting", "scaling.cli", "scaling.planning.plan", "scaling.config.grids",
-    "scaling.config.rates", "scaling.store",
-    "scaling.store.lease", "scaling.store.record", "scaling.config.loading",
-    "scaling.launch.local", "scaling.launch.slurm", "scaling.launch.ray", "scaling.commands.planning",
-    "scaling.commands.sweeping", "scaling.commands.cleaning", "scaling.commands.doctor", "scaling.devices",
-    "scaling.memory", "scaling.store.gc",
+    "scaling.config.rates", "scaling.store", "scaling.store.lease", "scaling.store.record", "scaling.config.loading",
+    "scaling.launch.launchers.local", "scaling.launch.launchers.slurm", "scaling.launch.launchers.ray",
+    "scaling.commands.planning", "scaling.commands.sweeping", "scaling.commands.cleaning", "scaling.commands.doctor",
+    "scaling.devices", "scaling.memory", "scaling.store.gc",
 ]  # fmt: skip
 
 
@@ -157,3 +156,13 @@ def test_every_module_says_what_it_is_and_stays_short(module: str) -> None:
 def test_every_folder_is_a_package(folder: str) -> None:
     folders = {path.parent for path in (ROOT / folder).rglob("*.py")}
     assert [str(each) for each in folders if not (each / "__init__.py").is_file()] == []
+
+
+def test_a_class_name_means_one_class() -> None:
+    where: dict[str, list[str]] = {}
+    for package in ("scaling", "analysis", "experiments", "benchmarks"):
+        for name, path in modules(package).items():
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, ast.ClassDef):
+                    where.setdefault(node.name, []).append(name)
+    assert {name: places for name, places in where.items() if len(places) > 1} == {}

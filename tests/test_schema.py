@@ -185,7 +185,7 @@ def test_fields_that_depend_on_each_other_are_edited_at_once(tiny: Make) -> None
         ("name=other", "name", "other"),
         ("base.model.position=learned", "base.model.position", "learned"),
         ('grid={"kind": "single"}', "grid", {"kind": "single"}),
-        ("tracking.project=a=b", "tracking.project", "a=b"),
+        ("trackers.0.project=a=b", "trackers.0.project", "a=b"),
     ],
 )
 def test_an_override_is_read_as_json_else_as_text(tiny: Make, text: str, field: str, value: Any) -> None:

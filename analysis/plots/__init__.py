@@ -1,9 +1,10 @@
 """Figures from results: every function takes runs or a result, fits nothing, and returns a matplotlib Figure.
 
-`sweeps` draws the runs of a sweep and their frontier, `results` fits, profiles, back-tests, forecasts and designs of
-any law. `save` writes .png, .svg or .pdf.
+`columns` draws one column of runs against another, `sweeps` the runs of a sweep and their frontier, `results` fits,
+profiles, back-tests, forecasts and designs of any law. `save` writes .png, .svg or .pdf.
 """
 
+from analysis.plots.columns import metric
 from analysis.plots.drawing import LOSS, save
 from analysis.plots.results import backtest, curve, forecast, profiles, residuals
 from analysis.plots.sweeps import fitted, isoflop, loss_compute, loss_params
@@ -17,6 +18,7 @@ __all__ = [
     "isoflop",
     "loss_compute",
     "loss_params",
+    "metric",
     "profiles",
     "residuals",
     "save",

@@ -12,6 +12,19 @@ from matplotlib import figure
 from analysis import axes
 
 LOSS = "loss (nats per token)"
+NAMES = {
+    "params": "parameters",
+    "params_non_embedding": "non-embedding parameters",
+    "params_with_head": "non-embedding parameters and head",
+    "tokens": "training tokens",
+    "unique_tokens": "unique tokens",
+    "batch_tokens": "batch (tokens)",
+    "flops": "training compute (FLOPs)",
+    "loss": LOSS,
+    "learning_rate": "learning rate",
+    "seconds": "training time (s)",
+}
+UNITS = {"flops": "FLOPs", "loss": "nats per token", "bits_per_byte": "bits per byte", "seconds": "s"}
 P = ParamSpec("P")
 
 
@@ -24,6 +37,17 @@ def styled(draw: Callable[P, figure.Figure]) -> Callable[P, figure.Figure]:
 
     drawn.__doc__, drawn.__name__ = draw.__doc__, draw.__name__
     return drawn
+
+
+def labelled(column: str) -> str:
+    """What an axis says of a column: its name in words where it is one of `NAMES`, else with the unit it tells."""
+    if column in NAMES:
+        return NAMES[column]
+    name = column.removeprefix("metric/")
+    for part, unit in UNITS.items():
+        if name.startswith(part) or name.endswith(f"_{part}"):
+            return f"{name} ({unit})"
+    return name
 
 
 def save(made: figure.Figure, path: str | os.PathLike[str]) -> pathlib.Path:

@@ -9,15 +9,8 @@ from matplotlib import figure
 
 from analysis import axes, backtests, fitting, forecasting, uncertainty
 from analysis import profiles as profiling
-from analysis.plots.drawing import LOSS, band, styled
+from analysis.plots.drawing import LOSS, band, labelled, styled
 
-NAMES = {
-    "params": "parameters",
-    "params_non_embedding": "non-embedding parameters",
-    "tokens": "training tokens",
-    "flops": "training compute (FLOPs)",
-    "unique_tokens": "unique tokens",
-}
 BOUGHT = ("params", "params_non_embedding", "flops")  # what a held-out run is drawn over, the first that it has
 
 
@@ -29,7 +22,7 @@ def _logged(panel: mpl_axes.Axes, values: np.ndarray, column: str) -> None:
     """A log axis with the column's name, or a plain one where values are not positive."""
     if (values > 0).all():
         axes.logarithmic(panel, "x", values, flops="flops" in column)
-    panel.set_xlabel(NAMES.get(column, column))
+    panel.set_xlabel(labelled(column))
 
 
 @styled
@@ -99,7 +92,7 @@ def backtest(found: backtests.Backtest) -> figure.Figure:
     panel.errorbar(rows[x], rows["measured"], yerr=None if np.isnan(noise) else noise, fmt="o", ms=5, color=axes.INK,
                    capsize=2.5, lw=1, label="held out" + ("" if np.isnan(noise) else " ± seed noise"))  # fmt: skip
     axes.logarithmic(panel, "x", rows[x].to_numpy(), flops=x == "flops")
-    panel.set(xlabel=NAMES.get(x, x), ylabel=LOSS)
+    panel.set(xlabel=labelled(x), ylabel=LOSS)
     panel.legend(loc="best")
     if len(panels) > 1:
         right, shade = panels[1], axes.shades(found.rows["origin"].to_numpy())
@@ -147,7 +140,7 @@ def curve(
         axes.logarithmic(panel, "x", at, flops="flops" in fit.columns[name])
     if (np.concatenate(shown) > 0).all():
         axes.log_loss(panel, np.concatenate([*shown, fit.predict({name: at})]))
-    panel.set(xlabel=NAMES.get(fit.columns[name], fit.columns[name]), ylabel=_named(fit))
+    panel.set(xlabel=labelled(fit.columns[name]), ylabel=_named(fit))
     panel.legend(loc="best")
     return made
 
@@ -171,6 +164,6 @@ def forecast(found: forecasting.Forecast, held_out: pd.DataFrame | None = None, 
                       label="held out")  # fmt: skip
     axes.logarithmic(panel, "x", at, flops="flops" in found.x)
     axes.log_loss(panel, np.concatenate(shown))
-    panel.set(xlabel=NAMES.get(found.x, found.x), ylabel=LOSS if found.y == "loss" else found.y)
+    panel.set(xlabel=labelled(found.x), ylabel=LOSS if found.y == "loss" else found.y)
     panel.legend(loc="best")
     return made

@@ -13,7 +13,7 @@ from pathlib import Path
 from scaling import devices as here
 from scaling import memory
 from scaling.checks import finding
-from scaling.launch import local
+from scaling.launch import environments
 from scaling.worker import group
 
 ANSWER_SECONDS = 180.0  # for JAX to find its devices; of a large slice that takes a minute
@@ -86,7 +86,7 @@ def devices(seen: Seen, has: Hardware, environment: Mapping[str, str]) -> list[f
         return [finding.wrong(check, f"JAX finds none: {seen.error}", remedy)]
     if seen.backend != "cpu":
         found = [finding.ok(check, f"{seen.words()} ({seen.backend})")]
-        if not local.find_accelerators():
+        if not environments.find_accelerators():
             found.append(
                 finding.warning(
                     "launcher",

@@ -8,16 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from scaling.checks import finding
-from scaling.launch import local
+from scaling.launch import environments
 from scaling.storage import cache
 from scaling.worker import precompile
 
 LITTLE_BYTES = 2e9  # for text, tokens and compiled programs
-
-
-def existing(path: Path) -> Path:
-    """A path, or the nearest folder above it that exists."""
-    return next(place for place in (path, *path.parents) if place.exists())
 
 
 def room(check: str, place: Path, needed: float | None = None, what: str = "") -> list[finding.Finding]:
@@ -25,7 +20,7 @@ def room(check: str, place: Path, needed: float | None = None, what: str = "") -
 
     `needed` bytes are those of `what`; None where that is not known.
     """
-    there = existing(place)
+    there = cache.nearest_existing(place)
     free = shutil.disk_usage(there).free
     size = f"{place}: {free / 1e9:.1f} GB free"
     if not os.access(there, os.W_OK | os.X_OK):
@@ -63,7 +58,7 @@ def compiled(environment: Mapping[str, str], user: int) -> list[finding.Finding]
                 "let nobody else write to it",
             )
         ]
-    folder = Path(named) if named else local.compile_folder()
+    folder = Path(named) if named else environments.compile_folder()
     remedy = f"remove {folder}, and set SCALING_CACHE to a folder of your own"
     for place in (folder, *folder.resolve().parents):
         if place.exists() and (how := _writers(place, user)):

@@ -17,6 +17,7 @@ from pathlib import Path
 from scaling import config, counting
 from scaling import store as stores
 from scaling.checks import finding, places
+from scaling.config import trackers as tracker_configs
 from scaling.storage import atomic, backends, directories
 from scaling.store import record
 
@@ -87,13 +88,13 @@ def _format(results: stores.Store, name: str) -> str:
     return "this"
 
 
-def tracked(results: stores.Store) -> set[str]:
-    """The modes of tracking that the sweeps of a store ask for; those of sweeps that cannot be read are left out."""
-    found: set[str] = set()
+def trackers(results: stores.Store) -> list[config.Tracker]:
+    """The trackers that the sweeps of a store ask for, each once; those of sweeps that cannot be read are left out."""
+    found: list[config.Tracker] = []
     for name in results.sweeps() if results.exists() else ():
         with contextlib.suppress(ValueError):  # `contents` tells of it
-            found.add(config.Tracking.model_validate(results.sweep(name)["config"]["tracking"]).wandb)
-    return found
+            found += tracker_configs.stored(results.sweep(name)["config"])
+    return list(dict.fromkeys(found))
 
 
 # What is tried
@@ -134,7 +135,7 @@ def _scratch(results: stores.Store) -> Iterator[backends.Storage]:
     missing = []
     if results.local is not None:
         missing = [folder for folder in (results.local, *results.local.parents) if not folder.exists()]
-    name = atomic.draft("doctor")  # which gc removes where this process is killed
+    name = atomic.draft_name("doctor")  # which gc removes where this process is killed
     try:
         yield results.files.sub(name)
     finally:

@@ -9,23 +9,24 @@ import pandas as pd
 
 import analysis
 from analysis import frontiers, laws, tables
-from scaling import store
-from scaling.commands.arguments import Objective, Table
-from scaling.launch import local
+from scaling import schema, store
+from scaling.commands.arguments import Objective, Rows, Table
+from scaling.launch import environments
 
 
-def read(table: Table, required: Sequence[str]) -> tuple[pd.DataFrame, str]:
+def read(table: Rows, required: Sequence[str], also: Sequence[str] = ()) -> tuple[pd.DataFrame, str]:
     """The runs of a table and the name they go by.
 
-    `required` are the columns that a CSV must have. Compiled fits are kept between processes.
+    `required` are the columns that a CSV must have; `also` are config fields that runs of a store have as columns
+    though they do not differ in them, as those of --where. Compiled fits are kept between processes.
     Raises ValueError where the store has several sweeps and none is named, or a filter leaves no rows.
     """
-    for setting, value in local.compiled_programs().items():
+    for setting, value in environments.compiled_programs().items():
         os.environ.setdefault(setting, value)
     if table.is_store:
         results = store.Store(table.data)
         name = one_sweep(results, table.sweep)
-        return filtered(results.runs(name), table.where), name
+        return filtered(of_store(results, name, (*also, *named(table.where))), table.where), name
     if table.sweep is not None:
         raise ValueError(f"{table.data} is no store, so it has no sweep {table.sweep!r}; leave --sweep out for a CSV")
     frame = filtered(analysis.read_csv(table.file, ()), table.where)
@@ -33,20 +34,42 @@ def read(table: Table, required: Sequence[str]) -> tuple[pd.DataFrame, str]:
     return frame, table.file.stem
 
 
+def of_store(results: store.Store, sweep: str | None, columns: Sequence[str]) -> pd.DataFrame:
+    """The runs of a store, of one sweep or all, with the config fields that differ and those among `columns`."""
+    frame = results.runs(sweep)
+    if all(name in frame for name in columns):
+        return frame
+    whole = results.runs(sweep, settings="all")
+    return whole[[name for name in whole if name in frame or name in columns]]
+
+
+def named(where: Sequence[str]) -> list[str]:
+    """The columns that filters name."""
+    return [pair(text, "--where", "COLUMN=VALUE, for example split=fit")[0] for text in where]
+
+
 def filtered(frame: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
-    """The rows that have every VALUE in its COLUMN."""
-    for text in where:
-        column, value = pair(text, "--where", "COLUMN=VALUE, for example split=fit")
+    """The rows that have every VALUE in its COLUMN: a number, `null` where it is missing, JSON or text."""
+    for text, column in zip(where, named(where), strict=True):
         if column not in frame:
             raise ValueError(f"--where {text}: no column {column!r}; the table has {', '.join(map(str, frame))}")
-        series = frame[column]
-        numeric = pd.api.types.is_numeric_dtype(series) and not pd.api.types.is_bool_dtype(series)
-        kept = frame[series == numbers([text], "--where")[column]] if numeric else frame[series.astype(str) == value]
+        series, value = frame[column], text.partition("=")[2]
+        kept = frame[_holds(series, value, text)]
         if not len(kept):
             there = ", ".join(map(str, series.drop_duplicates().iloc[:6]))
             raise ValueError(f"--where {text} leaves none of {len(frame)} rows; the column holds {there}")
         frame = kept
     return frame
+
+
+def _holds(series: pd.Series, value: str, text: str) -> pd.Series:
+    """Where a column holds a value that was given as text."""
+    if value == "null":
+        return series.isna()
+    if pd.api.types.is_numeric_dtype(series) and not pd.api.types.is_bool_dtype(series):
+        return series == next(iter(numbers([text], "--where").values()))
+    wanted = schema.parse_value(value)
+    return series.map(lambda cell: str(cell) == value or (type(cell) is type(wanted) and cell == wanted)).astype(bool)
 
 
 def one_sweep(results: store.Store, sweep: str | None) -> str:

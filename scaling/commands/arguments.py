@@ -1,28 +1,71 @@
-"""Arguments that several subcommands of the analysis share; imports nothing heavy."""
+"""Arguments that several subcommands share, each written once; imports nothing heavy."""
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import tyro
 
+RESULTS = "results"
+
 Repeated = tyro.conf.UseAppendAction
+Positional = tyro.conf.Positional
+
+SweepFile: TypeAlias = Annotated[
+    Path,
+    Positional,
+    tyro.conf.arg(help="A Python file with a function sweep(), or a stored sweep.json or config.json."),
+]
+Overrides: TypeAlias = Annotated[
+    tuple[str, ...],
+    Repeated,
+    tyro.conf.arg(
+        name="set",
+        metavar="FIELD=VALUE",
+        help="Set a field of the sweep, for example --set base.seed=1; repeat for more.",
+    ),
+]
+Store: TypeAlias = Annotated[
+    str, tyro.conf.arg(help="Folder of results, or a bucket (s3://…, gs://…); made when something is first written.")
+]
+StorePlace: TypeAlias = Annotated[
+    str, Positional, tyro.conf.arg(help="Folder of results, or a bucket (s3://…, gs://…).")
+]
+Workers: TypeAlias = Annotated[
+    int | None,
+    tyro.conf.arg(help="Workers; by default one an accelerator, or one a CPU core (at most one a run)."),
+]
+RetryFailed: TypeAlias = Annotated[bool, tyro.conf.arg(help="Train again what failed before.")]
+Law: TypeAlias = Annotated[
+    str, tyro.conf.arg(help="Name of the law, for example hoffmann, kaplan, power_offset; `scaling laws` lists them.")
+]
+HoldOut: TypeAlias = Annotated[
+    str, tyro.conf.arg(help="Column that says which runs are large; the largest are predicted from the others.")
+]
+Origins: TypeAlias = Annotated[
+    int, tyro.conf.arg(help="How many largest groups of runs are left out, one after the other.")
+]
+At: TypeAlias = Annotated[
+    tuple[str, ...],
+    Repeated,
+    tyro.conf.arg(
+        metavar="INPUT=VALUE",
+        help="An input of the law, for example --at params=1e9 --at tokens=2e10; repeat for more.",
+    ),
+]
+FitFile: TypeAlias = Annotated[Path, Positional, tyro.conf.arg(help="A fit saved by `scaling fit --save`.")]
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
-    """The runs, and what their columns mean."""
+class Rows:
+    """The runs of a file or a store."""
 
     data: tyro.conf.Positional[str]
     """A CSV file with a row a run, or a store: a folder, or a bucket (s3://…, gs://…)."""
     sweep: str | None = None
     """Which sweep of the store; not needed where there is one."""
-    loss: str = "loss"
-    """Column that holds the loss, in nats a token."""
-    columns: Annotated[tuple[str, ...], Repeated, tyro.conf.arg(name="column", metavar="INPUT=COLUMN")] = ()
-    """Read an input of the law from another column, for example --column params=params_non_embedding."""
     where: Annotated[tuple[str, ...], Repeated, tyro.conf.arg(metavar="COLUMN=VALUE")] = ()
-    """Use only rows with this value, for example --where split=fit."""
+    """Use only rows with this value, for example --where split=fit or --where optimizer.weight_decay=0.1."""
 
     @property
     def is_store(self) -> bool:
@@ -33,6 +76,16 @@ class Table:
     def file(self) -> Path:
         """The CSV file."""
         return Path(self.data)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table(Rows):
+    """The runs, and what their columns mean."""
+
+    loss: str = "loss"
+    """Column that holds the loss, in nats a token."""
+    columns: Annotated[tuple[str, ...], Repeated, tyro.conf.arg(name="column", metavar="INPUT=COLUMN")] = ()
+    """Read an input of the law from another column, for example --column params=params_non_embedding."""
 
 
 @dataclasses.dataclass(frozen=True)

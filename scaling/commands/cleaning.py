@@ -1,6 +1,6 @@
 """`scaling gc`: remove checkpoints of a store that nothing needs."""
 
-from scaling import store
+from scaling import human, store
 from scaling.store import gc
 
 
@@ -19,7 +19,7 @@ def collect(store_path: str, dry_run: bool) -> None:
 
     def tell(removal: gc.Removal) -> None:
         gone.append(removal)
-        print(f"{removal.key} ({megabytes(removal.size)}): {removal.reason}", flush=True)
+        print(f"{removal.key} ({human.size(removal.size)}): {removal.reason}", flush=True)
 
     if dry_run:
         for removal in found.removals():
@@ -29,9 +29,4 @@ def collect(store_path: str, dry_run: bool) -> None:
     for why, count in found.left.items():
         print(f"{count} runs {why}: left as they are")
     done, total = "would remove" if dry_run else "removed", sum(removal.size for removal in gone)
-    print(f"{done} {len(gone)} checkpoints and files, {megabytes(total)}")
-
-
-def megabytes(size: int) -> str:
-    """Bytes as a person reads them."""
-    return f"{size / 1e6:,.1f} MB"
+    print(f"{done} {len(gone)} checkpoints and files, {human.size(total)}")

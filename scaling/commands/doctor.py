@@ -2,26 +2,25 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from scaling import config, schema
 from scaling import store as stores
 from scaling.checks import finding, machine, places, storing, tracker, versions
 
-MODES: tuple[tracker.Mode, ...] = ("disabled", "offline", "online")
 
-
-def show(store: str | None, tracking: tracker.Mode) -> int:
+def show(store: str | None, trackers: Sequence[str]) -> int:
     """Print what each check found as soon as it is known. Returns 1 where anything is wrong, else 0."""
     counts = {"ok": 0, "warning": 0, "wrong": 0}
-    for each in findings(store, tracking):
+    for each in findings(store, [tracker_of(text) for text in trackers]):
         counts[each.level] += 1
         print(each.line(), flush=True)
     print(f"{counts['ok']} checks are ok, {counts['warning']} warn, {counts['wrong']} are wrong")
     return 1 if counts["wrong"] else 0
 
 
-def findings(store: str | None, tracking: tracker.Mode) -> Iterator[finding.Finding]:
+def findings(store: str | None, trackers: Sequence[config.Tracker]) -> Iterator[finding.Finding]:
     """All findings, the quick ones first. A store is written to only where one is given."""
     try:
         python, wanted = versions.required()
@@ -34,15 +33,21 @@ def findings(store: str | None, tracking: tracker.Mode) -> Iterator[finding.Find
     yield from places.cache_folder()
     yield from places.temporary_folder()
     yield from machine.devices(machine.look(), machine.hardware(), os.environ)
-    yield from tracker.tracker(_mode(store, tracking), os.environ, Path.home())
+    yield from tracker.trackers(_wanted(store, trackers), os.environ, Path.home())
     if store is not None:
         yield from storing.store(store)
 
 
-def _mode(store: str | None, tracking: tracker.Mode) -> tracker.Mode:
-    """What is asked for, or what a sweep of the store does where that needs more."""
-    asked: set[str] = {tracking}
+def tracker_of(text: str) -> config.Tracker:
+    """A tracker by its kind, or as JSON with its settings. Raises ValueError where it is none."""
+    value = schema.parse_value(text)
+    return config.Tracker.model_validate({"kind": value} if isinstance(value, str) else value)
+
+
+def _wanted(store: str | None, trackers: Sequence[config.Tracker]) -> list[config.Tracker]:
+    """What is asked for, and what the sweeps of the store ask for."""
+    found = list(trackers)
     if store is not None:
         with contextlib.suppress(ValueError, OSError):  # the checks of the store tell of it
-            asked |= storing.tracked(stores.Store(store))
-    return next(mode for mode in reversed(MODES) if mode in asked)
+            found += storing.trackers(stores.Store(store))
+    return list(dict.fromkeys(found))

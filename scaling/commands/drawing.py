@@ -40,16 +40,27 @@ def report(table: Table, out: Path | None, title: str | None, notes: tuple[str, 
 def learning_rate_notes(results: store.Store, name: str) -> tuple[str, ...]:
     """How the learning rates of a sweep were chosen, in sentences for its report."""
     rule = rates.Rule.model_validate(results.sweep(name)["config"]["learning_rate"])
-    used = sorted(set(results.runs(name)["learning_rate"]))
+    used = sorted(set(results.runs(name, settings="none")["learning_rate"].dropna()))
+    if not used:
+        return ()
     span = f"{used[0]:.3g}" if len(used) == 1 else f"{used[0]:.3g} to {used[-1]:.3g}"
     return (f"Learning rates: {rule.describe()} In this sweep: {span}.",)
 
 
-def plot(table: Table, out: Path, suffix: str) -> None:
-    """Draw a saved fit, or the runs of a CSV or a store."""
+def plot(table: Table, x: str | None, y: str | None, hue: str | None, out: Path, suffix: str) -> None:
+    """Draw a saved fit, or the runs of a CSV or a store: one column against another where `x` is given."""
+    if x is None and (y, hue) != (None, None):
+        raise ValueError("--y and --hue belong to --x, the column across; give it too")
     if table.file.suffix == ".json":
+        if x is not None:
+            raise ValueError(f"{table.file} is a saved fit, and --x draws runs; give the store or CSV of the runs")
         drawn = of_fit(analysis.load(table.file))
         stem = table.file.stem
+    elif x is not None:
+        up = y or table.loss
+        frame, stem = analysing.read(table, (), tuple(filter(None, (x, up, hue))))
+        name = "_".join(filter(None, (up, x, hue))).replace("/", "-")
+        drawn = {name: plots.metric(frame, x, up, hue)}
     else:
         frame, stem = analysing.read(table, ("params", "tokens", table.loss))
         drawn = of_runs(frame, table)

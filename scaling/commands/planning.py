@@ -7,16 +7,16 @@ from typing import Any
 import rich.console
 import rich.table
 
-from scaling import config, devices, memory, store
+from scaling import config, devices, human, memory, store
 from scaling.config import loading
 from scaling.data import corpus as corpora
-from scaling.launch import local
+from scaling.launch.launchers import local
 from scaling.planning import plan, timing
 
 COLUMNS = (
     "run", "model", "params", "non-emb.", "tokens", "epochs", "FLOPs", "6ND", "steps", "lr", "seed", "memory", "time",
-    "status",
 )  # fmt: skip
+SHOWN = ("family", "width", "depth", "tokens", "learning_rate", "seed")  # what they say
 
 
 def show(path: Path, overrides: Sequence[str], store_path: str, device: str) -> None:
@@ -40,7 +40,8 @@ def show(path: Path, overrides: Sequence[str], store_path: str, device: str) -> 
             continue
         rows = [plan.row(p, rates.of(p.run, sweep.execution), sweep.execution, limit, device == "cpu") for p in runs]
         states = [_state(row["run_id"], results) for row in rows]
-        console.print(_table(f"{sweep.name}: {stage}, {len(rows)} runs", rows, states, bool(resolved.pending)))
+        title, differing = f"{sweep.name}: {stage}, {len(rows)} runs", plan.settings(runs, SHOWN)
+        console.print(_table(title, rows, differing, states, bool(resolved.pending)))
         for row, state in zip(rows, states, strict=True):
             total["flops"] += row["flops_spent"]
             total["tokens"] += row["tokens"] * row["flops_spent"] / row["flops"]
@@ -48,8 +49,8 @@ def show(path: Path, overrides: Sequence[str], store_path: str, device: str) -> 
             total["todo"] += 0.0 if state in ("finished", "diverged") else row["seconds"]
         ladder = rows
     console.print(
-        f"total {total['flops']:.3g} FLOPs, {total['tokens']:,.0f} tokens, {duration(total['seconds'])} of one worker "
-        f"on {device} ({duration(total['todo'])} to do); rates of training by size: {rates.source}"
+        f"total {total['flops']:.3g} FLOPs, {total['tokens']:,.0f} tokens, {human.duration(total['seconds'])} of one "
+        f"worker on {device} ({human.duration(total['todo'])} to do); rates of training by size: {rates.source}"
     )
     if resolved.trunks:
         console.print(saving(resolved))
@@ -81,11 +82,17 @@ def _state(run_id: str | None, results: store.Store) -> str:
     return "" if run_id is None else results.status(run_id)["status"]
 
 
-def _table(title: str, rows: Sequence[Mapping[str, Any]], states: Sequence[str], pending: bool) -> rich.table.Table:
+def _table(
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    differing: Sequence[Mapping[str, Any]],
+    states: Sequence[str],
+    pending: bool,
+) -> rich.table.Table:
     table = rich.table.Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for name in COLUMNS:
+    for name in (*COLUMNS, *differing[0], "status"):
         table.add_column(name, justify="left" if name in ("run", "model", "status") else "right", no_wrap=True)
-    for row, state in zip(rows, states, strict=True):
+    for row, more, state in zip(rows, differing, states, strict=True):
         table.add_row(
             row["run_id"] or "–",
             f"{row['family']} {row['width']}×{row['depth']}",
@@ -98,8 +105,9 @@ def _table(title: str, rows: Sequence[Mapping[str, Any]], states: Sequence[str],
             f"{row['steps']:,}",
             f"{row['learning_rate']:.3g}" + ("?" if pending else ""),
             str(row["seed"]),
-            f"{row['memory_bytes'] / 1e6:,.0f} MB" + _parts(row),
-            duration(row["seconds"]),
+            human.size(row["memory_bytes"]) + _parts(row),
+            human.duration(row["seconds"]),
+            *map(human.value, more.values()),
             state,
         )
     return table
@@ -108,12 +116,3 @@ def _table(title: str, rows: Sequence[Mapping[str, Any]], states: Sequence[str],
 def _parts(row: Mapping[str, Any]) -> str:
     """The microbatch, where it is not the whole batch."""
     return "" if row["microbatch"] == row["batch_size"] else f" ({row['microbatch']} of {row['batch_size']})"
-
-
-def duration(seconds: float) -> str:
-    """A time as a person reads it."""
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.1f} min"
-    return f"{seconds / 3600:,.1f} h"

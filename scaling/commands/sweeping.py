@@ -1,5 +1,6 @@
 """`scaling sweep`, `worker` and `status`: train what a store lacks, and show how far it is."""
 
+import collections
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from scaling.commands.arguments import Table
 from scaling.config import loading
 from scaling.launch import launcher as launchers
 from scaling.launch import stages
+from scaling.storage import errors
 
 
 def run(
@@ -22,8 +24,8 @@ def run(
     dry_run: bool,
 ) -> int:
     """Train a sweep, then report on it. Returns 0, or 1 where runs are left without a result."""
-    launcher = launchers.load(kind, cluster)
     sweep = loading.load(config, overrides)
+    launcher = launchers.load(kind, cluster)  # which the config may define
     own = config if config.suffix == ".py" else None
     if dry_run:
         print(stages.describe(sweep, store_path, launcher, workers, own))
@@ -39,7 +41,7 @@ def run(
         meanwhile=reported,
     )
     if not done:
-        what = "start the workers as above, and" if launcher.hands_over else "start"
+        what = "start the workers as above, and" if launcher.manual else "start"
         print(f"not all runs have a result yet; {what} the same command again to go on (store {store_path})")
         return 1
     if reported:
@@ -63,7 +65,7 @@ def work(store_path: str, name: str, config: Path | None, retry_failed: bool) ->
     from scaling.worker import main
 
     if config is not None:
-        loading.load(config)  # registers the model families that it defines
+        loading.load(config)  # the kinds of families, trackers and the like that it defines
     return main.main(store.Store(store_path), name, retry_failed=retry_failed)
 
 
@@ -78,11 +80,19 @@ def status(store_path: str, name: str | None, follow: bool, rows: int) -> None:
         raise ValueError(f"there is no store at {store_path}; give its folder with --store")
     if name is None:
         for each in results.sweeps():
-            counts = results.runs(each)["status"].value_counts()
-            print(f"{each}: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+            print(f"{each}: {_counts(results, each)}")
         return
     if follow:
         watch.follow(results, name)
     else:
         width = None if rich.get_console().is_terminal else 200  # what a pipe or a file takes whole
         rich.console.Console(width=width).print(watch.table(results, name, rows))
+
+
+def _counts(results: store.Store, sweep: str) -> str:
+    """How many runs of a sweep have each status, or why that cannot be said."""
+    try:
+        counts = collections.Counter(results.statuses(sweep).values())
+    except errors.UnreadableError as error:
+        return f"damaged: {error}"
+    return ", ".join(f"{count} {state}" for state, count in counts.most_common())

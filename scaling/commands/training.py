@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import rich.console
 import rich.table
 
-from scaling import config, counting, devices, memory
+from scaling import config, counting, devices, human, memory
 from scaling.config import loading
-from scaling.launch import local
+from scaling.launch import environments
 from scaling.store import record
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _train(run: config.Run, execution: config.Execution, corpus: "corpora.Corpus
     # Nothing is saved: the run is short or looked at, and `scaling sweep` is what keeps results.
     execution = execution.edit({"checkpoint_seconds": 1e9})
     with tempfile.TemporaryDirectory() as folder:
-        member = loop.Member(run, [Path(folder) / "checkpoints"], watch.rows, lambda: False)
+        member = loop.TrainingRun(run, [Path(folder) / "checkpoints"], watch.rows, lambda: False)
         (outcome,) = loop.train([member], execution, corpus)
     watch.finish()
     for line in summary(outcome, watch.speeds, counting.flops_per_token(run.model, run.vocabulary_size, run.context)):
@@ -163,7 +163,7 @@ def progress(row: Mapping[str, Any], steps: int) -> str:
     share = f"  MFU {row['mfu']:.1%}" if "mfu" in row else ""
     return (
         f"step {row['step']:>{len(str(steps))},} of {steps:,}  loss {row['loss']:.4f}  |g| {row['gradient_norm']:.3g}  "
-        f"lr {row['learning_rate']:.3g}  {record.short(row['tokens_per_second'])} tokens/s  "
+        f"lr {row['learning_rate']:.3g}  {human.count(row['tokens_per_second'])} tokens/s  "
         f"{row['flops_per_second'] / 1e9:,.1f} GFLOP/s{share}"
     )
 
@@ -177,8 +177,8 @@ def evaluated(row: Mapping[str, Any]) -> str:
     if row["noise_scale_tokens"] is None:
         return f"{line}; gradient noise scale not to be told {over}: noise drowns the signal"
     error = row["noise_scale_tokens_se"]
-    spread = "" if error is None else f" ± {record.short(error)}"
-    return f"{line}; gradient noise scale {record.short(row['noise_scale_tokens'])}{spread} tokens {over}"
+    spread = "" if error is None else f" ± {human.count(error)}"
+    return f"{line}; gradient noise scale {human.count(row['noise_scale_tokens'])}{spread} tokens {over}"
 
 
 def summary(outcome: "loop.Outcome", speeds: Sequence[float], flops_per_token: float) -> list[str]:
@@ -188,7 +188,9 @@ def summary(outcome: "loop.Outcome", speeds: Sequence[float], flops_per_token: f
     device = jax.local_devices()[0]
     lines = [f"{outcome.status} {outcome.reason}".rstrip() + f" at step {outcome.step:,} in {outcome.seconds:.1f} s"]
     if outcome.loss is not None:
-        lines[0] += f": loss {outcome.loss:.4f} ± {outcome.loss_se:.4f}, {outcome.bits_per_byte:.4f} bits a byte"
+        lines[0] += f": loss {outcome.loss:.4f} ± {outcome.loss_se:.4f}"
+        if outcome.bits_per_byte is not None:
+            lines[0] += f", {outcome.bits_per_byte:.4f} bits a byte"
     steady = speeds[1:] or speeds  # the first dispatch warms up
     if steady:
         rate = statistics.median(steady) * flops_per_token
@@ -240,10 +242,10 @@ def table(found: "breakdown.Breakdown") -> rich.table.Table:
 
 def _as_a_worker(run: config.Run, execution: config.Execution) -> None:
     """Start this process over with the environment that workers have, unless it has it: speed is to be as theirs."""
-    wanted = {**local.compiled_programs(), **{k: v for k, v in local.environment().items() if k == "GLIBC_TUNABLES"}}
+    wanted = {**environments.compiled_programs(), "GLIBC_TUNABLES": environments.worker()["GLIBC_TUNABLES"]}
     changed = {name: value for name, value in wanted.items() if name not in os.environ}
-    if not local.find_accelerators():
-        changed |= local.host_devices(host_devices(run, execution, len(devices.cores()), memory.available()))
+    if not environments.find_accelerators():
+        changed |= environments.host_devices(host_devices(run, execution, len(devices.cores()), memory.available()))
     if changed:
         sys.stdout.flush()
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **changed})

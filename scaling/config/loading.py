@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from scaling import config, schema
+from scaling.config import imports
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> config.Sweep:
     """The sweep of a file, with overrides of the form FIELD=VALUE applied and checked.
 
-    A `.py` file has a function `sweep()` without arguments. A `.json` file is a stored `sweep.json`, or the
-    `config.json` of one run, which becomes a sweep of that run alone. Raises ValueError with the reason.
+    A `.py` file has a function `sweep()` without arguments, and may import modules that lie beside it (`imports`). A
+    `.json` file is a stored `sweep.json`, or the `config.json` of one run, which becomes a sweep of that run alone.
+    Raises ValueError with the reason.
     """
     path = Path(path)
     if not path.is_file():
@@ -33,7 +35,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> config.Sweep:
 
 
 def _from_python(path: Path) -> config.Sweep:
-    name = f"scaling_sweep_{path.stem}"  # a name of its own, which shadows no library
+    imports.allow(path)
+    name = f"scaling_sweep_{path.stem}_{schema.digest(str(path.absolute()))[:8]}"  # which no other module has
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

@@ -7,7 +7,7 @@ import pydantic
 from scaling import parametrization as parametrizations
 from scaling import schema
 from scaling.config import data as datas
-from scaling.config import families, optimizers, schedules
+from scaling.config import families, optimizers, schedules, tasks
 
 DType = Literal["float32", "bfloat16"]
 
@@ -22,8 +22,9 @@ class Precision(schema.Config):
 class Run(schema.Config):
     """One training of one model: everything that determines its result.
 
-    `tokens` are training tokens seen, a multiple of `batch_size` sequences of `context` tokens. `clip` bounds the
-    global norm of the gradient. `z_loss` weighs log²Z of the softmax (Chowdhery et al. 2204.02311, section 5).
+    `tokens` are training tokens seen, a multiple of `batch_size` examples of `context` positions. `clip` bounds the
+    global norm of the gradient. `z_loss` weighs log²Z of the softmax of a task that has one (Chowdhery et al.
+    2204.02311, section 5).
     """
 
     model: families.Family
@@ -38,6 +39,7 @@ class Run(schema.Config):
     clip: pydantic.PositiveFloat | None = None
     z_loss: pydantic.NonNegativeFloat = 0.0
     seed: int = pydantic.Field(default=0, ge=0, lt=2**32)
+    task: tasks.Task = schema.added(tasks.CausalLM())
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
@@ -51,12 +53,8 @@ class Run(schema.Config):
             raise ValueError(
                 f"{self.tokens} tokens are no whole number of batches of {self.batch_tokens}; the nearest is {near}"
             )
-        if self.data.validation_tokens % self.context:
-            near = max(1, round(self.data.validation_tokens / self.context)) * self.context
-            raise ValueError(
-                f"data.validation_tokens {self.data.validation_tokens} is no multiple of context {self.context}; "
-                f"the nearest is {near}"
-            )
+        self.data.check(self.context)
+        self.task.check(self.data)
         optimizers.check_parametrization(self.optimizer, self.parametrization.kind)
         self.schedule.warmup_steps(self.steps, self.batch_tokens)
         return self
@@ -73,8 +71,8 @@ class Run(schema.Config):
 
     @property
     def vocabulary_size(self) -> int:
-        """Entries of the tokenizer's vocabulary."""
-        return self.data.tokenizer.vocabulary_size
+        """How many values a token may have; 0 for data without a vocabulary."""
+        return self.data.vocabulary_size or 0
 
     @property
     def shared(self) -> Self:
@@ -95,8 +93,8 @@ class Run(schema.Config):
     def run_id(self, data_sha256: str) -> str:
         """The name of this run: 16 hex digits that follow from all that determines its result.
 
-        The corpus counts by its content, not by where it lies.
+        Data count by their content, not by where they lie.
         """
         settings = self.identity()
-        settings["data"].pop("source")
+        settings["data"].pop("source", None)
         return schema.digest({"run": settings, "data_sha256": data_sha256})[:16]

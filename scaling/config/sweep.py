@@ -1,6 +1,7 @@
 """A sweep: a base run, a grid over it, a rule for the learning rates, and how to compute them."""
 
-from typing import Self
+from collections.abc import Mapping
+from typing import Any, Self
 
 import pydantic
 
@@ -8,7 +9,7 @@ from scaling import schema
 from scaling.config import execution as executions
 from scaling.config import grids, rates
 from scaling.config import run as runs
-from scaling.config import tracking as trackings
+from scaling.config import trackers as trackings
 
 
 class Sweep(schema.Config):
@@ -19,7 +20,16 @@ class Sweep(schema.Config):
     grid: grids.Grid = grids.Single()
     learning_rate: rates.Rule = rates.AsGiven()
     execution: executions.Execution = executions.Execution()
-    tracking: trackings.Tracking = trackings.Tracking()
+    trackers: tuple[trackings.Tracker, ...] = ()
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _read_older(cls, values: Any) -> Any:
+        """Read what was stored when a sweep had one field `tracking`, with nothing lost."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("tracking"), Mapping) or "trackers" in values:
+            return values
+        others = {name: value for name, value in values.items() if name != "tracking"}
+        return {**others, "trackers": trackings.from_tracking(values["tracking"])}
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,5 +1,8 @@
-"""Launchers: each only starts workers on machines; the store alone coordinates them. Nothing here imports JAX."""
+"""Launchers start workers on machines; workers coordinate through the store alone. Nothing here imports JAX."""
 
-from typing import Literal
+from scaling import registry
 
-Kind = Literal["local", "slurm", "ray", "tpu"]
+
+def kinds() -> list[str]:
+    """The kinds of launchers that the project has."""
+    return registry.kinds("Launcher")

@@ -3,21 +3,21 @@
 import abc
 import contextlib
 import dataclasses
-import importlib
+import difflib
 import signal
 import sys
 import time
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from scaling import config, launch, schema, store
+from scaling import config, launch, registry, schema, store
+from scaling.config import imports
 from scaling.launch import rate_limiter
 from scaling.storage import retry
 from scaling.worker import protocol
 
-KINDS = typing.get_args(launch.Kind)
 POLL_SECONDS = 0.2
 REFUSED = protocol.REFUSED  # for errors of its user, which trying again does not mend
 STOPPED = tuple(128 + number for number in protocol.SIGNALS)  # exit codes of workers that were asked to stop
@@ -26,11 +26,11 @@ RESTARTS = 3  # crashes of one worker after which it is given up
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A sweep whose open runs want workers: all that a launcher is told.
+    """A sweep with open runs, for which a launcher is to start workers.
 
     `runs` counts those that have no result; `workers` is what was asked for, None where the launcher is to choose.
-    `config_path` is the sweep's Python file, where it may define a model family: workers read it. `tracking` says
-    whether workers need the key of a tracker.
+    `config_path` is the sweep's Python file, which workers read: it may define families, trackers and the like.
+    `secrets` are the variables of the environment in which its trackers need secrets.
     """
 
     store_path: str
@@ -39,20 +39,30 @@ class Job:
     runs: int
     workers: int | None = None
     config_path: Path | None = None
-    tracking: config.Tracking = dataclasses.field(default_factory=config.Tracking)
+    secrets: tuple[str, ...] = ()
 
     def results(self, log: Callable[[str], None] = print) -> store.Store:
-        """The store, for as long as workers are looked after: while it is away, that is told and it is waited for."""
-        return store.Store(self.store_path).waiting(retry.Outages(lambda: False, log))
+        """The store, for the launcher that follows the workers: it is retried while it cannot be reached."""
+        return store.Store(self.store_path).retrying(retry.Waiter(lambda: False, log))
 
-    def worker_command(self, python: str = sys.executable) -> list[str]:
-        """The command line of one worker."""
-        own = [] if self.config_path is None else ["--config", str(self.config_path.absolute())]
+    def worker_command(self, python: str = sys.executable, folder: str | None = None) -> list[str]:
+        """The command line of one worker; with the sweep's Python file in `folder`, where it was sent to one."""
+        own = []
+        if self.config_path is not None:
+            place = self.config_path.absolute() if folder is None else f"{folder}/{self.config_path.name}"
+            own = ["--config", str(place)]
         return [python, "-m", "scaling.cli", "worker", self.store_path, self.sweep_name, *own]
+
+    def sources(self) -> Mapping[str, str]:
+        """The text of the sweep's Python file and of what it imports from beside it, by paths relative to its folder.
+
+        Raises ValueError where that cannot be sent to other machines.
+        """
+        return {} if self.config_path is None else imports.sources(self.config_path)
 
 
 class Workers(abc.ABC):
-    """The workers of one launch. `poll` looks after them, `stop` asks them to save their runs and end."""
+    """The workers of one launch: `poll` restarts those that crashed, `stop` asks all to save their runs and end."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []
@@ -60,7 +70,7 @@ class Workers(abc.ABC):
 
     @abc.abstractmethod
     def poll(self) -> bool:
-        """Look after the workers; True while there is something to wait for, here or elsewhere."""
+        """Look at each worker, and act on how it ended; True while one runs, or others train open runs."""
 
     @abc.abstractmethod
     def stop(self) -> None:
@@ -88,9 +98,9 @@ class Workers(abc.ABC):
                 raise
 
     def take_messages(self) -> list[str]:
-        """What there is to tell since the last call."""
-        told, self.messages = self.messages, []
-        return told
+        """The messages since the last call."""
+        taken, self.messages = self.messages, []
+        return taken
 
     def _poll_until_done(self, tick: Callable[[], None], poll_seconds: float) -> None:
         while self.poll():
@@ -99,32 +109,35 @@ class Workers(abc.ABC):
         tick()
 
 
-class Left:
-    """The statuses of a sweep's runs that are still to end, as they were a moment ago."""
+class OpenRuns:
+    """The statuses of a sweep's runs that have not ended, read from the store no oftener than `rate_limiter` allows."""
 
     def __init__(self, results: store.Store, sweep_name: str):
         self._results = results
         self._sweep_name = sweep_name
         self._statuses: list[str] = []
-        self._pace = rate_limiter.Paced(self._look)
+        self._limited = rate_limiter.RateLimited(self._read)
 
     def __call__(self) -> list[str]:
-        self._pace.tick()
+        self._limited.call_if_due()
         return self._statuses
 
-    def hurry(self) -> None:
-        """Have the store looked at when next asked: a worker ended."""
-        self._pace.hurry()
+    def expire(self) -> None:
+        """Read the store at the next call: a worker has ended."""
+        self._limited.expire()
 
-    def _look(self) -> None:
+    def _read(self) -> None:
         statuses = self._results.statuses(self._sweep_name).values()
         self._statuses = [status for status in statuses if status in store.OPEN]
 
 
 class Launcher(schema.Variant):
-    """Where workers are started, and with what resources: `--launcher KIND --cluster FIELD=VALUE`."""
+    """Where workers are started, and with what resources: `--launcher KIND --cluster FIELD=VALUE`.
 
-    hands_over: ClassVar[bool] = False  # whether a person starts the workers, from what `start` writes
+    One of your own is a subclass with a `kind` in the sweep's Python file.
+    """
+
+    manual: ClassVar[bool] = False  # whether a person starts the workers, from what `start` writes
 
     def device(self, job: Job) -> tuple[str, float | None]:
         """The kind of device that workers get, "cpu" or its name, and the bytes for arrays on one, where known."""
@@ -139,22 +152,26 @@ class Launcher(schema.Variant):
         raise NotImplementedError
 
     def start(self, job: Job) -> Workers | None:
-        """Start workers for the open runs; None where it `hands_over`."""
+        """Start workers for the open runs; None where it is `manual`."""
         raise NotImplementedError
 
 
 def load(kind: str, overrides: Sequence[str] = ()) -> Launcher:
     """The launcher of a kind, with settings of the form FIELD=VALUE. Raises ValueError for one that it lacks."""
-    if kind not in KINDS:
-        raise ValueError(f"there is no launcher {kind!r}; choose one of {', '.join(KINDS)}")
-    importlib.import_module(f"scaling.launch.{kind}")
+    if kind not in Launcher.group and registry.module("Launcher", kind) is None:
+        known = sorted({*launch.kinds(), *Launcher.group})
+        near = difflib.get_close_matches(kind, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"there is no launcher {kind!r}; {hint}choose one of {', '.join(known)}, or define it in the sweep's file"
+        )
     launcher = typing.cast(type[Launcher], Launcher.group[kind])
     values = {}
     for text in overrides:
         name, equals, value = text.partition("=")
         if not equals:
-            known = ", ".join(name for name in launcher.model_fields if name != "kind") or "none"
-            raise ValueError(f"--cluster {text!r} is no setting; write FIELD=VALUE (fields of {kind}: {known})")
+            fields = ", ".join(name for name in launcher.model_fields if name != "kind") or "none"
+            raise ValueError(f"--cluster {text!r} is no setting; write FIELD=VALUE (fields of {kind}: {fields})")
         values[name] = schema.parse_value(value)
     return launcher.model_validate(values)
 

@@ -1,27 +1,27 @@
-"""How often a store is looked at: what is slow to read is read less often."""
+"""A limit on how often a store is read: what takes long is done less often."""
 
 import time
 from collections.abc import Callable
 
-SECONDS = 1.0  # between two looks, at least
-SHARE = 0.05  # of the time, or of a core, that looking may take
+SECONDS = 1.0  # between two calls, at least
+SHARE = 0.05  # of the time, or of a core, that the calls may take
 
 
-class Paced:
-    """Calls something at most once in `SECONDS`, and so seldom that it takes at most `SHARE` of the time."""
+class RateLimited:
+    """A function that is called at most once in `SECONDS`, and takes at most `SHARE` of the time."""
 
-    def __init__(self, act: Callable[[], None]):
-        self.now = act
+    def __init__(self, function: Callable[[], None]):
+        self.call = function
         self._next = 0.0
 
-    def tick(self) -> None:
-        """Do it if it is due."""
+    def call_if_due(self) -> None:
+        """Call it, unless the last call was too short a time ago."""
         start = time.monotonic()
         if start >= self._next:
-            self.now()
+            self.call()
             end = time.monotonic()
             self._next = end + max(SECONDS, (end - start) / SHARE)
 
-    def hurry(self) -> None:
-        """Have it done at the next tick: something happened."""
+    def expire(self) -> None:
+        """Make it due, whenever the last call was."""
         self._next = 0.0

@@ -3,8 +3,10 @@
 import abc
 import dataclasses
 import signal
+import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from scaling import store
@@ -12,6 +14,7 @@ from scaling.launch import launcher
 from scaling.store import lease
 from scaling.worker import protocol
 
+TAIL_BYTES = 2000
 PAUSE_SECONDS = 5.0  # between the end of a worker and the start of one for runs that others left
 
 
@@ -39,14 +42,14 @@ class End:
 S = TypeVar("S", bound=Slot)
 
 
-class Workers(launcher.Workers, Generic[S]):
+class SlotWorkers(launcher.Workers, Generic[S]):
     """Workers that are started anew where they crash, where their machine is lost, or where others leave runs."""
 
     def __init__(self, results: store.Store, sweep_name: str, slots: Sequence[S]):
         super().__init__()
         self.slots = slots
         self.stopping = False
-        self.left = launcher.Left(results, sweep_name)
+        self.open_runs = launcher.OpenRuns(results, sweep_name)
         self._filled = -float("inf")  # when workers were last started for runs that others left
 
     @abc.abstractmethod
@@ -66,7 +69,7 @@ class Workers(launcher.Workers, Generic[S]):
         for slot in self.slots:
             end = self.look(slot) if self.busy(slot) else None
             if end is not None:
-                self.left.hurry()
+                self.open_runs.expire()
                 self._ended(slot, end)
         busy = [slot for slot in self.slots if self.busy(slot)]
         if busy and len(busy) < len(self.slots) and self.meanwhile is not None:
@@ -75,7 +78,7 @@ class Workers(launcher.Workers, Generic[S]):
         usable = [slot for slot in self.slots if not slot.given_up and not self.busy(slot)]
         if self.stopping or not usable:
             return bool(busy)
-        left, now = self.left(), time.monotonic()
+        left, now = self.open_runs(), time.monotonic()
         ready = [slot for slot in usable if now - max(slot.ended, self._filled) > _pause(slot, bool(busy))]
         for slot in ready[: left.count("planned")]:
             self._filled = now
@@ -103,6 +106,28 @@ class Workers(launcher.Workers, Generic[S]):
         else:
             slot.given_up = True
             self.messages.append(f"worker {slot.number} {end.how} and is given up; its log {end.log} ends:\n{end.tail}")
+
+
+def spawn(
+    command: Sequence[str], environment: Mapping[str, str], log: Path, folder: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a worker's process, which writes to `log`, in `folder` or in this one."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "ab") as written:
+        return subprocess.Popen(
+            command,
+            env=environment,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=written,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a terminal's Ctrl-C reaches the launcher alone, which asks once
+        )
+
+
+def tail(log: Path) -> str:
+    """The last `TAIL_BYTES` of a log, as text."""
+    return log.read_bytes()[-TAIL_BYTES:].decode(errors="replace").strip()
 
 
 def in_words(code: int) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 from scaling import config, store
 from scaling.data import corpus as corpora
 from scaling.launch import launcher as launchers
-from scaling.launch import local, watch
+from scaling.launch import watch
+from scaling.launch.launchers import local
 from scaling.planning import plan, timing
 from scaling.storage import retry
 
@@ -31,7 +32,7 @@ def run(
     Starting it again goes on where it stopped. The tune stage is a sweep of its own in the store, NAME.tune, so that
     its runs never enter the law. Raises ValueError where tuning failed, before the ladder is started.
     """
-    results = store.Store(store_path).waiting(retry.Outages(lambda: False, log))
+    results = store.Store(store_path).retrying(retry.Waiter(lambda: False, log))
     launcher = launcher or local.Local()
     prepare = functools.partial(corpora.prepare, log=log)
     resolved, workers, device = _resolve(sweep, prepare, results, launcher, workers)
@@ -108,7 +109,8 @@ def _job(
 ) -> launchers.Job:
     named = [p.run_id for p in planned if p.run_id is not None]
     left = len(planned) - len(named) + len(results.open(named))
-    return launchers.Job(str(results.path), name, sweep.execution.mesh, left, workers, config_path, sweep.tracking)
+    secrets = tuple(dict.fromkeys(name for tracker in sweep.trackers for name in tracker.secrets))
+    return launchers.Job(str(results.path), name, sweep.execution.mesh, left, workers, config_path, secrets)
 
 
 def _train(
@@ -126,7 +128,9 @@ def _train(
     meanwhile: Callable[[], None] | None = None,
 ) -> bool:
     """Train one stage; True when every run of it has a result."""
-    plan.register(name, sweep, planned, results, timing.rates_if_known(device, results))
+    told = plan.register(name, sweep, planned, results, timing.rates_if_known(device, results))
+    if told:
+        log(told)
     if retry:
         for member in results.sweep(name)["members"]:
             results.retry(member["run_id"])
@@ -145,6 +149,8 @@ def _train(
     if failed:
         stored = f"{results.path}/sweeps/{name}/sweep.json"
         log(f"failed runs are left alone until `scaling sweep {stored} --store {results.path} --retry-failed`")
+    for run_id in (run_id for run_id, status in statuses.items() if status == store.DAMAGED):
+        log(f"run {run_id} is damaged, and not trained: {results.status(run_id)['reason']}")
     return set(statuses.values()) <= {"finished", "diverged"}
 
 

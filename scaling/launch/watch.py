@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import rich.console
@@ -11,19 +11,28 @@ import rich.live
 import rich.table
 import rich.text
 
-from scaling import store
+from scaling import human, store
 from scaling.launch import rate_limiter
-from scaling.store import record
+from scaling.store import record, settings
 
 if TYPE_CHECKING:
     from scaling.launch import launcher
 
-ORDER = ("running", "failed", "diverged", "finished", "planned")
-STYLES = {"finished": "green", "diverged": "yellow", "failed": "red", "running": "cyan", "planned": "dim"}
+ORDER = ("running", "failed", "damaged", "diverged", "finished", "planned")
+STYLES = {
+    "finished": "green", "diverged": "yellow", "failed": "red", "damaged": "red", "running": "cyan", "planned": "dim",
+}  # fmt: skip
+LEFT = ("run", "model")  # columns of words; those of numbers end at the right
+COLUMNS = (*LEFT, "params", "tokens", "FLOPs", "lr", "seed")
+SHOWN = ("family", "width", "depth", "tokens", "learning_rate", "seed")  # what they say
+LATER = ("step", "loss", "seconds", "status", "owner")
 
 
 def table(results: store.Store, sweep: str, rows: int | None = None) -> rich.table.Table:
-    """A row a run, running ones first where only so many `rows` are wanted, and the counts of each status above."""
+    """A row a run, running ones first where only so many `rows` are wanted, and the counts of each status above.
+
+    The config fields in which the runs differ are columns, but those that others say.
+    """
     frame = results.runs(sweep)
     counts = Counter(frame["status"])
     shown = (
@@ -40,43 +49,25 @@ def table(results: store.Store, sweep: str, rows: int | None = None) -> rich.tab
         box=None,
         pad_edge=False,
     )
-    for name in (
-        "run",
-        "model",
-        "params",
-        "tokens",
-        "FLOPs",
-        "lr",
-        "seed",
-        "step",
-        "loss",
-        "seconds",
-        "status",
-        "owner",
-    ):
-        grid.add_column(name, justify="left" if name in ("run", "model", "status", "owner") else "right", no_wrap=True)
+    fields = settings.beside([field for field in results.settings.fields if field in frame], SHOWN)
+    for name in (*COLUMNS, *fields, *LATER):
+        grid.add_column(name, justify="left" if name in (*LEFT, "status", "owner") else "right", no_wrap=True)
     for row in shown.to_dict("records"):
-        grid.add_row(*_cells(results, {str(name): value for name, value in row.items()}))
+        grid.add_row(*_cells(results, {str(name): value for name, value in row.items()}, fields))
     return grid
 
 
-def _cells(results: store.Store, row: Mapping[str, Any]) -> list[rich.text.Text | str]:
-    steps = row["tokens"] // row["batch_tokens"]
-    step, owner = "", ""
-    if row["status"] in store.OPEN:
-        status = results.status(row["run_id"])
-        step, owner = (f"{status['step']:,}/{steps:,}", status["owner"]) if status["attempt"] else (f"{steps:,}", "")
-    elif row["status"] == "finished":
-        step = f"{steps:,}"
+def _cells(results: store.Store, row: Mapping[str, Any], fields: Sequence[str]) -> list[rich.text.Text | str]:
+    step, owner = _progress(results, row)
     words = f"{row['status']}: {row['reason']}" if isinstance(row["reason"], str) else row["status"]
+    known = not math.isnan(row["params"])  # of a damaged run nothing may be known
     return [
         row["run_id"],
-        f"{row['family']} {row['width']}×{row['depth']}",
-        record.short(row["params"]),
-        record.short(row["tokens"]),
-        f"{row['flops']:.3g}",
-        f"{row['learning_rate']:.3g}",
-        str(row["seed"]),
+        f"{row['family']} {row['width']:.0f}×{row['depth']:.0f}" if known else "",
+        human.count(row["params"]) if known else "",
+        human.count(row["tokens"]) if known else "",
+        f"{row['flops']:.3g}" if known else "",
+        *(human.value(row[name]) for name in ("learning_rate", "seed", *fields)),
         step,
         loss(row),
         "" if math.isnan(row["seconds"]) else f"{row['seconds']:.1f}",
@@ -85,9 +76,20 @@ def _cells(results: store.Store, row: Mapping[str, Any]) -> list[rich.text.Text 
     ]
 
 
+def _progress(results: store.Store, row: Mapping[str, Any]) -> tuple[str, str]:
+    """How far a run is in steps, and who trains it."""
+    if row["status"] not in (*store.OPEN, "finished"):
+        return "", ""
+    steps = row["tokens"] // row["batch_tokens"]
+    if row["status"] == "finished":
+        return f"{steps:,.0f}", ""
+    status = results.status(row["run_id"])
+    return (f"{status['step']:,}/{steps:,.0f}", status["owner"]) if status["attempt"] else (f"{steps:,.0f}", "")
+
+
 def summary(counts: Mapping[str, int]) -> str:
     """`12 finished, 2 running, 32 planned`."""
-    order = ("finished", "diverged", "failed", "running", "planned")
+    order = ("finished", "diverged", "failed", "damaged", "running", "planned")
     return ", ".join(f"{counts[name]} {name}" for name in order if name in counts) or "no runs"
 
 
@@ -126,15 +128,15 @@ def _wait(
     launched: "launcher.Workers | None",
     show: Callable[["launcher.Workers | None"], None],
 ) -> None:
-    paced = rate_limiter.Paced(lambda: show(launched))
+    limited = rate_limiter.RateLimited(lambda: show(launched))
     if launched is not None:
-        launched.wait(paced.tick)
-        paced.now()
+        launched.wait(limited.call_if_due)
+        limited.call()
         return
     while any(status in store.OPEN for status in results.statuses(sweep).values()):
-        paced.tick()
+        limited.call_if_due()
         time.sleep(rate_limiter.SECONDS)
-    paced.now()
+    limited.call()
 
 
 class _Live:
@@ -154,6 +156,7 @@ class _Lines:
     def __init__(self, results: store.Store, sweep: str, console: rich.console.Console):
         self.results, self.sweep, self.console = results, sweep, console
         self.statuses = results.statuses(sweep)
+        self.settings = _told(results, sweep)
         self._print(f"{sweep}: {summary(Counter(self.statuses.values()))}")
 
     def tick(self, launched: "launcher.Workers | None") -> None:
@@ -166,14 +169,29 @@ class _Lines:
                 self._print(f"{ended}/{len(self.statuses)} ended · {run_id} {self._ending(run_id, status)}")
 
     def _ending(self, run_id: str, status: str) -> str:
-        row = self.results.result(run_id)
+        row = None if status == store.DAMAGED else self.results.result(run_id)
         if row is None:
             return f"{status}: {self.results.status(run_id)['reason']}"
         how = f"loss {loss(row)}" if status == "finished" else f"{status}: {row['reason']}"
-        return f"{record.describe(row)} {how} ({row['seconds']:.0f} s)"
+        return f"{record.describe(row)}{self.settings[run_id]} {how} ({row['seconds']:.0f} s)"
 
     def _print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False)
+
+
+def _told(results: store.Store, sweep: str) -> dict[str, str]:
+    """What tells the runs of a sweep apart, besides family, size and tokens, in words that go after these."""
+    members = results.sweep(sweep)["members"]
+    run_ids = [member["run_id"] for member in members]
+    results.settings.read(results.files, run_ids)
+    runs = [member["run_id"] for member in members if member["labels"].get("role") != "trunk"]
+    differing = results.settings.differing(runs, one_corpus=False)
+    fields = settings.beside(differing, ("family", "width", "depth", "tokens"))
+    told = {run_id: results.settings.of(run_id, fields).items() for run_id in run_ids}
+    return {
+        run_id: "".join(f", {name} {human.value(value)}" for name, value in of_run if value is not None)
+        for run_id, of_run in told.items()
+    }
 
 
 def _tell(launched: "launcher.Workers | None", console: rich.console.Console) -> None:

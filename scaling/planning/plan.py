@@ -11,11 +11,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from scaling import config, counting, memory, store
+from scaling import config, counting, memory, schema, store
 from scaling.config import grids, rates, trunks
 from scaling.data import corpus as corpora
 from scaling.planning import packing, timing
 from scaling.store import record
+from scaling.store import settings as fields
 
 # Tokens per parameter at the compute optimum (Hoffmann et al. 2203.15556, table 3): about 20.
 OPTIMAL_TOKENS_PER_PARAM = 20.0
@@ -123,7 +124,7 @@ def _trunks(runs: Sequence[Planned], results: store.Store | None) -> list[tuple[
 def _pays(trunk: Planned, branches: Sequence[Planned], results: store.Store | None) -> bool:
     """Whether a trunk is there already, or costs less than what the runs that still lack a result have in common."""
     begun = results is not None and trunk.run_id is not None and results.begun(trunk.run_id)
-    left = [p for p in branches if results is None or p.run_id is None or results.result(p.run_id) is None]
+    left = [p for p in branches if result(p, results) is None]
     return begun or sum(trunks.branch_step(p.run) for p in left) > trunk.run.steps
 
 
@@ -136,11 +137,16 @@ def _branches(
     parents = {branch: trunk.run_id or "" for trunk, branches in shared for branch in branches}
     labelled = []
     for planned in runs:
-        row = results.result(planned.run_id) if results and planned.run_id else None
+        row = result(planned, results)
         trunk = parents.get(planned.run) if row is None else row["parent_run_id"]
         more = {} if trunk is None else {"role": "branch", "parent_run_id": trunk}
         labelled.append(dataclasses.replace(planned, labels={**planned.labels, **more}))
     return labelled
+
+
+def result(planned: Planned, results: store.Store | None) -> dict[str, Any] | None:
+    """The row of a run that has ended and can be read, or None."""
+    return results.readable_result(planned.run_id) if results and planned.run_id else None
 
 
 def flops_spent(planned: Planned) -> float:
@@ -155,7 +161,7 @@ def _optima(tune: Sequence[Planned], results: store.Store | None) -> tuple[dict[
     """The tuned learning rate of each model, or why they are not known yet."""
     if not tune:
         return {}, ""
-    rows = [results.result(p.run_id) if results and p.run_id else None for p in tune]
+    rows = [result(p, results) for p in tune]
     missing = sum(row is None for row in rows)
     if missing:
         return {}, f"{missing} of {len(tune)} runs of the tune stage are not trained yet"
@@ -210,12 +216,22 @@ def row(
     }
 
 
+def settings(planned: Sequence[Planned], shown: Sequence[str]) -> list[dict[str, Any]]:
+    """The config fields in which runs differ, of each run, but those that the columns `shown` of a table say."""
+    known, names = fields.Settings(), [str(index) for index in range(len(planned))]
+    for name, p in zip(names, planned, strict=True):
+        known.add(name, p.run.identity())
+    corpora_of = {p.corpus.data_sha256 if p.corpus else None for p in planned}
+    wanted = fields.beside(known.differing(names, one_corpus=len(corpora_of) < 2), shown)
+    return [known.of(name, wanted) for name in names]
+
+
 def check_memory(
     planned: Sequence[Planned], execution: config.Execution, most: float | None, device: str, results: store.Store
 ) -> None:
     """Refuse a plan with a run, not trained yet, that does not fit `most` bytes a device. Raises ValueError."""
     for p in planned:
-        if most is not None and (p.run_id is None or results.result(p.run_id) is None):
+        if most is not None and result(p, results) is None:
             where = "each worker on this machine" if device == "cpu" else f"one {device}"
             memory.check(f"run {p.run_id or '(unnamed)'}", p.run, execution, most, where, cpu=device == "cpu")
 
@@ -309,21 +325,19 @@ def register(
     planned: Sequence[Planned],
     results: store.Store,
     predicted: timing.Rates | None = None,
-) -> None:
-    """Write a sweep and its runs to the store; what is there already stays as it is.
+) -> str:
+    """Write a sweep and its runs to the store; what is there already stays as it is. Returns what a person should know.
 
     With rates, each run that is not trained yet gets a label `predicted_seconds`; one that it has stays as it was
-    first written. Raises ValueError, before anything is written, where the store has a sweep of this name with runs
-    that this lacks.
+    first written. Where the data has changed since the sweep was planned, its runs on the old data make room for those
+    on the new. Raises ValueError, before anything is written, where the store has a sweep of this name with runs that
+    this lacks for another reason.
     """
     before = {m["run_id"]: m["labels"] for m in results.sweep(name)["members"]} if name in results.sweeps() else {}
-    lost = before.keys() - {p.run_id for p in planned}
-    lost = {run_id for run_id in lost if before[run_id].get("role") != "trunk"}  # which come and go with their branches
-    if lost:
-        raise ValueError(
-            f"{results.path} has a sweep {name!r} of {len(before)} runs, {len(lost)} of which are not in this one; "
-            "give this sweep another name (--set name=…) or another store"
-        )
+    lost = [run_id for run_id in before if run_id not in {p.run_id for p in planned}]
+    told = ""
+    if any(before[run_id].get("role") != "trunk" for run_id in lost):  # trunks come and go with their branches
+        told = _set_aside(name, sweep, planned, results, lost)
     members = []
     for p in planned:
         assert p.run_id is not None
@@ -332,8 +346,40 @@ def register(
         labels = dict(p.labels)
         if "predicted_seconds" in before.get(p.run_id, {}):
             labels["predicted_seconds"] = before[p.run_id]["predicted_seconds"]
-        elif predicted is not None and results.result(p.run_id) is None:
+        elif predicted is not None and result(p, results) is None:
             rate = predicted.of(p.run, sweep.execution)
             labels["predicted_seconds"] = timing.work(p.run, sweep.execution, flops_spent(p)) / rate
         members.append({"run_id": p.run_id, "labels": labels})
     results.add_sweep(name, sweep.model_dump(mode="json"), members)
+    return told
+
+
+def _grid(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What determines the runs of a stored sweep, but for the content of its data."""
+    fields_of = schema.dotted(config.Sweep, stored)
+    return {name: value for name, value in fields_of.items() if name.split(".")[0] not in ("execution", "tracking")}
+
+
+def _set_aside(
+    name: str, sweep: config.Sweep, planned: Sequence[Planned], results: store.Store, lost: Sequence[str]
+) -> str:
+    """Keep the runs of a sweep on data that has changed as a sweep of another name, where any of them has a result.
+
+    Raises ValueError where the runs were lost for another reason: another grid under an old name.
+    """
+    old = results.sweep(name)
+    results.settings.read(results.files, lost)
+    now = {p.corpus.data_sha256 for p in planned if p.corpus is not None}
+    then = {results.config(run_id)["data"]["data_sha256"] for run_id in lost if run_id not in results.settings.damaged}
+    if not then or then & now or _grid(old["config"]) != _grid(sweep.model_dump(mode="json")):
+        raise ValueError(
+            f"{results.path} has a sweep {name!r} of {len(old['members'])} runs, {len(lost)} of which are not in this "
+            "one; give this sweep another name (--set name=…) or another store"
+        )
+    told = f"the data has changed since {name} was planned: {len(lost)} runs on the old data are not part of it now"
+    if not results.ended(lost):
+        return told
+    stem, tune = (name.removesuffix(".tune"), ".tune") if name.endswith(".tune") else (name, "")
+    aside = f"{stem}.{min(then)[:8]}{tune}"
+    results.add_sweep(aside, old["config"], [member for member in old["members"] if member["run_id"] in set(lost)])
+    return f"{told}; they are the sweep {aside}"

@@ -108,7 +108,7 @@ def measured(device: str, results: store.Store) -> tuple[dict[str, Points], int]
             name = row["sweep"]
             if name not in evaluations:
                 evaluations[name] = results.sweep(name)["config"]["execution"]["evaluations"] if name in sweeps else 1
-            tokens = results.config(run_id)["run"]["data"]["validation_tokens"]
+            tokens = results.config(run_id)["run"]["data"].get("validation_tokens", 0)
         except ValueError:  # a damaged run of any sweep: those who read it say so, an estimate does without
             continue
         per_token = row["flops"] / row["tokens"]
@@ -129,7 +129,7 @@ def work(run: config.Run, execution: config.Execution, flops_spent: float) -> fl
     """FLOPs of training a run, of which `flops_spent` are its own steps', with those of its validations."""
     per_token = counting.flops_per_token(run.model, run.vocabulary_size, run.context)
     times = validations(execution.evaluations, flops_spent / (per_token * run.tokens), True)
-    return flops_spent + times * run.data.validation_tokens * per_token / counting.PASSES
+    return flops_spent + times * run.data.validation_positions(run.context) * per_token / counting.PASSES
 
 
 def validations(evaluations: int, share: float, finished: bool) -> int:

@@ -1,7 +1,9 @@
-"""The only ways in which a store's files are written: created where absent, replaced whole, or appended to.
+"""The only ways in which files and folders are written: created where absent, replaced whole, or appended to.
 
-Creating is a hard link of a finished temporary file and replacing is a rename: both are atomic on local disks and on
-NFS, where locks are not. No reader ever sees half a file, but for the last line of one being appended to.
+Everything is written as a draft, under another name in the same folder. Creating is a hard link of a complete draft
+and replacing is a rename: both are atomic on local disks and on NFS, where locks are not. A reader never sees a part of
+a file or folder, but for the last line of a file being appended to; a writer that fails, on a full disk too, removes
+its draft, and `gc` removes that of a writer that was killed.
 """
 
 import contextlib
@@ -10,44 +12,79 @@ import json
 import math
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scaling.storage import host
+from scaling.storage import errors, host
 
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
-def draft(name: str) -> str:
-    """The name of a temporary file beside one of this name. It tells who writes it: `gc` finds what the dead left."""
+def draft_name(name: str) -> str:
+    """A fresh name for a draft of `name`: `.NAME.PID-HOST-RANDOM`, by which `gc` finds the drafts of dead processes."""
     return f".{name}.{os.getpid()}-{host.tag()}-{secrets.token_hex(4)}"
 
 
 @contextlib.contextmanager
-def temporary(path: Path, text: str) -> Iterator[Path]:
-    """A finished temporary file beside `path`, removed at the end unless it was renamed. Makes the folder."""
-    beside = path.with_name(draft(path.name))
+def drafting(path: Path) -> Iterator[Path]:
+    """The path of a draft beside `path`, a file or a folder, which is removed at the end unless the body renamed it.
+
+    Makes the folder of `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(draft_name(path.name))
     try:
-        with open(beside, "x", encoding="utf-8") as file:
+        yield draft
+    finally:
+        try:
+            draft.unlink(missing_ok=True)
+        except (IsADirectoryError, PermissionError):  # the latter for a folder on macOS
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """The path of a draft, which the body writes and which replaces `path` when the body ends without an error.
+
+    A folder at `path` that is not empty is not replaced: `discard` it first.
+    """
+    with drafting(path) as draft:
+        yield draft
+        os.replace(draft, path)
+
+
+@contextlib.contextmanager
+def written(path: Path, text: str) -> Iterator[Path]:
+    """The path of a draft of `path` that holds the text and is on the disk."""
+    with drafting(path) as draft:
+        with open(draft, "x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        yield beside
-    finally:
-        beside.unlink(missing_ok=True)
+        yield draft
 
 
-def link(beside: Path, path: Path) -> bool:
-    """Give a finished temporary file its name, unless the name is taken; says whether it was free.
+def discard(folder: Path) -> None:
+    """Remove a folder: renamed in one step, then deleted, so that a crash between leaves no part under its name.
+
+    Processes that have its files mapped keep their pages. Raises FileNotFoundError where it is missing.
+    """
+    aside = folder.with_name(draft_name(folder.name))
+    folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def link(draft: Path, path: Path) -> bool:
+    """Give a complete draft its name, unless the name is taken; says whether it was free.
 
     Raises ValueError where the file system has no hard links.
     """
     try:
-        os.link(beside, path)
+        os.link(draft, path)
     except FileExistsError:
-        return beside.stat().st_nlink == 2  # NFS may repeat a link whose reply was lost: then the name is ours
+        return draft.stat().st_nlink == 2  # NFS may repeat a link whose reply was lost: then it is ours
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
@@ -60,18 +97,18 @@ def link(beside: Path, path: Path) -> bool:
 
 def create(path: Path, text: str) -> bool:
     """Create a file with its whole content, unless it exists; says whether it was created."""
-    with temporary(path, text) as beside:
-        return link(beside, path)
+    with written(path, text) as draft:
+        return link(draft, path)
 
 
 def replace(path: Path, text: str) -> None:
     """Write a file whole: a reader sees the old content or the new."""
-    with temporary(path, text) as beside:
-        os.replace(beside, path)
+    with written(path, text) as draft:
+        os.replace(draft, path)
 
 
 def append_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Append one JSON object a line in one write; a write cut short by a full disk is taken back and OSError raised."""
+    """Append one JSON object a line in one write; undo it and raise OSError where a full disk cuts it short."""
     data = "".join(f"{dumps(row, indent=None)}\n" for row in rows).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab", buffering=0) as file:
@@ -104,32 +141,38 @@ def plain(value: Any) -> Any:
 
 
 def parse(content: bytes, path: str) -> dict[str, Any]:
-    """The JSON object that a file holds. Raises ValueError naming the file where it holds none."""
-    try:
-        value = json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"{path} is not readable as JSON ({error}); {REMEDY}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds {type(value).__name__}, not an object; {REMEDY}")
-    return value
+    """The JSON object that a file holds. Raises UnreadableError naming the file and the remedy where it holds none."""
+    return _object(content, path, path)
 
 
 def parse_lines(content: bytes, path: str) -> list[dict[str, Any]]:
     """The objects in a file, one a line; a last line without its end is a write that a crash cut short, and left out.
 
-    Raises ValueError naming file and line where another line holds no JSON object.
+    Raises UnreadableError naming file, line and remedy where another line holds no JSON object.
     """
     lines = content.split(b"\n")
-    rows = []
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}, is not readable as JSON ({error}); {REMEDY}") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}, holds {type(row).__name__}, not an object; {REMEDY}")
-        rows.append(row)
-    return rows
+    return [_object(line, f"{path}, line {number},", path) for number, line in enumerate(lines[:-1], start=1)]
 
 
-REMEDY = "restore it from a copy, or remove the run's folder and start the sweep again to train it anew"
+def _object(content: bytes, where: str, path: str) -> dict[str, Any]:
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise errors.UnreadableError(f"{where} is not readable as JSON ({error}); {remedy(path)}") from error
+    if not isinstance(value, dict):
+        raise errors.UnreadableError(f"{where} holds {type(value).__name__}, not an object; {remedy(path)}")
+    return value
+
+
+def remedy(path: str) -> str:
+    """What to do about a file of a store that cannot be read, so that no more is lost than what it held."""
+    folder, _, name = path.rpartition("/")
+    if name == "config.json":
+        return "restore it from a copy, or start the run's sweep again, which writes it anew"
+    if name == "status.json":
+        return "remove it: it is written anew when the run goes on"
+    if name == "sweep.json":
+        return "restore it from a copy, or remove it and start the sweep again, which writes it anew"
+    if folder.endswith("/metrics"):
+        return "restore it from a copy, or remove it: that part of the curve is lost, and the run's result stays"
+    return "restore it from a copy, or remove the run's folder and start the sweep again to train it anew"

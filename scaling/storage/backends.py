@@ -1,4 +1,4 @@
-"""Where a store's files are: a folder, or a bucket. What a store needs of either is here, and nothing else is used.
+"""The operations that a store needs of a folder or a bucket, and the folder.
 
 No operation relies on locks or on the clock of a host: creating where absent is atomic, replacing is whole, and times
 are those of the file system or the service.
@@ -7,10 +7,9 @@ are those of the file system or the service.
 import abc
 import contextlib
 import os
-import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -38,12 +37,12 @@ class Storage(abc.ABC):
         """A file's content. Raises FileNotFoundError where there is none."""
 
     @abc.abstractmethod
-    def read_many(self, keys: Iterable[str]) -> dict[str, bytes]:
+    def read_many(self, keys: Collection[str]) -> dict[str, bytes]:
         """The content of those files that exist, by key."""
 
     @abc.abstractmethod
     def create(self, key: str, text: str) -> bool:
-        """Create a file with its whole content unless there is one; says whether it is ours."""
+        """Create a file with its whole content unless there is one; says whether this call created it. Idempotent."""
 
     @abc.abstractmethod
     def replace(self, key: str, text: str) -> None:
@@ -55,7 +54,11 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     def names(self, key: str) -> list[str]:
-        """What lies in a folder, in alphabetical order; nothing where there is no such folder."""
+        """Names of the files and folders in a folder, in alphabetical order; empty where the folder is missing."""
+
+    @abc.abstractmethod
+    def walk(self) -> list[str]:
+        """The keys of all files in it, in alphabetical order."""
 
     @abc.abstractmethod
     def present(self, keys: Sequence[str]) -> set[str]:
@@ -98,7 +101,7 @@ class Storage(abc.ABC):
         return bool(self.present([key]))
 
     def read_json(self, key: str) -> dict[str, Any]:
-        """The object in a file. Raises FileNotFoundError, or ValueError naming the file where it holds none."""
+        """The object in a file. Raises FileNotFoundError, or UnreadableError where it holds none."""
         return atomic.parse(self.read(key), f"{self}/{key}")
 
 
@@ -121,7 +124,7 @@ class Folder(Storage):
         with open(f"{self.path}/{key}", "rb") as file:
             return file.read()
 
-    def read_many(self, keys: Iterable[str]) -> dict[str, bytes]:
+    def read_many(self, keys: Collection[str]) -> dict[str, bytes]:
         found = {}
         for key in keys:
             with contextlib.suppress(FileNotFoundError):
@@ -143,6 +146,10 @@ class Folder(Storage):
         except (FileNotFoundError, NotADirectoryError):
             return []
 
+    def walk(self) -> list[str]:
+        files = (Path(folder, name) for folder, _, names in os.walk(self.path) for name in names)
+        return sorted(path.relative_to(self.path).as_posix() for path in files)
+
     def present(self, keys: Sequence[str]) -> set[str]:
         root = f"{self.path}/"
         return {key for key in keys if os.path.exists(root + key)}
@@ -151,8 +158,8 @@ class Folder(Storage):
         return (self.path / key).stat().st_mtime
 
     def now(self) -> float:
-        with atomic.temporary(self.path / "clock", "") as beside:
-            return beside.stat().st_mtime
+        with atomic.written(self.path / "clock", "") as draft:
+            return draft.stat().st_mtime
 
     def size(self, key: str) -> int:
         path = self.path / key
@@ -173,23 +180,18 @@ class Folder(Storage):
                 path.unlink()
 
     def upload(self, path: Path, key: str) -> None:
-        draft = self.path / f"{key}.{secrets.token_hex(4)}.draft"
-        draft.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with atomic.writing(self.path / key) as draft:
             shutil.copyfile(path, draft)
-            draft.rename(self.path / key)
-        finally:
-            draft.unlink(missing_ok=True)
 
     def download(self, key: str, path: Path) -> None:
         shutil.copyfile(self.path / key, path)
 
 
-def of(place: str | os.PathLike[str]) -> Storage:
+def open_storage(place: str | os.PathLike[str]) -> Storage:
     """The storage at a path or a URL (`s3://bucket/folder`, `gs://…`). Raises ValueError for other URLs."""
     text = os.fspath(place)
     if "://" in text:
         from scaling.storage import bucket
 
-        return bucket.of(text)
+        return bucket.open_bucket(text)
     return Folder(Path(text).absolute())

@@ -7,7 +7,7 @@ import contextlib
 import errno
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +71,14 @@ class Bucket(Storage):
         return Bucket(self.service, f"{self.root}/{key}")
 
     def read(self, key: str) -> bytes:
-        with _told():
+        with _translated():
             return self.fs.cat_file(f"{self.root}/{key}")
 
-    def read_many(self, keys: Iterable[str]) -> dict[str, bytes]:
+    def read_many(self, keys: Collection[str]) -> dict[str, bytes]:
         paths = {f"{self.root}/{key}": key for key in keys}
         if not paths:
             return {}
-        with _told():
+        with _translated():
             found = self.fs.cat(list(paths), on_error="return")
             if not isinstance(found, dict):  # of one path fsspec gives the content alone
                 found = {next(iter(paths)): found}
@@ -89,7 +89,7 @@ class Bucket(Storage):
 
     def create(self, key: str, text: str) -> bool:
         data = text.encode()
-        with _told():
+        with _translated():
             try:
                 self.fs.pipe_file(f"{self.root}/{key}", data, mode="create")
             except FileExistsError:
@@ -97,7 +97,7 @@ class Bucket(Storage):
         return True
 
     def replace(self, key: str, text: str) -> None:
-        with _told():
+        with _translated():
             self.fs.pipe_file(f"{self.root}/{key}", text.encode())
 
     def append(self, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -109,15 +109,19 @@ class Bucket(Storage):
         self._parts[key] = part
 
     def names(self, key: str) -> list[str]:
-        with _told():
+        with _translated():
             try:
                 found = self.fs.ls(f"{self.root}/{key}".rstrip("/"), detail=False)
             except FileNotFoundError:
                 return []
         return sorted({path.rstrip("/").rpartition("/")[2] for path in found})
 
+    def walk(self) -> list[str]:
+        with _translated():
+            return sorted(path.removeprefix(f"{self.root}/") for path in self.fs.find(self.root))
+
     def present(self, keys: Sequence[str]) -> set[str]:
-        with _told():
+        with _translated():
             if len(keys) < MANY:
                 return {key for key in keys if self.fs.exists(f"{self.root}/{key}")}
             top = {key.partition("/")[0] for key in keys}
@@ -125,37 +129,37 @@ class Bucket(Storage):
         return {key for key in keys if f"{self.root}/{key}" in found}
 
     def modified(self, key: str) -> float:
-        with _told():
+        with _translated():
             return self.fs.modified(f"{self.root}/{key}").timestamp()
 
     def now(self) -> float:
         at = time.monotonic()
         if self.service.clock is None or at - self.service.clock[0] > CLOCK_SECONDS:
             path = f"{self.root}/.clock.{secrets.token_hex(8)}"
-            with _told():
+            with _translated():
                 self.fs.pipe_file(path, b"")
                 self.service.clock = at, self.fs.modified(path).timestamp() - at
                 self.fs.rm_file(path)
         return at + self.service.clock[1]
 
     def size(self, key: str) -> int:
-        with _told():
+        with _translated():
             return sum(found["size"] for found in self.fs.find(f"{self.root}/{key}", detail=True).values())
 
     def remove(self, key: str) -> None:
-        with _told(), contextlib.suppress(FileNotFoundError):
+        with _translated(), contextlib.suppress(FileNotFoundError):
             self.fs.rm(f"{self.root}/{key}", recursive=True)
 
     def upload(self, path: Path, key: str) -> None:
-        with _told():
+        with _translated():
             self.fs.put_file(str(path), f"{self.root}/{key}")
 
     def download(self, key: str, path: Path) -> None:
-        with _told():
+        with _translated():
             self.fs.get_file(f"{self.root}/{key}", str(path))
 
 
-def of(url: str) -> Bucket:
+def open_bucket(url: str) -> Bucket:
     """The bucket, or a folder in it, that a URL names.
 
     Raises ValueError for another protocol, and where no bucket is named.
@@ -170,7 +174,7 @@ def of(url: str) -> Bucket:
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
+def _translated() -> Iterator[None]:
     """Errors of the service's own library become OSErrors, by whether waiting may mend them.
 
     botocore's, aiohttp's and gcsfs's errors have no common parent, and s3fs makes an OSError without a number of what

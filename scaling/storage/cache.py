@@ -1,14 +1,13 @@
-"""The cache folder: where it is, one writer at a time, and folders that appear whole or not at all."""
+"""The cache folder: where it is, one writer at a time for a folder in it, and the free space of its disk."""
 
 import contextlib
 import errno
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from scaling.storage import errors
+from scaling.storage import atomic, errors
 
 ROOM = "free some space or set SCALING_CACHE to a folder on a larger disk"
 
@@ -21,10 +20,10 @@ def root() -> Path:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock beside `folder`, so that a second process waits for the first's work instead of repeating it.
+    """Hold an exclusive lock beside `folder` while the body runs, so that one process does the work and others wait.
 
-    The kernel drops the lock when its holder dies. Where a shared disk does not honour it, `publish` still keeps
-    folders whole: two processes then only do the same work twice.
+    The kernel releases the lock when its holder dies. A shared disk may ignore locks: then two processes do the same
+    work, and `publish` still lets one complete folder appear.
     """
     import fcntl
 
@@ -36,25 +35,23 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def temporary(folder: Path) -> Iterator[Path]:
-    """A fresh folder beside `folder` to write in, removed at the end unless it was published.
+    """A new folder beside `folder` to write in, removed at the end unless it was published.
 
     Raises DiskSpaceError where the disk fills up meanwhile.
     """
     _make_parent(folder)
-    draft = folder.parent / f".{folder.name}.{secrets.token_hex(6)}.draft"
-    draft.mkdir()
-    try:
-        yield draft
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise errors.DiskSpaceError(f"the disk of {folder} filled up while it was written; {ROOM}") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with atomic.drafting(folder) as draft:
+        draft.mkdir()
+        try:
+            yield draft
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise errors.DiskSpaceError(f"the disk of {folder} filled up while it was written; {ROOM}") from error
 
 
 def publish(draft: Path, folder: Path) -> None:
-    """Rename a finished draft to `folder`; where another process was first, its folder stays and ours is dropped."""
+    """Rename a complete draft to `folder`; where another process was first, its folder stays."""
     try:
         draft.rename(folder)
     except OSError:
@@ -62,19 +59,19 @@ def publish(draft: Path, folder: Path) -> None:
             raise
 
 
-def discard(folder: Path) -> None:
-    """Take a folder out of sight in one rename, then delete it; readers that have it mapped keep their pages."""
-    aside = folder.parent / f".{folder.name}.{secrets.token_hex(6)}.discarded"
-    folder.rename(aside)
-    shutil.rmtree(aside, ignore_errors=True)
+def nearest_existing(path: Path) -> Path:
+    """A path, or the nearest folder above it that exists."""
+    return next(each for each in (path, *path.parents) if each.exists())
+
+
+def free_bytes(path: Path) -> int:
+    """Free space on the disk that a path lies on, or would lie on."""
+    return shutil.disk_usage(nearest_existing(path)).free
 
 
 def require_space(folder: Path, needed_bytes: int, purpose: str) -> None:
     """Raise DiskSpaceError unless the disk of `folder` has `needed_bytes` free."""
-    present = folder
-    while not present.exists():
-        present = present.parent
-    free = shutil.disk_usage(present).free
+    free = free_bytes(folder)
     if free < needed_bytes:
         raise errors.DiskSpaceError(
             f"{purpose} needs {needed_bytes / 1e6:,.1f} MB in {folder}; its disk has {free / 1e6:,.1f} MB free; {ROOM}"

@@ -1,6 +1,6 @@
-"""Where the checkpoints of one attempt lie: a folder that all processes see, or a folder of a bucket.
+"""Checkpoint directories: the checkpoints of one attempt, by step, in a folder that all processes see or in a bucket.
 
-<shelf>/<step>/      a whole checkpoint; an unfinished one has another name, or, in a bucket, is not there yet
+<directory>/<step>/      a complete checkpoint; an incomplete one has another name, or is missing where this is a bucket
 """
 
 import abc
@@ -11,13 +11,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from scaling.storage import backends, cache
+from scaling.storage import atomic, backends, cache
 
 FILE = "state.npz"  # a checkpoint that is one file
 KEPT = 2  # the newest checkpoint, and the one before it should the newest be unreadable
 
 
-class Shelf(abc.ABC):
+class CheckpointDirectory(abc.ABC):
     """The checkpoints of one attempt, by step."""
 
     @abc.abstractmethod
@@ -34,7 +34,7 @@ class Shelf(abc.ABC):
 
     @abc.abstractmethod
     def put(self, step: int, write: Callable[[Path], None]) -> None:
-        """Keep a checkpoint of one file, which `write` is told where to write."""
+        """Keep a checkpoint of one file, which `write` writes at the path it is given."""
 
     @abc.abstractmethod
     def drop(self, step: int) -> None:
@@ -45,7 +45,7 @@ class Shelf(abc.ABC):
         """Remove all checkpoints."""
 
 
-class Folder(Shelf):
+class LocalDirectory(CheckpointDirectory):
     """A folder of a local or shared disk."""
 
     def __init__(self, path: Path):
@@ -63,30 +63,23 @@ class Folder(Shelf):
         yield self.path / str(step) / FILE
 
     def put(self, step: int, write: Callable[[Path], None]) -> None:
-        """Write it in a folder that has its name only once it is whole."""
-        draft, final = self.path / f"{step}.draft", self.path / str(step)
-        if draft.exists():
-            shutil.rmtree(draft)
-        draft.mkdir(parents=True)
-        write(draft / FILE)
-        if final.exists():
-            shutil.rmtree(final)
-        draft.rename(final)
+        with atomic.writing(self.path / str(step)) as draft:
+            draft.mkdir()
+            write(draft / FILE)
+            self.drop(step)
 
     def drop(self, step: int) -> None:
-        dropped = self.path / f"{step}.dropped"  # no longer a checkpoint, from one moment to the next
-        with contextlib.suppress(FileNotFoundError):  # another worker is at it
-            (self.path / str(step)).rename(dropped)
-            shutil.rmtree(dropped)
+        with contextlib.suppress(FileNotFoundError):  # missing, or another worker removes it too
+            atomic.discard(self.path / str(step))
 
     def clear(self) -> None:
-        for step in self.steps():  # one at a time: half of one, where this is killed, would be taken for a damaged one
+        for step in self.steps():  # each by a rename: a crash in rmtree would leave a part of one, read as damaged
             self.drop(step)
-        shutil.rmtree(self.path, ignore_errors=True)  # a late attempt may be writing in it; `gc` removes what that left
+        shutil.rmtree(self.path, ignore_errors=True)  # a superseded attempt may write in it; `gc` removes its files
 
 
-class Bucket(Shelf):
-    """A folder of a bucket: an object a step, which is there whole or not at all."""
+class BucketDirectory(CheckpointDirectory):
+    """A folder of a bucket: one object a step; objects are written whole."""
 
     def __init__(self, files: backends.Storage):
         self.files = files
@@ -99,13 +92,13 @@ class Bucket(Shelf):
 
     @contextlib.contextmanager
     def file(self, step: int) -> Iterator[Path]:
-        with _here() as path:
+        with _scratch_file() as path:
             with contextlib.suppress(FileNotFoundError):
                 self.files.download(f"{step}/{FILE}", path)
             yield path
 
     def put(self, step: int, write: Callable[[Path], None]) -> None:
-        with _here() as path:
+        with _scratch_file() as path:
             write(path)
             self.files.upload(path, f"{step}/{FILE}")
 
@@ -116,14 +109,14 @@ class Bucket(Shelf):
         self.files.remove("")
 
 
-def of(place: backends.Place) -> Shelf:
-    """The shelf at a place."""
-    return Bucket(place) if isinstance(place, backends.Storage) else Folder(Path(place))
+def at(place: backends.Place) -> CheckpointDirectory:
+    """The checkpoint directory at a place."""
+    return BucketDirectory(place) if isinstance(place, backends.Storage) else LocalDirectory(Path(place))
 
 
 @contextlib.contextmanager
-def _here() -> Iterator[Path]:
-    """The path of a file of this machine that is gone afterwards."""
+def _scratch_file() -> Iterator[Path]:
+    """The path of a file in this machine's cache, removed afterwards."""
     place = cache.root() / "checkpoints"
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place) as folder:

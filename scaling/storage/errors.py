@@ -1,4 +1,4 @@
-"""What the data room raises: each message gives the value, the rule it breaks and the remedy."""
+"""What reading data and stores raises: each message gives the value, the rule it breaks and the remedy."""
 
 import errno
 
@@ -15,3 +15,7 @@ class DiskSpaceError(OSError):
     """The disk has less room than the cache needs."""
 
     errno = errno.ENOSPC  # as of any full disk, which workers wait for
+
+
+class UnreadableError(ValueError):
+    """A file of a store is damaged, missing from a run, or written by another version: it cannot be read here."""

@@ -2,8 +2,8 @@
 
 What stays, and all else in `runs/*/checkpoints` goes:
 
-- everything of a run that is being trained, of one that failed, which `--retry-failed` goes on from, and of one that is
-  suspected to kill who takes it;
+- everything of a run that is being trained, of one that failed, which `--retry-failed` goes on from, of one that is
+  suspected to kill who takes it, of one of which a file cannot be read, and of the trunk of such a branch;
 - of an unfinished run the newest two steps of all attempts that can be read, the second should the first be damaged
   after all, and the steps at which branches without a result leave it;
 - of a run that ended the latter, and its last step where a sweep that lists it keeps it
@@ -33,7 +33,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 
 from scaling import config, store
 from scaling.config import schedules
-from scaling.storage import backends, directories, host
+from scaling.storage import backends, directories, errors, host
 from scaling.store import lease as leases
 
 KEPT = directories.KEPT
@@ -41,8 +41,8 @@ FINISHED = "_CHECKPOINT_METADATA"  # which Orbax writes into a checkpoint
 STRAY_SECONDS = 3600.0
 
 ATTEMPT = re.compile(r"[0-9]{6}")
-HALF_WRITTEN = re.compile(r"[0-9]+\.(draft|dropped|orbax-checkpoint-tmp.*)")
-# `atomic.draft`, and what a bucket's clock is read from: `.NAME.PID-HOST-RANDOM`, `.clock.RANDOM`
+HALF_WRITTEN = re.compile(r"[0-9]+\.(draft|dropped|orbax-checkpoint-tmp.*)")  # the first two of earlier versions
+# `atomic.draft_name`, and what a bucket's clock is read from: `.NAME.PID-HOST-RANDOM`, `.clock.RANDOM`
 TEMPORARY = re.compile(r"\..+\.(?P<pid>[0-9]+)-(?P<host>[0-9a-f]{8})-[0-9a-f]{8}|\.clock\.[0-9a-f]{16}")
 
 
@@ -60,12 +60,13 @@ class Needs:
     """What the sweeps of a store need of its runs' checkpoints.
 
     `ended` are the runs with a result, `last` those whose last step stays; `leaves` are the steps at which branches
-    without a result leave a trunk.
+    without a result leave a trunk; `damaged` are runs of which a file cannot be read, and their trunks.
     """
 
     ended: frozenset[str]
     last: frozenset[str]
     leaves: Mapping[str, frozenset[int]]
+    damaged: frozenset[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +104,8 @@ class Copy:
 def find(results: store.Store, run_ids: Collection[str] | None = None) -> Found:
     """What can be removed now, of all runs or of those given. Writes nothing.
 
-    Raises ValueError where a sweep, or a run with checkpoints, is of another version or cannot be read, and where a
-    folder is a link, which may lead out of the store.
+    Raises ValueError where a sweep is of another version or cannot be read, and where a folder is a link, which may
+    lead out of the store.
     """
     run_ids = results.run_ids() if run_ids is None else run_ids
     needs = _needs(results, run_ids)
@@ -116,16 +117,27 @@ def find(results: store.Store, run_ids: Collection[str] | None = None) -> Found:
         strays += _strays(results.files, folder)
     for run_id in run_ids:
         run = results.run(run_id)
-        why = "" if run_id in needs.ended else _left(results, run)
+        why, removals = _removals(results, run_id, needs)
         if why:
             left[why] = left.get(why, 0) + 1
             continue
-        names, whole = run.names(""), f"runs/{run_id}"
-        for folder in (whole, *(f"{whole}/leases" for name in names if name == "leases")):
-            strays += _strays(results.files, folder)
-        if "checkpoints" in names and (removals := _of_run(results, run_id, needs)):
+        for folder in ("", *(name for name in run.names("") if name == "leases")):
+            strays += _strays(results.files, f"runs/{run_id}/{folder}".rstrip("/"))
+        if removals:
             (ended if run_id in needs.ended else unfinished)[run_id] = removals
     return Found(needs, ended, unfinished, strays, left)
+
+
+def _removals(results: store.Store, run_id: str, needs: Needs) -> tuple[str, list[Removal]]:
+    """Why a run is left as it is, or nothing, and what of its checkpoints can go."""
+    damaged = "are damaged, or the trunk of one that is (see `scaling status`)"
+    if run_id in needs.damaged:
+        return damaged, []
+    try:
+        why = "" if run_id in needs.ended else _left(results, results.run(run_id))
+        return why, [] if why else _of_run(results, run_id, needs)
+    except errors.UnreadableError:
+        return damaged, []
 
 
 def remove(
@@ -162,6 +174,8 @@ def _under_lease(
 ) -> None:
     """Take an unfinished run, remove what can go, and leave the run as it was; nothing where it cannot be had."""
     before = results.status(run_id)
+    if before["status"] == store.DAMAGED:
+        return
     about = {"versions": before["versions"], "device": before["device"], "git_commit": before["git_commit"]}
     held = results.claim(run_id, f"gc {socket.gethostname()}:{os.getpid()}", about, suspects=False)
     if held is None:
@@ -185,7 +199,7 @@ def _left(results: store.Store, run: backends.Storage) -> str:
         return "failed, and go on from theirs with --retry-failed"
     if leases.alive(run, last, results.lease_seconds):
         return "are being trained"
-    return "may kill who takes them" if last.vanished + 1 >= leases.SUSPECT else ""
+    return "may kill who takes them" if leases.vanished(run, last) >= leases.SUSPECT else ""
 
 
 def _needs(results: store.Store, run_ids: Collection[str]) -> Needs:
@@ -203,12 +217,22 @@ def _needs(results: store.Store, run_ids: Collection[str]) -> Needs:
     last |= mine - listed
     known = mine | {run_id for run_id, _ in branches}
     ended = results.ended(known)
-    ended |= {run_id for run_id in known - ended if results.result(run_id) is not None}
+    damaged: set[str] = set()
+    for run_id in known - ended:
+        try:
+            ended |= {run_id} if results.result(run_id) is not None else set()
+        except errors.UnreadableError:
+            damaged.add(run_id)
     leaves: dict[str, set[int]] = {}
     for run_id, trunk in branches:
-        if run_id not in ended:
-            leaves.setdefault(trunk, set()).add(_steps(results, run_id)[1])
-    return Needs(frozenset(ended), frozenset(last), {trunk: frozenset(steps) for trunk, steps in leaves.items()})
+        try:
+            if run_id not in ended | damaged:
+                leaves.setdefault(trunk, set()).add(_steps(results, run_id)[1])
+        except errors.UnreadableError:
+            damaged.add(run_id)
+    damaged |= {trunk for run_id, trunk in branches if run_id in damaged}
+    steps = {trunk: frozenset(steps) for trunk, steps in leaves.items()}
+    return Needs(frozenset(ended), frozenset(last), steps, frozenset(damaged))
 
 
 def _steps(results: store.Store, run_id: str) -> tuple[int, int]:
@@ -221,7 +245,7 @@ def _steps(results: store.Store, run_id: str) -> tuple[int, int]:
 
 
 def _of_run(results: store.Store, run_id: str, needs: Needs) -> list[Removal]:
-    """What of a run's checkpoints can go. Raises ValueError where its config is of another version."""
+    """What of a run's checkpoints can go. Raises UnreadableError where its config or result cannot be read."""
     run, whole = results.run(run_id), f"runs/{run_id}"
     copies, halves = _contents(run)
     if not copies and not halves:
@@ -252,7 +276,7 @@ def _contents(run: backends.Storage) -> tuple[list[Copy], list[str]]:
             _confined(run, f"checkpoints/{attempt}/{name}")
             if name.isdecimal():
                 copies.append(Copy(int(name), attempt))
-            elif HALF_WRITTEN.fullmatch(name):
+            elif HALF_WRITTEN.fullmatch(name) or TEMPORARY.fullmatch(name):
                 halves.append(f"checkpoints/{attempt}/{name}")
     return copies, halves
 
@@ -325,7 +349,7 @@ def _drop(
             return
         folder, _, name = removal.key.rpartition("/")
         if name.isdecimal():
-            directories.of(files.sub(folder).place()).drop(int(name))
+            directories.at(files.sub(folder).place()).drop(int(name))
         else:
             files.remove(removal.key)
         told(removal)

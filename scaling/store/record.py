@@ -7,7 +7,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from scaling import config, counting, store
+from scaling import config, counting, human, store
+from scaling.storage import errors
+from scaling.store import columns as tables
 
 
 class Identity(Protocol):
@@ -20,7 +22,7 @@ class Identity(Protocol):
     @property
     def validation_id(self) -> str: ...
     @property
-    def tokenizer_id(self) -> str: ...
+    def tokenizer_id(self) -> str | None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Stored:
     data_sha256: str
     unique_tokens: int
     validation_id: str
-    tokenizer_id: str
+    tokenizer_id: str | None
 
 
 def config_record(run: config.Run, corpus: Identity) -> dict[str, Any]:
@@ -44,14 +46,14 @@ def config_record(run: config.Run, corpus: Identity) -> dict[str, Any]:
 
 
 def read(record: Mapping[str, Any]) -> tuple[config.Run, Stored]:
-    """The run and the identity of its corpus. Raises ValueError where the run's id does not follow from them."""
+    """The run and the identity of its corpus. Raises UnreadableError where the run's id does not follow from them."""
     run = config.Run.model_validate(record["run"])
-    corpus = Stored(**record["data"])
+    corpus = Stored(**{field.name: record["data"][field.name] for field in dataclasses.fields(Stored)})
     run_id = run.run_id(corpus.data_sha256)
     if run_id != record["run_id"]:
-        raise ValueError(
-            f"the config of run {record['run_id']} now has the id {run_id}: it was edited or is of another version; "
-            "plan the sweep again, which stores the run under its own id"
+        raise errors.UnreadableError(
+            f"the config.json of run {record['run_id']} now has the id {run_id}: it was edited, or is of another "
+            "version; start the run's sweep again, which writes it anew, or stores the run under its own id"
         )
     return run, corpus
 
@@ -73,6 +75,7 @@ def columns(run: config.Run, corpus: Identity) -> dict[str, Any]:
         "params_non_embedding": counting.params_non_embedding(*size),
         "params_with_head": counting.params_with_head(*size),
         "tokens": run.tokens,
+        "examples": run.tokens // run.context,
         "unique_tokens": corpus.unique_tokens,
         "epochs": run.tokens / corpus.unique_tokens,
         "flops": flops,
@@ -80,7 +83,7 @@ def columns(run: config.Run, corpus: Identity) -> dict[str, Any]:
         "flops_6nd": counting.flops_6nd(*size, run.tokens),
         "batch_tokens": run.batch_tokens,
         "context": run.context,
-        "vocabulary_size": run.vocabulary_size,
+        "vocabulary_size": run.data.vocabulary_size,
         "tokenizer_id": corpus.tokenizer_id,
         "data_sha256": corpus.data_sha256,
         "validation_id": corpus.validation_id,
@@ -100,20 +103,12 @@ def precision(value: config.Precision) -> str:
 
 def describe(counted: Mapping[str, Any]) -> str:
     """A run in a few words: `transformer 64.2k params 1.2M tokens`."""
-    return f"{counted['family']} {short(counted['params'])} params {short(counted['tokens'])} tokens"
-
-
-def short(count: float) -> str:
-    """A count to three digits with its thousands: 64.2k, 1.2M, 30B."""
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g}{unit}"
-    return f"{count:.3g}"
+    return f"{counted['family']} {human.count(counted['params'])} params {human.count(counted['tokens'])} tokens"
 
 
 def name_of(counted: Mapping[str, Any], run_id: str) -> str:
     """A run's name for people: what it is, and enough of its id to find it."""
-    return f"{counted['family']}-{short(counted['params'])}-{short(counted['tokens'])}-{run_id[:6]}"
+    return f"{counted['family']}-{human.count(counted['params'])}-{human.count(counted['tokens'])}-{run_id[:6]}"
 
 
 def without_source(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,3 +124,12 @@ def difference(old: Any, new: Any, field: str = "") -> str:
             if old.get(key) != new.get(key):
                 return difference(old.get(key), new.get(key), f"{field}.{key}" if field else str(key))
     return f"{field}: {old!r} there, {new!r} here"
+
+
+def result_row(counted: Mapping[str, Any], labels: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat row of a run that ended: its counted columns, its place in a sweep, and what was measured of it.
+
+    `flops` are those of the whole run, which count for a law; `flops_spent` those of the steps that it trained itself.
+    """
+    place = {key: labels[key] for key in ("family", "role", "parent_run_id") if key in labels}
+    return tables.ordered({**counted, **place, **measured})

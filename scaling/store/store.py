@@ -11,80 +11,21 @@
 Reading needs no right to write. Neither JAX nor pandas is imported with this module.
 """
 
+import contextlib
 import copy
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal
 
-from scaling.storage import atomic, backends, cache, retry
-from scaling.store import lease
+import pydantic
+
+from scaling.storage import atomic, backends, cache, errors, retry
+from scaling.store import layout, lease, settings
+from scaling.store.layout import Status, SweepMember, SweepRecord
 
 if TYPE_CHECKING:
     import pandas as pd
-
-FORMAT = 1
-
-# The columns of a result, and of any table that the analysis reads, in this order; labels of a sweep follow them.
-COLUMNS = (
-    "run_id", "sweep", "family", "role", "parent_run_id", "width", "depth", "params", "params_non_embedding",
-    "params_with_head", "tokens", "unique_tokens", "epochs", "flops", "flops_spent", "flops_6nd", "batch_tokens",
-    "context", "vocabulary_size", "tokenizer_id", "data_sha256", "validation_id", "precision", "parametrization",
-    "optimizer", "schedule", "learning_rate", "seed", "loss", "loss_se", "bits_per_byte", "seconds", "device", "status",
-    "reason",
-)  # fmt: skip
-MEASURED = ("loss", "loss_se", "bits_per_byte", "seconds")  # missing until a run has ended
-OF_RUN = ("sweep", "family", "role", "params", "params_non_embedding", "learning_rate", "seed")  # repeated in curves
-
-OPEN = ("planned", "running")  # statuses of runs that are still to end
-
-RUN_ID = re.compile(r"[0-9a-f]{16}")
-SWEEP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-SEGMENT = re.compile(r"[0-9]{6}(-[0-9]{6})?\.jsonl")  # of an attempt, or a part of it in a bucket
-
-
-class Member(TypedDict):
-    """A run's place in a sweep: labels are columns that say why it is there (`family`, `role`, `flops_budget`, …)."""
-
-    run_id: str
-    labels: dict[str, Any]
-
-
-class SweepRecord(TypedDict):
-    """What sweep.json holds: `config` is the sweep's config as JSON values."""
-
-    format: int
-    name: str
-    config: dict[str, Any]
-    members: list[Member]
-
-
-class Status(TypedDict):
-    """How far a run is. `step` counts optimizer steps; `heartbeat` is in seconds since 1970 by the owner's clock.
-
-    `faults` counts how its attempts ended (`lease.Fault`); `microbatch` is that of this run alone, where it ran out of
-    memory with the sweep's.
-    """
-
-    status: str
-    reason: str
-    owner: str
-    attempt: int
-    faults: dict[str, int]
-    microbatch: int | None
-    heartbeat: float | None
-    step: int
-    versions: dict[str, str]
-    device: str | None
-    git_commit: str | None
-    traceback: str | None
-
-
-PLANNED = Status(
-    status="planned", reason="", owner="", attempt=0, faults={}, microbatch=None, heartbeat=None, step=0, versions={},
-    device=None, git_commit=None, traceback=None,
-)  # fmt: skip
 
 
 class Store:
@@ -100,24 +41,25 @@ class Store:
         heartbeat_seconds: float = lease.HEARTBEAT_SECONDS,
         lease_seconds: float = lease.LEASE_SECONDS,
     ):
-        self.files = backends.of(path)
+        self.files = backends.open_storage(path)
         self.local = self.files.local()
         self.heartbeat_seconds = heartbeat_seconds
         self.lease_seconds = lease_seconds
         self.counted: dict[str, dict[str, Any]] = {}  # counted columns of runs without a result, kept by `frames`
+        self.settings = settings.Settings()
         if self.local is None:
             return
-        existing = self._existing(self.local)
+        existing = cache.nearest_existing(self.local)
         if not existing.is_dir():
             raise ValueError(f"store {self.path}: {existing} is a file, not a folder; name a folder, new or old")
         for room in ("runs", "sweeps"):
             _no_link(f"{self.path}/{room}")
 
-    def waiting(self, outages: retry.Outages) -> "Store":
-        """The same store, by which what may pass is waited out; by others every error of disk or service is raised."""
-        patient = copy.copy(self)
-        patient.files = retry.Patient(self.files, outages)
-        return patient
+    def retrying(self, waiter: retry.Waiter) -> "Store":
+        """The same store, which retries transient errors of its disk or service; others raise every error."""
+        retrying = copy.copy(self)
+        retrying.files = retry.RetryingStorage(self.files, waiter)
+        return retrying
 
     @property
     def path(self) -> str:
@@ -132,7 +74,7 @@ class Store:
         """Raises ValueError where nothing may be written to a folder; of a bucket the first write tells."""
         if self.local is None:
             return
-        existing = self._existing(self.local)
+        existing = cache.nearest_existing(self.local)
         if not os.access(existing, os.W_OK | os.X_OK):
             raise ValueError(
                 f"store {self.path}: no permission to write to {existing}; choose another folder or mend its rights"
@@ -143,19 +85,25 @@ class Store:
     def add_run(self, run_id: str, record: Mapping[str, Any]) -> None:
         """Store what determines a run (`record.config_record`), unless it is there already.
 
-        Where only the place of the corpus differs, the new place is taken for a run that has no result yet. Raises
-        ValueError where the run is there with another config.
+        Where only the place of the corpus differs, the new place is taken for a run that has no result yet. A config
+        that cannot be read, or from which the run's id does not follow, is written anew. Raises ValueError where the
+        run is there with another config.
         """
         self.check_writable()
         run = self.run(run_id)
         new = atomic.plain(record)
         if run.create("config.json", atomic.dumps(new)):
             return
-        old = self.config(run_id)
-        if old == new:
-            return
         from scaling.store import record as records
 
+        try:
+            old = self.config(run_id)
+            if old == new:
+                return
+            records.read(old)
+        except (errors.UnreadableError, pydantic.ValidationError):  # damaged or edited: the id says what it held
+            run.replace("config.json", atomic.dumps(new))
+            return
         if records.without_source(old) != records.without_source(new):
             raise ValueError(
                 f"{run}/config.json holds another config than run {run_id} has ({records.difference(old, new)}); "
@@ -174,10 +122,10 @@ class Store:
         for lacking in configs.keys() - self.files.present(list(configs)):
             raise ValueError(f"sweep {name!r} lists run {configs[lacking]}, which the store lacks; add the run first")
         value = SweepRecord(
-            format=FORMAT,
+            format=layout.FORMAT,
             name=name,
             config=dict(config),
-            members=[Member(run_id=member["run_id"], labels=dict(member["labels"])) for member in members],
+            members=[SweepMember(run_id=member["run_id"], labels=dict(member["labels"])) for member in members],
         )
         self._sweep_files(name).replace("sweep.json", atomic.dumps(value))
 
@@ -190,7 +138,7 @@ class Store:
         joining: bool = False,
         suspects: bool = True,
     ) -> lease.Lease | None:
-        """The right to train a run, or None where it has ended, has failed, or someone else trains it.
+        """The right to train a run, or None where it has ended, has failed, is damaged, or someone else trains it.
 
         `about` (versions, device, git commit) goes into status.json; for `joining` and `suspects` see `lease.take`.
         """
@@ -199,7 +147,7 @@ class Store:
         if run.exists("result.json"):
             return None
         if not run.exists("config.json"):
-            raise ValueError(f"the store {self.path} has no run {run_id}; add it first")
+            raise errors.UnreadableError(f"the store {self.path} has no run {run_id}; add it first")
         mine = lease.take(run, owner, self.lease_seconds, joining=joining, suspects=suspects)
         if mine is not None:
             return lease.Lease(run_id, run, mine, heartbeat_seconds=self.heartbeat_seconds, about=about or {})
@@ -209,7 +157,7 @@ class Store:
     def retry(self, run_id: str) -> bool:
         """Let a failed run be claimed again; says whether it had failed."""
         self.check_writable()
-        return lease.forgive(self.run(run_id))
+        return lease.reopen(self.run(run_id))
 
     # Reading
 
@@ -219,7 +167,7 @@ class Store:
 
     def sweeps(self) -> list[str]:
         """The names of all sweeps, in alphabetical order."""
-        names = [name for name in self.files.names("sweeps") if SWEEP_NAME.fullmatch(name)]
+        names = [name for name in self.files.names("sweeps") if layout.SWEEP_NAME.fullmatch(name)]
         there = self.files.present([f"sweeps/{name}/sweep.json" for name in names])
         return [name for name in names if f"sweeps/{name}/sweep.json" in there]
 
@@ -231,7 +179,7 @@ class Store:
         except FileNotFoundError:
             known = ", ".join(self.sweeps()) or "none"
             raise ValueError(f"the store {self.path} has no sweep {name!r} (its sweeps: {known})") from None
-        _check_format(f"{files}/sweep.json", value)
+        layout.check_format(f"{files}/sweep.json", value)
         for member in value["members"]:
             self._known(member["run_id"])
         return SweepRecord(format=value["format"], name=name, config=value["config"], members=value["members"])
@@ -242,24 +190,46 @@ class Store:
         try:
             value = run.read_json("config.json")
         except FileNotFoundError:
-            raise ValueError(f"run {run_id} has no {run}/config.json; start its sweep again, which writes it") from None
-        _check_format(f"{run}/config.json", value)
+            path = f"{run}/config.json"
+            raise errors.UnreadableError(f"{path} is missing; {atomic.remedy(path)}") from None
+        layout.check_config(f"{run}/config.json", value)
         return value
 
     def result(self, run_id: str) -> dict[str, Any] | None:
-        """The row of a run that has finished or diverged, or None."""
+        """The row of a run that has finished or diverged, or None. Raises UnreadableError where it is damaged."""
         run = self.run(run_id)
         try:
             return run.read_json("result.json")
         except FileNotFoundError:
             last = lease.newest(run)
             return None if last is None else last.row
+        except errors.UnreadableError as error:
+            last = lease.newest(run)
+            if last is None or last.row is None:
+                raise
+            raise errors.UnreadableError(
+                f"{run}/result.json is not readable ({error.__cause__}); remove it: the result is also in "
+                f"{lease.key_of(last.attempt)} beside it, and is read from there"
+            ) from error
+
+    def readable_result(self, run_id: str) -> dict[str, Any] | None:
+        """The row of a run that has ended; None also where it is damaged, which `status` tells of."""
+        try:
+            return self.result(run_id)
+        except errors.UnreadableError:
+            return None
 
     def results(self, run_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """The rows of those runs that have finished or diverged, by run id: of ids that the store gave."""
+        """The rows of those runs that have finished or diverged, by run id: of ids that the store gave.
+
+        Without those of damaged runs: `result` of one raises the reason.
+        """
         keys = {f"runs/{run_id}/result.json": run_id for run_id in run_ids}
-        found = self.files.read_many(keys)
-        return {keys[key]: atomic.parse(content, f"{self.path}/{key}") for key, content in found.items()}
+        rows = {}
+        for key, content in self.files.read_many(list(keys)).items():
+            with contextlib.suppress(errors.UnreadableError):
+                rows[keys[key]] = atomic.parse(content, f"{self.path}/{key}")
+        return rows
 
     def ended(self, run_ids: Iterable[str]) -> set[str]:
         """Those of the runs whose result is published: of ids that the store gave."""
@@ -267,9 +237,18 @@ class Store:
         return {keys[key] for key in self.files.present(list(keys))}
 
     def status(self, run_id: str) -> Status:
-        """How far a run is: planned, running, finished, diverged or failed. Where the owner is lost, planned."""
+        """How far a run is: planned, running, finished, diverged, failed or damaged. Where the owner is lost, planned.
+
+        A run that the store lacks is planned.
+        """
+        try:
+            return self._status(run_id)
+        except errors.UnreadableError as error:
+            return Status(**{**layout.PLANNED, "status": layout.DAMAGED, "reason": str(error)})
+
+    def _status(self, run_id: str) -> Status:
         run = self.run(run_id)
-        known: dict[str, Any] = {**PLANNED}
+        known: dict[str, Any] = {**layout.PLANNED}
         if run.exists("status.json"):
             known |= run.read_json("status.json")
         row, last = self.result(run_id), lease.newest(run)
@@ -278,13 +257,13 @@ class Store:
             if last is not None and last.row is not None:  # what status.json says may be of one who came late
                 known |= {"attempt": last.attempt - 1, "owner": last.owner, "faults": dict(last.faults)}
         elif last is None:
-            known = {**PLANNED}
+            known = {**layout.PLANNED}
         else:
             if last.attempt != known["attempt"]:
                 known |= {"attempt": last.attempt, "owner": last.owner, "traceback": None}
             known |= {"faults": dict(last.faults), "microbatch": last.microbatch}
             known |= self._now(run, last)
-        return Status(**{name: known[name] for name in PLANNED})  # type: ignore[typeddict-item]
+        return Status(**{name: known[name] for name in layout.PLANNED})  # type: ignore[typeddict-item]
 
     def _now(self, run: backends.Storage, last: lease.Attempt) -> dict[str, Any]:
         """Status and reason of a run without a result, by its newest attempt."""
@@ -315,26 +294,37 @@ class Store:
         """The status of each run of a sweep, by run id."""
         run_ids = [member["run_id"] for member in self.sweep(sweep)["members"]]
         rows = self.results(run_ids)
-        return {
-            run_id: rows[run_id]["status"] if run_id in rows else self.status(run_id)["status"] for run_id in run_ids
-        }
+        left = {run_id: f"runs/{run_id}/config.json" for run_id in run_ids if run_id not in rows}
+        there = self.files.present(list(left.values()))
+        found = {run_id: row["status"] for run_id, row in rows.items()}
+        for run_id, key in left.items():
+            found[run_id] = self.status(run_id)["status"] if key in there else layout.DAMAGED
+        return {run_id: found[run_id] for run_id in run_ids}
 
     def open(self, run_ids: Iterable[str]) -> set[str]:
         """Those of the runs that are still to end: of ids that the store gave, or that it does not know yet."""
         listed = set(run_ids)
-        return {run_id for run_id in listed - self.ended(listed) if self.status(run_id)["status"] in OPEN}
+        return {run_id for run_id in listed - self.ended(listed) if self.status(run_id)["status"] in layout.OPEN}
 
-    def runs(self, sweep: str | None = None) -> "pd.DataFrame":
-        """One row a run, with the columns `COLUMNS`; of a sweep only its runs, with its labels as further columns.
+    def runs(
+        self, sweep: str | None = None, settings: Literal["differing", "all", "none"] = "differing"
+    ) -> "pd.DataFrame":
+        """One row a run, with the columns of `scaling.store.columns`; of a sweep only its runs, with its labels.
 
-        Runs without a result have their counts, a status of planned, running or failed, and no losses.
+        Runs without a result have their counts, a status of planned, running or failed, and no losses. One of which a
+        file is missing or cannot be read has the status damaged and a reason that names the file and the remedy.
+        `settings` are config fields under their dotted names, as further columns: those in which the runs differ
+        (trunks left out), all, or none, for which no config is read.
         """
         from scaling.store import frames
 
-        return frames.runs(self, sweep)
+        return frames.runs(self, sweep, settings)
 
     def curves(self, sweep: str | None = None) -> "pd.DataFrame":
-        """One row an evaluation, by run and step: run_id, step, tokens, flops, loss, loss_se, …, and `OF_RUN`."""
+        """One row an evaluation, by run and step: run_id, step, tokens, flops, loss, loss_se, …, and `OF_RUN`.
+
+        A run of which a file cannot be read is left out, with a warning.
+        """
         from scaling.store import frames
 
         return frames.curves(self, sweep)
@@ -348,7 +338,7 @@ class Store:
     def metrics(self, run_id: str, kind: str) -> list[dict[str, Any]]:
         """Rows of one kind (train, validation) of all attempts, by step; the later attempt's row of a step counts."""
         files = self.run(run_id).sub("metrics")
-        segments = files.read_many(name for name in files.names("") if SEGMENT.fullmatch(name))
+        segments = files.read_many([name for name in files.names("") if layout.SEGMENT.fullmatch(name)])
         steps: dict[int, dict[str, Any]] = {}
         for name in sorted(segments):
             for row in atomic.parse_lines(segments[name], f"{files}/{name}"):
@@ -377,7 +367,7 @@ class Store:
         return self._sweep_files(name).local() or Path("results").absolute() / "sweeps" / name
 
     def _sweep_files(self, name: str) -> backends.Storage:
-        if not SWEEP_NAME.fullmatch(name):
+        if not layout.SWEEP_NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no name of a sweep: letters, digits, '.', '_' and '-', not first; rename it")
         if self.local is not None:
             _no_link(f"{self.path}/sweeps/{name}")
@@ -385,7 +375,7 @@ class Store:
 
     def _known(self, run_id: str) -> str:
         """A run id. Raises ValueError where it is none."""
-        if not isinstance(run_id, str) or not RUN_ID.fullmatch(run_id):
+        if not isinstance(run_id, str) or not layout.RUN_ID.fullmatch(run_id):
             raise ValueError(f"{run_id!r} in {self.path}/runs is no run id (16 digits of 0-9a-f); move it elsewhere")
         return run_id
 
@@ -393,21 +383,8 @@ class Store:
         """The folder of the logs of a sweep's workers."""
         return self.sweep_folder(sweep) / "logs"
 
-    @staticmethod
-    def _existing(folder: Path) -> Path:
-        """A folder, or the nearest thing above it that exists."""
-        return next(place for place in (folder, *folder.parents) if place.exists())
-
 
 def _no_link(path: str) -> None:
     """Raises ValueError where a folder of a store is a link, which may lead out of the store."""
     if os.path.islink(path):
         raise ValueError(f"{path} is a symbolic link, and a store's folders must lie in it; move the folder there")
-
-
-def _check_format(path: str, value: Mapping[str, Any]) -> None:
-    if value.get("format") != FORMAT:
-        written = value.get("format")
-        raise ValueError(
-            f"{path} has format {written!r} and this version reads format {FORMAT}; use the version that wrote it"
-        )

@@ -18,7 +18,7 @@ import numpy as np
 from scaling import config, counting, devices
 from scaling.data import batches
 from scaling.data import corpus as corpora
-from scaling.training import loop, mesh, step
+from scaling.training import loop, mesh, programs, states, steps
 
 FORWARD_SHARE = 1 / counting.PASSES  # of the exact FLOPs of a step; the rest is the backward pass
 
@@ -54,29 +54,32 @@ def measure(run: config.Run, execution: config.Execution, corpus: corpora.Corpus
     """
     program = loop.program_of(run, execution, 1, corpus)
     count = min(program.steps_per_dispatch, run.steps)
-    data = batches.Batches(corpus.train, run.context, run.batch_size, run.seed)
+    examples = corpus.train_examples(run.context)
+    data = batches.Batches(examples, run.batch_size, run.seed)
     mine = mesh.rows(program.mesh, run.batch_size)
-    resident = program.resident is not None
-    tokens = mesh.put(program.mesh, np.asarray(corpus.train) if resident else np.empty(0, np.int32), (None,))
+    resident = program.put_resident(examples)
     still = np.zeros(count, np.float32)  # rates: the parameters stay, and every round does the same work
 
-    def sent() -> step.Dispatch:
-        rows = (data.starts if resident else data.chunk)(0, count, mine)
-        return program.put(step.together([step.dispatch(run, rows, still, still, program.steps_per_dispatch)]))
+    def sent() -> steps.Dispatch:
+        rows = (data.places if program.resident else data.chunk)(0, count, mine)
+        return program.put(steps.together([steps.dispatch(run, rows, still, still, program.steps_per_dispatch)]))
 
     work = sent()
-    texts = mesh.put(program.mesh, data.chunk(0, count, mine), (None, "batch", None))
+    read = {
+        name: mesh.put(program.mesh, x, (None, "batch", *(None,) * (x.ndim - 2)))
+        for name, x in data.chunk(0, count, mine).items()
+    }
     held = {"state": program.stack([program.init(np.uint32(run.seed), np.float32(run.parametrization.init_scale))])}
     params = program.member(held["state"], 0).params
 
     def whole() -> Any:
-        held["state"], metrics = program.train(held["state"], tokens, work)
+        held["state"], metrics = program.train(held["state"], resident, work)
         return metrics
 
     loss, gradient = _looped(program, run)
     timed: dict[str, Callable[[], Any]] = {
-        "forward": lambda: loss(params, texts),
-        "gradient": lambda: gradient(params, texts),
+        "forward": lambda: loss(params, read),
+        "gradient": lambda: gradient(params, read),
         "step": whole,
         "data": sent,
     }
@@ -97,21 +100,28 @@ def measure(run: config.Run, execution: config.Execution, corpus: corpora.Corpus
     )
 
 
-def _looped(program: step.Program, run: config.Run) -> tuple[Any, Any]:
-    """Compiled loops over batches (steps, batch, length): of the loss, and of the loss with its gradient."""
+def _looped(program: programs.Program, run: config.Run) -> tuple[Any, Any]:
+    """Compiled loops over batches (steps, batch, …): of the loss, and of the loss with its gradient."""
     size, parts = program.microbatch, program.parts
     z_loss = jnp.float32(run.z_loss)
 
-    def forward(params: step.Params, texts: jax.Array) -> jax.Array:
-        pieces = texts.reshape(-1, size, texts.shape[-1])
-        return jax.lax.fori_loop(
-            0, len(pieces), lambda i, total: total + parts.objective(params, pieces[i], z_loss)[0], jnp.zeros(())
-        )
+    def forward(params: states.Params, batches: Any) -> jax.Array:
+        pieces = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[2:]), batches)
+        count = len(jax.tree.leaves(pieces)[0])
 
-    def backward(params: step.Params, texts: jax.Array) -> Any:
-        found = jax.eval_shape(parts.gradient, params, texts[0], z_loss)
+        def add(i: jax.Array, total: jax.Array) -> jax.Array:
+            return total + parts.objective(params, jax.tree.map(lambda x: x[i], pieces), z_loss)[0]
+
+        return jax.lax.fori_loop(0, count, add, jnp.zeros(()))
+
+    def backward(params: states.Params, batches: Any) -> Any:
+        def at(i: Any) -> Any:
+            return jax.tree.map(lambda x: x[i], batches)
+
+        found = jax.eval_shape(parts.gradient, params, at(0), z_loss)
         empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found)
-        return jax.lax.fori_loop(0, len(texts), lambda i, _: parts.gradient(params, texts[i], z_loss), empty)
+        count = len(jax.tree.leaves(batches)[0])
+        return jax.lax.fori_loop(0, count, lambda i, _: parts.gradient(params, at(i), z_loss), empty)
 
     return jax.jit(forward), jax.jit(backward)
 

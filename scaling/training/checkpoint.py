@@ -1,6 +1,6 @@
 """The only file that knows Orbax: save a run's state at a step, find the newest one, restore it.
 
-Every attempt at a run writes to a shelf of its own; a later attempt restores the newest step of all of them. Orbax is
+Each attempt at a run writes to its own directory; a later attempt restores the newest step of all of them. Orbax is
 imported when something large is first saved or restored: a run's first steps do not wait for it, and small states, of
 which a sweep has many, are written as one file of NumPy's. So are all states in a bucket, where Orbax's many files
 would need a folder that processes share.
@@ -15,7 +15,6 @@ import concurrent.futures
 import errno
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import jax
 import numpy as np
 
-from scaling.storage import backends, directories
+from scaling.storage import backends, cache, directories
 from scaling.training import processes
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ class Checkpoints:
     _saving: "ClassVar[Checkpoints | None]" = None  # whichever was saved last
 
     def __init__(self, places: Sequence[backends.Place], fingerprint: str, keep: Sequence[int] = ()):
-        self.shelves = [directories.of(place) for place in places]
+        self.directories = [directories.at(place) for place in places]
         self.fingerprint = fingerprint
         self.keep = keep
         self._begun = False  # to save
@@ -70,7 +69,7 @@ class Checkpoints:
         """
         damaged = ""
         for step, number in sorted(processes.by_one(lambda: self._found(at)), reverse=True):
-            place = self.shelves[number]
+            place = self.directories[number]
             read, wrong = None, ""
             try:
                 read = self._read(step, place, shapes)
@@ -89,12 +88,12 @@ class Checkpoints:
         return None
 
     def _found(self, at: int | None) -> list[list[int]]:
-        """Each step that there is a checkpoint of, and on which of the shelves."""
-        return [[step, i] for i, each in enumerate(self.shelves) for step in each.steps() if at in (None, step)]
+        """Each step that there is a checkpoint of, and in which of the directories."""
+        return [[step, i] for i, each in enumerate(self.directories) for step in each.steps() if at in (None, step)]
 
-    def _read(self, step: int, place: directories.Shelf, shapes: Tree) -> tuple[Tree, dict[str, Any]]:
+    def _read(self, step: int, place: directories.CheckpointDirectory, shapes: Tree) -> tuple[Tree, dict[str, Any]]:
         with place.file(step) as path:
-            if path.exists() or not isinstance(place, directories.Folder):
+            if path.exists() or not isinstance(place, directories.LocalDirectory):
                 return self._load(path, f"{place}/{step}", shapes)
         import orbax.checkpoint as ocp
 
@@ -135,8 +134,8 @@ class Checkpoints:
     def save(self, step: int, state: Any, notes: dict[str, Any]) -> None:
         """Save: a large state in the background, once it is copied off the devices. Raises OSError for a full disk."""
         notes = {**notes, "step": step, "fingerprint": self.fingerprint}
-        place = self.shelves[-1]
-        if not isinstance(place, directories.Folder):
+        place = self.directories[-1]
+        if not isinstance(place, directories.LocalDirectory):
             self._send(step, state, notes)
             return
         if not self._begun:
@@ -177,7 +176,7 @@ class Checkpoints:
 
     def _put(self, step: int, leaves: Mapping[str, np.ndarray], notes: dict[str, Any]) -> None:
         """Write one file; then drop what need not stay."""
-        place = self.shelves[-1]
+        place = self.directories[-1]
 
         def write(path: Path) -> None:
             with open(path, "wb") as file:
@@ -211,7 +210,7 @@ class Checkpoints:
         """Remove the checkpoints of all attempts: the run is over and nothing needs them."""
         self.close()
         if processes.leads():
-            for place in self.shelves:
+            for place in self.directories:
                 place.clear()
 
     def remove_older_attempts(self) -> None:
@@ -222,8 +221,8 @@ class Checkpoints:
         self.close()
         if not processes.leads():
             return
-        own = self.shelves[-1].steps()
-        for place in self.shelves[:-1]:
+        own = self.directories[-1].steps()
+        for place in self.directories[:-1]:
             if own and not set(self.keep) & set(place.steps()) - set(own):
                 place.clear()
 
@@ -240,7 +239,7 @@ def _whole(state: Any) -> dict[str, np.ndarray]:
 
 def remove_all_but(places: Sequence[backends.Place], kept: int | None) -> None:
     """Remove the checkpoints of a run that is over, but for one step, where that is given."""
-    for place in map(directories.of, places):
+    for place in map(directories.at, places):
         for step in place.steps():
             if step != kept:
                 place.drop(step)
@@ -263,17 +262,10 @@ def check_space(place: backends.Place, state: Any, keep: int = 0) -> None:
     folder = Path(place)
     count = KEPT + 1 + keep
     needed = count * size_bytes(state)
-    free = processes.by_one(lambda: shutil.disk_usage(_existing(folder)).free)
+    free = processes.by_one(lambda: cache.free_bytes(folder))
     if needed > free:
         raise OSError(
             errno.ENOSPC,
             f"checkpoints of this run need {needed / 1e9:.3g} GB ({count} × {needed / count / 1e9:.3g} GB) and "
             f"{folder} has {free / 1e9:.3g} GB free; free some space or put the store on a larger disk",
         )
-
-
-def _existing(folder: Path) -> Path:
-    """The nearest parent that exists."""
-    while not folder.exists():
-        folder = folder.parent
-    return folder

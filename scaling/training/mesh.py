@@ -178,33 +178,33 @@ def _shards_here(mesh: jax.sharding.Mesh) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def _any(mesh: jax.sharding.Mesh) -> Callable[[jax.Array], jax.Array]:
-    return jax.jit(lambda said: said.any(axis=0), out_shardings=replicated(mesh))
+    return jax.jit(lambda values: values.any(axis=0), out_shardings=replicated(mesh))
 
 
-class Anyone:
-    """Whether any process says so: asked once a dispatch by all of them, for as many questions each time.
+class AnyReduce:
+    """A logical or over processes, polled once a dispatch by all of them, with as many values each time.
 
-    What several processes say is gathered on the devices, after the work that they were given, so that the answer is
-    that of the time before; then nobody waits for it. A process alone has its answer at once.
+    The values of several processes are reduced on the devices, after the work that they were given, and `poll` returns
+    the result of the poll before: then nobody waits for it. A process alone has its result at once.
     """
 
     def __init__(self, mesh: jax.sharding.Mesh):
         self.mesh = mesh
-        self._said: jax.Array | None = None
+        self._reduced: jax.Array | None = None
 
-    def says(self, mine: Sequence[bool]) -> list[bool]:
-        """What any process said, this time or the time before. Nobody has said anything at first."""
+    def poll(self, mine: Sequence[bool]) -> list[bool]:
+        """Which values were true in any process, at this poll or at the one before; none at the first."""
         if not processes.several():
             return list(mine)
-        before = self._said
+        before = self._reduced
         each = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec(AXES))  # a row a device
         here = np.asarray(mine, bool)[None]
-        self._said = _any(self.mesh)(jax.make_array_from_callback((self.mesh.size, len(mine)), each, lambda _: here))
+        self._reduced = _any(self.mesh)(jax.make_array_from_callback((self.mesh.size, len(mine)), each, lambda _: here))
         return [False] * len(mine) if before is None else np.asarray(before).tolist()
 
-    def forget(self) -> None:
-        """Drop what was said and not answered yet: it was said before something was done about it."""
-        self._said = None
+    def reset(self) -> None:
+        """Drop the values that no poll has returned yet: they are older than what was done about them."""
+        self._reduced = None
 
 
 def number(mesh: jax.sharding.Mesh, value: ArrayLike, dtype: DTypeLike) -> jax.Array:

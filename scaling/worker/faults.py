@@ -1,8 +1,4 @@
-"""What went wrong, and whether trying again may mend it.
-
-preemption and infrastructure: tried again, always. Out of memory: once more with half the microbatch. A bug, and a run
-that diverged: never.
-"""
+"""The kind of an error that ended a training, by which `endings` decides whether to try the run again."""
 
 import typing
 from typing import Literal
@@ -12,9 +8,9 @@ from scaling.training import processes
 
 Kind = Literal["infrastructure", "out_of_memory", "bug"]
 
-# What XLA says, before a colon, of a peer, a network or a device that is gone (absl's status codes).
+# Status codes of absl, with which XLA begins an error about a peer, a network or a device that is gone.
 GONE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED", "DATA_LOSS")
-# What the libraries for collectives say within an INTERNAL or UNKNOWN error of XLA.
+# Words of the libraries for collectives in an INTERNAL or UNKNOWN error of XLA.
 COLLECTIVE = ("gloo", "nccl", "connection reset", "connection closed", "socket", "peer")
 
 
@@ -24,7 +20,7 @@ def kind(error: BaseException) -> Kind:
         return typing.cast(Kind, error.kind)
     if isinstance(error, MemoryError):
         return "out_of_memory"
-    if retry.passes(error):
+    if retry.is_transient(error):
         return "infrastructure"
     if type(error).__name__ in ("XlaRuntimeError", "JaxRuntimeError"):
         code, _, said = str(error).partition(":")

@@ -1,22 +1,24 @@
-"""What process 0 of a group tells the others of the runs that it claimed, and how they train them with it.
+"""A worker of several processes: process 0 claims runs and broadcasts each pack; the others train it with process 0.
 
-Process 0 alone has the leases, the trackers and what is stored. The others train the same members from the same
-checkpoints, which all of them save, and keep nothing else. They learn of each pack, and of the end, from process 0.
+Only process 0, the leader, holds leases and trackers and writes results. The followers train the same runs from the
+same checkpoints, which all of them save, and store nothing else. Packs, and the end with its exit code, are broadcast
+by the leader, one after another, so that all processes run the same computations in the same order.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from scaling import config, store
 from scaling.store import record
 from scaling.training import processes
-from scaling.worker import faults, protocol
+from scaling.worker import context, faults, protocol
 
 if TYPE_CHECKING:
     from scaling.data import corpus as corpora
     from scaling.training import loop
+
+Before = Callable[["Pack", "corpora.Corpus"], object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,21 +26,16 @@ class Pack:
     """Runs to be trained together, with their ids, and the corpora that they were planned on."""
 
     run_ids: Sequence[str]
-    members: "Sequence[loop.Member]"
+    members: "Sequence[loop.TrainingRun]"
     stored: Sequence[record.Stored]
     execution: config.Execution
 
-    def train(
-        self, log: Callable[[str], None], begin: "Callable[[Pack, corpora.Corpus], object]"
-    ) -> "list[loop.Outcome]":
-        """Train on the corpus that the records name, when `begin` has been called with it.
+    def train(self, trainer: context.Trainer, log: Callable[[str], None], before: Before) -> "list[loop.Outcome]":
+        """Prepare the corpus, call `before` with it, and train.
 
         Raises ValueError where the data has changed since the plan.
         """
-        from scaling.data import corpus as corpora
-        from scaling.training import loop
-
-        corpus = corpora.prepare(self.members[0].run.data, log)
+        corpus = trainer.prepare(self.members[0].run.data, log)
         for run_id, stored in zip(self.run_ids, self.stored, strict=True):
             for name, planned in dataclasses.asdict(stored).items():
                 if getattr(corpus, name) != planned:
@@ -46,18 +43,20 @@ class Pack:
                         f"the corpus of run {run_id} has {name} {getattr(corpus, name)} and was planned with "
                         f"{planned}; restore the data, or start the sweep again to plan runs on the new data"
                     )
-        processes.gather(None)  # another host may have made its corpus meanwhile
-        begin(self, corpus)
-        return loop.train(self.members, self.execution, corpus)
+        processes.gather(None)  # a barrier: other hosts may still prepare their corpus
+        before(self, corpus)
+        return trainer.train(self.members, self.execution, corpus)
 
 
-def tell(pack: Pack) -> None:
-    """Let the other processes train a pack too."""
+def broadcast(pack: Pack) -> None:
+    """Send a pack to the followers, which train it too. Checkpoint directories are sent by name: stores differ."""
+    if not processes.several():
+        return
 
     def names(folders: Sequence[object]) -> list[str]:
         return [str(folder).rpartition("/")[2] for folder in folders]
 
-    def told(run_id: str, member: "loop.Member", stored: record.Stored) -> dict[str, Any]:
+    def encoded(run_id: str, member: "loop.TrainingRun", stored: record.Stored) -> dict[str, Any]:
         trunk = member.trunk
         return {
             "run_id": run_id,
@@ -68,13 +67,12 @@ def tell(pack: Pack) -> None:
             "stored": dataclasses.asdict(stored),
         }
 
-    if processes.several():
-        members = [told(*each) for each in zip(pack.run_ids, pack.members, pack.stored, strict=True)]
-        processes.share({"members": members, "execution": pack.execution.model_dump(mode="json")})
+    members = [encoded(*each) for each in zip(pack.run_ids, pack.members, pack.stored, strict=True)]
+    processes.share({"members": members, "execution": pack.execution.model_dump(mode="json")})
 
 
-def lead(work: Callable[[], int]) -> int:
-    """The exit code of `work`, which the other processes end with too; where it raises they end as this one does."""
+def leader(work: Callable[[], int]) -> int:
+    """The exit code of `work`, which is broadcast as the end; where `work` raises, followers end with its code too."""
     try:
         code = work()
     except BaseException as error:
@@ -84,58 +82,60 @@ def lead(work: Callable[[], int]) -> int:
     return code
 
 
-def follow(results: store.Store, stop: Callable[[], int | None], log: Callable[[str], None]) -> int:
-    """Train what process 0 claims until it says that it is over; returns its exit code.
+def follower(
+    results: store.Store, trainer: context.Trainer, stop: Callable[[], int | None], log: Callable[[str], None]
+) -> int:
+    """Train the packs that the leader broadcasts until it broadcasts the end; returns that exit code.
 
-    `stop` gives the signal by which this process was asked to stop, or None: process 0 is told, and all stop.
+    `stop` gives the signal by which this process was asked to stop, or None: it is sent to the leader once, and the
+    leader stops all processes at the same step.
     """
-    said: list[int] = []
+    sent: list[int] = []
 
     def asked() -> bool:
         number = stop()
-        if number is not None and not said:
+        if number is not None and not sent:
             processes.say(number)
-            said.append(number)
-        return bool(said)
+            sent.append(number)
+        return bool(sent)
 
     while True:
-        told = processes.share(meanwhile=asked)
-        if "end" in told:
-            return int(told["end"])
+        message = processes.share(meanwhile=asked)
+        if "end" in message:
+            return int(message["end"])
+
+        def train(message: dict[str, Any] = message) -> "list[loop.Outcome]":
+            return _decoded(message, results, asked).train(trainer, log, lambda pack, corpus: None)
+
         try:
-            processes.together(functools.partial(_train, told, results, asked, log), faults.kind)
+            processes.together(train, faults.kind)
         except processes.PartedError as error:
             log(str(error))
             return protocol.AGAIN
-        except Exception as error:  # all failed; process 0 stores why, and the others go on with it
+        except Exception as error:  # raised by all processes; the leader stores it, and all go on to the next pack
             log(f"failed, as all processes did: {processes.describe(error)}")
 
 
-def _train(
-    told: dict[str, Any], results: store.Store, asked: Callable[[], bool], log: Callable[[str], None]
-) -> "list[loop.Outcome]":
-    return _pack(told, results, asked).train(log, lambda pack, corpus: None)
-
-
-def _pack(told: dict[str, Any], results: store.Store, asked: Callable[[], bool]) -> Pack:
-    """What was told, with checkpoints in this process' own store."""
+def _decoded(message: dict[str, Any], results: store.Store, asked: Callable[[], bool]) -> Pack:
+    """The pack of a message, with checkpoint directories in this process' own store."""
     from scaling.training import loop
 
     def folders(run_id: str, names: list[str]) -> list[Any]:
         return [results.run(run_id).sub(f"checkpoints/{name}").place() for name in names]
 
-    def member(one: dict[str, Any]) -> loop.Member:
+    def member(one: dict[str, Any]) -> loop.TrainingRun:
         trunk = None
         if one["trunk"]:
             trunk_id, names, step = one["trunk"]
             trunk = loop.Trunk(folders(trunk_id, names), trunk_id, step)
         run = config.Run.model_validate(one["run"])
         keep_nothing = lambda rows: None  # noqa: E731
-        return loop.Member(run, folders(one["run_id"], one["attempts"]), keep_nothing, asked, trunk, one["branches"])
+        checkpoints = folders(one["run_id"], one["attempts"])
+        return loop.TrainingRun(run, checkpoints, keep_nothing, asked, trunk, one["branches"])
 
     return Pack(
-        [one["run_id"] for one in told["members"]],
-        [member(one) for one in told["members"]],
-        [record.Stored(**one["stored"]) for one in told["members"]],
-        config.Execution.model_validate(told["execution"]),
+        [one["run_id"] for one in message["members"]],
+        [member(one) for one in message["members"]],
+        [record.Stored(**one["stored"]) for one in message["members"]],
+        config.Execution.model_validate(message["execution"]),
     )

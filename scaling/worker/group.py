@@ -1,8 +1,9 @@
-"""A worker that is one of several processes which train each run together: how it joins them, and how all of them end.
+"""A group of processes that train each run together: how a process joins the group, and how all of them end.
 
-JAX ends every process of a group where one of them dies, by aborting: within `HEARTBEAT_SECONDS` where its devices do
-not notice before. No Python can be run then, so that a worker of a group is two processes: one that computes, and its
-parent, which waits for it, passes signals on, and gives an abort the exit code `protocol.AGAIN`: start the group again.
+Invariant: where one process of a group dies, all end, so that the group can be started again. JAX's coordination
+service aborts the others when the heartbeats of one are missing for `HEARTBEAT_SECONDS`, or as soon as a device reports
+it. An abort runs no Python. So each member of a group is two processes: one that computes, and its parent, which
+forwards signals and turns an abort into the exit code `protocol.AGAIN`: start the group again.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from scaling import devices
 from scaling.training import processes
 from scaling.worker import protocol
 
-HEARTBEAT_SECONDS = 40  # without a sign of life after which a process counts as dead; noticed up to some seconds later
+HEARTBEAT_SECONDS = 40  # without a heartbeat, after which a process counts as dead; detected some seconds later
 NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 LOOK_SECONDS = 0.1
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux' prctl
@@ -27,15 +28,15 @@ _joined = False
 
 
 def joined() -> bool:
-    """Whether this process is one of a group, so that its parent passes signals on."""
+    """Whether this process is one of a group, so that its parent forwards signals to it."""
     return _joined
 
 
 def find() -> dict[str, Any] | None:
-    """How to start JAX's distributed service, by the environment; None for a worker on its own.
+    """Arguments of `jax.distributed.initialize` from the environment; None for a worker on its own.
 
-    Three variables say it (`NAMES`), or Slurm, in a step of several tasks, or the environment of a TPU slice. A task of
-    Slurm takes all devices that it sees, unless JAX_LOCAL_DEVICE_IDS says which. Raises ValueError where some of the
+    They are in three variables (`NAMES`), or in those of Slurm, in a step of several tasks, or of a TPU slice. A task
+    of Slurm takes all devices that it sees, unless JAX_LOCAL_DEVICE_IDS says which. Raises ValueError where some of the
     three are missing.
     """
     given = [os.environ.get(name) for name in NAMES]
@@ -68,8 +69,8 @@ def _several(count: int, **arguments: Any) -> dict[str, Any] | None:
 def run(work: Callable[[], int], signals: Sequence[int], launcher: str, log: Callable[[str], None]) -> int:
     """The exit code of a worker: of `work`, done here, or by a child of this process that has joined its group.
 
-    `signals` are those that `work` takes for a request to stop; `launcher` is the variable that holds the process whose
-    end is one too.
+    `signals` are those that ask `work` to stop; `launcher` is the variable with the process id of the launcher, whose
+    end asks so too.
     """
     found = find()
     if found is None:
@@ -79,7 +80,7 @@ def run(work: Callable[[], int], signals: Sequence[int], launcher: str, log: Cal
     parent, child = os.getpid(), os.fork()  # before JAX has threads
     if child:
         return _wait(child, signals, os.environ.get(launcher), log)
-    os.environ.pop(launcher, None)  # its end reaches this process as a signal
+    os.environ.pop(launcher, None)  # the parent turns the end of the launcher into a signal
     _die_with(parent)
     _join(found, log)
     return _ended(work, log)
@@ -100,11 +101,11 @@ def _join(arguments: dict[str, Any], log: Callable[[str], None]) -> None:
 
 
 def _ended(work: Callable[[], int], log: Callable[[str], None]) -> int:
-    """What `work` returns. Where this process must not wait for the others to end, it ends here and now."""
+    """What `work` returns. Where the others may wait for this process without end, it exits at once instead."""
     try:
         code = work()
     except Exception as error:
-        if processes.leads():  # the others have been told, and end too
+        if processes.leads():  # `followers.leader` has broadcast the end
             raise
         traceback.print_exc()
         parted = isinstance(error, processes.PartedError)
@@ -115,21 +116,21 @@ def _ended(work: Callable[[], int], log: Callable[[str], None]) -> int:
             if isinstance(error, ValueError | OSError)
             else protocol.CRASHED
         )
-    if code == protocol.AGAIN:  # the others may be waiting for this process for ever
+    if code == protocol.AGAIN:  # the others may wait for this process in a computation that never ends
         log(f"ending with exit code {protocol.AGAIN}, to be started again with the others")
         _exit(code)
     return code
 
 
 def _exit(code: int) -> NoReturn:
-    """End without JAX's own end, which waits for all processes."""
+    """Exit without the shutdown of JAX, which waits for all processes."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def _die_with(parent: int) -> None:
-    """Let the kernel kill this process where its parent dies: they are one worker."""
+    """Have the kernel kill this process when its parent dies: they are one worker."""
     if sys.platform == "linux":
         import ctypes
 
@@ -139,7 +140,7 @@ def _die_with(parent: int) -> None:
 
 
 def _wait(child: int, signals: Sequence[int], launcher: str | None, log: Callable[[str], None]) -> int:
-    """Pass signals on until the child has ended; a second one of a kind kills it. Returns the exit code for it."""
+    """Forward signals until the child has ended; a second one of a kind kills it. Returns this worker's exit code."""
     passed: set[int] = set()
 
     def give(number: int, frame: object = None) -> None:
@@ -162,12 +163,12 @@ def _code(status: int, passed: set[int], log: Callable[[str], None]) -> int:
     """The exit code of a worker whose process ended with a code, or, where it is negative, by a signal."""
     if status >= 0:
         return status
-    if -status in passed:  # before it could take note of it
+    if -status in passed:  # it died of a signal that came before its handler was installed
         return 128 - status
     if -status == signal.SIGABRT:
         log(f"aborted, as JAX does where another process has died; ending with exit code {protocol.AGAIN}")
         return protocol.AGAIN
     if -status != signal.SIGKILL:
         signal.signal(-status, signal.SIG_DFL)
-    os.kill(os.getpid(), -status)  # as it died: killed from outside, or by a bug
+    os.kill(os.getpid(), -status)  # end by the signal that ended the child: killed from outside, or by a bug
     return 128 - status

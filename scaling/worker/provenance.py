@@ -1,4 +1,4 @@
-"""Where a run trains, as its status tells it: versions, devices, and the commit of the code."""
+"""The provenance of a result: versions, devices, and the commit of the code that computed it."""
 
 import contextlib
 import importlib.metadata
@@ -10,7 +10,7 @@ PACKAGES = ("scaling", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "nu
 
 
 def environment() -> dict[str, Any]:
-    """What a status says of where a run trains: versions, devices, and the commit of the code."""
+    """The fields of a run's status that say where it trains: versions, device, git_commit."""
     import jax
 
     versions = {}
@@ -22,7 +22,7 @@ def environment() -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that this code runs from, `+` where files differ; None where it is none."""
+    """The commit of the checkout that this code runs from, with `+` where files differ; None outside a checkout."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""What a worker heeds and waits for: signals that ask it to stop, a launcher that is gone, a store that is away."""
+"""Requests to stop: signals, and the end of the launcher."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from scaling.worker import group, protocol
 
 
 class Stop:
-    """Whether the worker was asked to stop: by a signal, or because its launcher is gone."""
+    """Whether the worker was asked to stop: by a signal, or by the end of its launcher, which counts as SIGHUP."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -23,7 +23,7 @@ class Stop:
         return self.signal is not None
 
     def anywhere(self) -> bool:
-        """Whether this worker was, or another process that trains its runs with it."""
+        """Whether this process or another one of this worker was asked to stop."""
         if not self() and (numbers := processes.said()):
             self.signal = numbers[0]
         return self.signal is not None
@@ -31,7 +31,7 @@ class Stop:
 
 @contextlib.contextmanager
 def until_signal(log: Callable[[str], None]) -> Iterator[Stop]:
-    """Signals are noted while the body runs; a second one of a kind does what it would do without us."""
+    """A first signal of a kind sets `Stop` while the body runs; a second one has the effect that it had before."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield stop

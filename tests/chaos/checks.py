@@ -151,7 +151,7 @@ def _values(results: store.Store, run_id: str, kind: str, fields: Sequence[str])
 def _checkpoints(disturbed: store.Store, undisturbed: store.Store, run_id: str) -> Iterator[str]:
     """As many as the undisturbed run kept at most, in one folder, and the last step's among them."""
     run, _ = record.read(disturbed.config(run_id))
-    kept = [directories.of(place).steps() for place in disturbed.checkpoints(run_id)]
+    kept = [directories.at(place).steps() for place in disturbed.checkpoints(run_id)]
     if len(kept) != 1 or run.steps not in kept[0] or len(kept[0]) > checkpoint.KEPT:
         yield f"its checkpoints are {kept}, of {run.steps} steps"
     trunk = any(member["labels"].get("parent_run_id") == run_id for member in disturbed.sweep(sweeps.NAME)["members"])

@@ -11,7 +11,8 @@ from collections import Counter
 from pathlib import Path
 
 from scaling import store
-from scaling.launch import local
+from scaling.launch import environments
+from scaling.launch.launchers import local
 from scaling.store import lease
 from scaling.worker import protocol
 from tests.chaos import disk, sweeps
@@ -104,7 +105,7 @@ class Supervisor:
             slot.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.chaos.worker", *arguments],
                 cwd=ROOT,
-                env={**os.environ, **local.environment(), protocol.WORKERS: str(len(self.slots))},
+                env={**os.environ, **environments.worker(), protocol.WORKERS: str(len(self.slots))},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=errors,

@@ -43,6 +43,6 @@ def python_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def python_data(python_cache: Path, monkeypatch: pytest.MonkeyPatch) -> config.Data:
     """The demo's data in bytes, cached once a session."""
     monkeypatch.setenv("SCALING_CACHE", str(python_cache))
-    data = config.Data(source=sources.PythonSource(), tokenizer=tokenizers.Bytes(), validation_tokens=65_536)
+    data = config.Text(source=sources.PythonSource(), tokenizer=tokenizers.Bytes(), validation_tokens=65_536)
     corpus.prepare(data, log=lambda line: None)
     return data

@@ -28,7 +28,7 @@ def silent(line: str) -> None:
 
 @pytest.fixture
 def data(write_texts) -> config.Data:
-    return config.Data(source=write_texts(), tokenizer=tokenizers.Bytes(), validation_tokens=500)
+    return config.Text(source=write_texts(), tokenizer=tokenizers.Bytes(), validation_tokens=500)
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
@@ -63,7 +63,7 @@ def test_tokens_are_the_documents(data, kind):
 
 def test_identities_are_of_content_not_of_place_or_tokenizer(write_texts):
     def prepared(source, tokenizer=TOKENIZERS["bytes"], **changes):
-        data = config.Data(source=source, tokenizer=tokenizer, validation_tokens=500).edit(changes)
+        data = config.Text(source=source, tokenizer=tokenizer, validation_tokens=500).edit(changes)
         return corpus.prepare(data, silent)
 
     here, there = prepared(write_texts("here")), prepared(write_texts("there/deep"))
@@ -220,7 +220,7 @@ def test_two_processes_at_once_make_it_once(data, cache_folder):
 
 def test_synthetic_corpus_has_the_length_it_says(cache_folder):
     source = sources.Synthetic(alphabet=32, exponent=1, seed=0, train_symbols=5000, validation_symbols=1000)
-    data = config.Data(source=source, tokenizer=tokenizers.Bytes(), validation_tokens=999)
+    data = config.Text(source=source, tokenizer=tokenizers.Bytes(), validation_tokens=999)
     made = corpus.prepare(data, silent)
     assert made.unique_tokens == 5001  # and the end of the document
     assert (made.validation > 0).all()
@@ -246,7 +246,7 @@ def test_what_the_planner_imports_is_light():
     code = (
         "import sys; from scaling import config; from scaling.data import corpus; "
         "from scaling.config import sources, tokenizers; "
-        "found = corpus.find(config.Data(source=sources.PythonSource(), tokenizer=tokenizers.Bpe(vocabulary_size=512), "
+        "found = corpus.find(config.Text(source=sources.PythonSource(), tokenizer=tokenizers.Bpe(vocabulary_size=512), "
         "validation_tokens=8)); heavy = {'jax', 'tensorflow', 'tensorflow_datasets', 'grain', 'tokenizers', 'flax'}; "
         "print(found, sorted(heavy & set(sys.modules)))"
     )

@@ -16,8 +16,8 @@ import pytest
 
 from scaling import config, store
 from scaling.config import grids
-from scaling.launch import launcher, slots
-from scaling.launch import ray as rays
+from scaling.launch import environments, launcher, slots
+from scaling.launch.launchers import ray as rays
 
 ray = pytest.importorskip("ray")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
@@ -271,7 +271,7 @@ def here() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rays.devices, "cores", lambda: [0, 1])
-        patch.setattr(rays.local, "find_accelerators", lambda: [{"CUDA_VISIBLE_DEVICES": "0"}] * 2)
+        patch.setattr(environments, "find_accelerators", lambda: [{"CUDA_VISIBLE_DEVICES": "0"}] * 2)
         yield
         ray.shutdown()
 
@@ -310,7 +310,7 @@ def test_a_worker_begins_anew_when_one_of_its_processes_fails(
     connected: Nodes, results: store.Store, pretend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other one, which may wait for it for ever, is given some time to end."""
-    from scaling.launch import actors
+    from scaling.launch.launchers.ray import actors
 
     monkeypatch.setattr(actors, "LEFT_SECONDS", 1.0)
     place = pretend(
@@ -332,16 +332,16 @@ def test_a_worker_begins_anew_when_one_of_its_processes_fails(
 def test_each_worker_has_its_gpu_and_others_wait_for_one(
     results: store.Store, pretend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from scaling.launch import actors
+    from scaling.launch.launchers.ray import actors
 
     monkeypatch.setattr(actors, "WAIT_SECONDS", 0.5)
     place = pretend("time.sleep(2)")
     told = run(launch(results, "address=local", workers=3))
     assert list(results.statuses("small").values()) == ["finished"] * 3
     assert told[-1].endswith("(each takes CPU 1, GPU 1; free is CPU 0, GPU 0 in all)")
-    environments = seen(place)
-    assert {each["CUDA_VISIBLE_DEVICES"] for each in environments} == {"0", "1"}
-    for each in environments:
+    found = seen(place)
+    assert {each["CUDA_VISIBLE_DEVICES"] for each in found} == {"0", "1"}
+    for each in found:
         assert int(each["SCALING_LAUNCHER_PID"]) == each["parent"]
         assert each["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
         assert each["SCALING_WORKERS"] == "3"

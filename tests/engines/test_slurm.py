@@ -13,7 +13,8 @@ import pytest
 
 from scaling import config, store
 from scaling.config import grids
-from scaling.launch import local, stages
+from scaling.launch import stages
+from scaling.launch.launchers import local
 from tests.engines import slurm_cluster
 
 pytestmark = pytest.mark.engines

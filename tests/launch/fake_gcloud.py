@@ -81,7 +81,7 @@ def scp(rest: list[str]) -> int:
     *files, target = [each for each in rest if not each.startswith("--")]
     name, _, folder = target.partition(":")
     for number in range(HOSTS):
-        subprocess.run(["cp", *files, str(CLOUD / "hosts" / name / str(number) / folder)], check=True)
+        subprocess.run(["cp", "-r", *files, str(CLOUD / "hosts" / name / str(number) / folder)], check=True)
     return 0
 
 

@@ -5,7 +5,8 @@ import shlex
 import tomllib
 from pathlib import Path
 
-from scaling.launch import gke, vm
+from scaling.launch.launchers.tpu import gke, vm
+from tests import test_installation
 from tests.launch import golden
 
 ROOT = Path(__file__).parents[2]
@@ -47,9 +48,15 @@ def test_what_is_installed_is_an_extra_of_ours_under_the_constraints() -> None:
     assert allowed.split(" | ") == ["tpu", "cuda"]
 
 
-def test_python_is_of_the_version_of_the_constraints() -> None:
-    version = re.findall(r"Python (\d\.\d+)", (ROOT / "constraints.txt").read_text().splitlines()[0])
-    assert arguments("FROM") == [f"python:{version[0]}-slim"]
+def test_python_is_one_of_the_constraints_that_has_the_newest_jax_and_a_tpu_vm_has_the_same() -> None:
+    (version,) = re.findall(r"^python:(\d\.\d+)-slim$", "\n".join(arguments("FROM")))
+    assert version in test_installation.PYTHONS
+    assert jax(version) == jax(test_installation.PYTHONS[0])
+    assert f"uv venv --quiet --python {version} venv" in (ROOT / "scaling" / "launch" / "vm_worker.sh").read_text()
+
+
+def jax(python: str) -> list[str]:
+    return [str(pin) for pin in test_installation.pins(python) if pin.name in ("jax", "jaxlib")]
 
 
 def test_it_starts_our_command_and_not_as_root() -> None:

@@ -31,8 +31,8 @@ from scaling.config import grids
 
 def sweep():
     base = config.Run.model_validate({{**{conftest.TINY!r}, "batch_size": 16}})
-    sizes = grid.Ladder(sizes=tuple(grid.Size(width=w, depth=1, heads=1) for w in (8, 12, 16, 24)))
-    return config.Sweep(name="first-tpu", base=base, grid=grid.IsoFlop(budgets=(2e8, 4e8, 8e8), sizes=sizes))
+    sizes = grids.Ladder(sizes=tuple(grids.Size(width=w, depth=1, heads=1) for w in (8, 12, 16, 24)))
+    return config.Sweep(name="first-tpu", base=base, grid=grids.IsoFlop(budgets=(2e8, 4e8, 8e8), sizes=sizes))
 """
 
 
@@ -107,7 +107,7 @@ def test_its_config_is_planned_and_its_manifests_and_scripts_are_written(here: P
     assert apply in printed
     assert manifest.read_text() in described
     sent, jobset = yaml.safe_load_all(manifest.read_text())
-    assert sent["data"]["sweep.py"] == (here / "configs" / "first_tpu.py").read_text()
+    assert sent["data"]["first_tpu.py"] == (here / "configs" / "first_tpu.py").read_text()
     assert jobset["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "tpu-queue"
     assert run(on_vms)[0] == 1
     (script,) = commands("bash")
@@ -132,7 +132,7 @@ def test_from_the_first_command_to_the_prediction(here: Path, run: Any, monkeypa
     documents = yaml.safe_load_all((here / "launch" / "first-tpu" / "jobset.yaml").read_text())
     container = list(documents)[1]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]
     *_, verb, path, name, _option, config = container["command"]
-    assert (verb, config) == ("worker", "/etc/scaling/sweep.py")
+    assert (verb, config) == ("worker", "/etc/scaling/first_tpu.py")
     assert main.main(store.Store(path), name) == 0
     code, printed = run(commands("scaling", "status")[0])
     assert code == 0

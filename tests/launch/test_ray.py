@@ -10,7 +10,7 @@ import pytest
 
 from scaling import config
 from scaling.launch import launcher
-from scaling.launch import ray as rays
+from scaling.launch.launchers import ray as rays
 
 Found = Callable[..., None]
 

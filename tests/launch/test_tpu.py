@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 import yaml
 
 from scaling import config, devices, store
-from scaling.launch import fetch, gke, launcher, slices, tpu
+from scaling.launch import fetch, launcher
+from scaling.launch.launchers import tpu
+from scaling.launch.launchers.tpu import gke, slices
 from tests.launch import golden
 
 SCHEMA = json.loads((Path(__file__).parent / "schemas" / "jobset.json").read_text())
@@ -22,7 +25,7 @@ DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
 def job(**changes: Any) -> launcher.Job:
-    plain: dict[str, Any] = {"tracking": config.Tracking(), "config_path": None}
+    plain: dict[str, Any] = {"secrets": (), "config_path": None}
     return dataclasses.replace(golden.JOB, **{**plain, **changes})
 
 
@@ -69,8 +72,8 @@ def test_the_manifest_is_the_recorded_one() -> None:
     "settings", [(), ("spot=false", "queue=tpu", "secret=wandb", "service_account=scaling", "text=gs://bucket/x")]
 )
 def test_manifests_are_what_the_published_schemas_allow(accelerator: str, settings: tuple[str, ...]) -> None:
-    tracking = config.Tracking(wandb="online" if settings else "offline")
-    asked = job(mesh=config.Mesh(), tracking=tracking, config_path=golden.CONFIG if settings else None)
+    secrets = ("WANDB_API_KEY",) if settings else ()
+    asked = job(mesh=config.Mesh(), secrets=secrets, config_path=golden.CONFIG if settings else None)
     made = documents(on_gke(*settings, accelerator=accelerator), asked)
     assert [each["kind"] for each in made] == ["ConfigMap"] * bool(settings) + ["JobSet"] * 2
     for each in made:
@@ -169,15 +172,15 @@ def test_spot_is_asked_for_and_can_be_declined() -> None:
     assert spot(on_gke("spot=false")) == (None, ["google.com/tpu"])
 
 
-@pytest.mark.parametrize("wandb", ["disabled", "offline", "online"])
-def test_the_key_of_a_tracker_is_only_named_and_only_where_it_is_needed(wandb: str, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("secrets", [(), ("WANDB_API_KEY",)])
+def test_the_key_of_a_tracker_is_only_named_and_only_where_it_is_needed(secrets: Any, monkeypatch: Any) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "very-secret")
-    asked = job(tracking=config.Tracking.model_validate({"wandb": wandb}))
+    asked = job(secrets=secrets)
     text = on_gke("secret=wandb").describe(asked)
     environment = pod(jobsets(on_gke("secret=wandb"), asked)[0])["containers"][0]["env"]
     keys = [each for each in environment if each["name"] == "WANDB_API_KEY"]
     reference = {"name": "WANDB_API_KEY", "valueFrom": {"secretKeyRef": {"name": "wandb", "key": "WANDB_API_KEY"}}}
-    assert keys == ([reference] if wandb == "online" else [])
+    assert keys == [reference] * len(secrets)
     assert "very-secret" not in text
 
 
@@ -207,23 +210,26 @@ def test_text_is_copied_before_the_worker_starts_where_it_runs() -> None:
     assert "initContainers" not in pod(jobsets(on_gke(), job())[0])
 
 
-def test_a_folder_is_copied_whole_and_once(tmp_path: Path) -> None:
+def test_a_folder_is_copied_whole_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, target = tmp_path / "source", tmp_path / "text"
     (source / "inner").mkdir(parents=True)
     (source / "a.txt").write_text("a")
     (source / "inner" / "b.txt").write_text("b")
-    (tmp_path / "text.part").mkdir()
-    (tmp_path / "text.part" / "old.txt").write_text("of a copy that was interrupted")
-    fetch.fetch(f"file://{source}", target)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", lambda source, target: target.write_text(str(1 / 0)))
+        with pytest.raises(ZeroDivisionError):
+            fetch.fetch(str(source), target)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]  # nothing stays of a copy that was interrupted
+    fetch.fetch(str(source), target)
     assert {path.relative_to(target).as_posix(): path.read_text() for path in target.rglob("*.txt")} == {
         "a.txt": "a",
         "inner/b.txt": "b",
     }
     (source / "a.txt").write_text("changed")
-    fetch.fetch(f"file://{source}", target)
+    fetch.fetch(str(source), target)
     assert (target / "a.txt").read_text() == "a"
     with pytest.raises(ValueError, match="there is nothing in"):
-        fetch.fetch(f"file://{tmp_path}/nowhere", tmp_path / "other")
+        fetch.fetch(f"{tmp_path}/nowhere", tmp_path / "other")
 
 
 # Names
@@ -237,7 +243,7 @@ NAMES = st.from_regex(store.SWEEP_NAME, fullmatch=True)
 @hypothesis.example("0", slices.SLICES[0], 1)
 @hypothesis.example("a.-_-.", slices.SLICES[0], 1)
 @hypothesis.example("x" * 33 + "-y", slices.SLICES[0], 1)
-def test_names_are_what_jobset_and_google_cloud_allow(name: str, chosen: slices.Slice, number: int) -> None:
+def test_names_are_what_jobset_and_google_cloud_allow(name: str, chosen: slices.TpuSlice, number: int) -> None:
     base = slices.base_name(job(sweep_name=name))
     longest = f"{base}-{number - 1}-slice-0-{chosen.hosts - 1}-abcde"  # a pod's, as JobSet's webhook counts
     for made in (f"{base}-{number - 1}", longest, f"{base}-config"):
@@ -265,7 +271,7 @@ def test_names_tell_sweeps_apart_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("each", slices.SLICES, ids=lambda each: each.accelerator)
-def test_a_slice_has_all_its_chips_on_its_hosts_and_a_device_that_the_plan_knows(each: slices.Slice) -> None:
+def test_a_slice_has_all_its_chips_on_its_hosts_and_a_device_that_the_plan_knows(each: slices.TpuSlice) -> None:
     assert each.hosts * each.chips_per_host == each.chips
     assert each.accelerator.rpartition("-")[2] == str(each.chips * each.generation.counted)
     name, memory = load("system=vm", f"accelerator={each.accelerator}", "project=p", "zone=z").device(
@@ -351,9 +357,34 @@ def test_a_mesh_that_fills_the_slice_is_taken(mesh: config.Mesh) -> None:
     assert on_gke().device(job(mesh=mesh)) == ("TPU v5 lite", 16e9)
 
 
-def test_online_tracking_without_a_secret_is_refused() -> None:
-    with pytest.raises(ValueError, match="cluster secret=NAME"):
-        on_gke().describe(job(tracking=config.Tracking(wandb="online")))
+def test_a_tracker_whose_secret_no_worker_would_have_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"WANDB_API_KEY, which is never written .* cluster secret=NAME"):
+        on_gke().describe(job(secrets=("WANDB_API_KEY",)))
+    on_vms = load("system=vm", "accelerator=v5litepod-16", "project=p", "zone=z", "secret=keys")
+    with pytest.raises(ValueError, match="A and B, and a secret of Secret Manager holds one value"):
+        on_vms.describe(job(secrets=("A", "B")))
+
+
+def test_what_the_sweep_file_imports_is_sent_with_it(tmp_path: Path) -> None:
+    (tmp_path / "shapes").mkdir()
+    (tmp_path / "shapes" / "deep.py").write_text("import mine\n")
+    texts = {"mine.py": "x = 1\n", "sweep.py": "import shapes.deep\n", "other.py": "y = 2\n"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    asked = job(config_path=tmp_path / "sweep.py")
+    config_map, jobset, _ = documents(on_gke(), asked)
+    check_schema(config_map)
+    check_schema(jobset)
+    (volume,) = [each["configMap"] for each in pod(jobset)["volumes"] if "configMap" in each]
+    sent = {each["path"]: config_map["data"][each["key"]] for each in volume["items"]}
+    expected = {"sweep.py": texts["sweep.py"], "mine.py": texts["mine.py"], "shapes/deep.py": "import mine\n"}
+    assert sent == expected
+    assert pod(jobset)["containers"][0]["command"][-2:] == ["--config", "/etc/scaling/sweep.py"]
+    vms = load("system=vm", "accelerator=v5litepod-16", "project=p", "zone=z")
+    assert {name.removeprefix("sweep/"): text for name, text in vms.files(asked).items() if "/" in name} == expected
+    (tmp_path / "mine.py").write_text("#" * 2_000_000)
+    with pytest.raises(ValueError, match=r"mine.py.* cannot be sent as a ConfigMap, .*install the modules in the"):
+        on_gke().describe(asked)
 
 
 def test_one_slice_where_nobody_says_and_at_most_one_a_run() -> None:

@@ -19,8 +19,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from scaling import config
-from scaling.launch import slices, vm
+from scaling.launch.launchers.tpu import slices, vm
 from tests.launch import golden
 
 FAKE = Path(__file__).parent / "fake_gcloud.py"
@@ -46,6 +45,7 @@ class Cloud:
         job = dataclasses.replace(golden.JOB, **{"workers": 1, **changes})
         self.launch.mkdir()
         for name, text in golden.VM.files(job).items():
+            (self.launch / name).parent.mkdir(parents=True, exist_ok=True)
             (self.launch / name).write_text(text)
         run = self.launch / "run.sh"
         text = run.read_text()
@@ -129,7 +129,7 @@ def test_what_a_user_says_is_never_a_command(text: str) -> None:
         env={"PATH": "/nowhere"},
     )
     words = shown.stdout.decode().split("\0")
-    assert words[3:-1] == ["worker", job.store_path, job.sweep_name, "--config", "sweep.py"]
+    assert words[3:-1] == ["worker", job.store_path, job.sweep_name, "--config", "sweep/sweep.py"]
     assert shown.stderr == b""
 
 
@@ -166,7 +166,7 @@ def test_workers_get_the_code_their_command_and_their_environment(cloud: Cloud) 
     assert {each["host"] for each in workers} == {0, 1}
     for each in workers:
         assert each["arguments"] == (
-            ["-m", "scaling.cli", "worker", "gs://my-bucket/scaling", "isoflop.v2", "--config", "sweep.py"]
+            ["-m", "scaling.cli", "worker", "gs://my-bucket/scaling", "isoflop.v2", "--config", "sweep/sweep.py"]
         )
         environment = each["environment"]
         assert environment["JAX_PLATFORMS"] == "tpu,cpu"
@@ -178,9 +178,11 @@ def test_workers_get_the_code_their_command_and_their_environment(cloud: Cloud) 
     pip = next(each["arguments"] for each in cloud.calls() if each["what"] == "uv pip")
     assert pip[-3:] == ["--constraint", "source/constraints.txt", "./source[tpu,gcs]"]
     copied = next(each for each in cloud.calls() if each["what"] == "scp")["arguments"]
-    assert copied[:4] == ["worker.sh", "code.tgz", "sweep.py", f"{FIRST}:scaling/"]
+    assert copied[:5] == ["--recurse", "worker.sh", "code.tgz", "sweep", f"{FIRST}:scaling/"]
     packed = subprocess.run(["tar", "-tzf", cloud.launch / "code.tgz"], capture_output=True, text=True, check=True)
-    assert {"pyproject.toml", "constraints.txt", "scaling/launch/vm_run.sh"} <= set(packed.stdout.splitlines())
+    assert {"pyproject.toml", "constraints.txt", "scaling/launch/launchers/tpu/vm_run.sh"} <= set(
+        packed.stdout.splitlines()
+    )
     assert "__pycache__" not in packed.stdout
     assert "hello from host 1" in cloud.log()
     assert "very-secret" not in cloud.log()
@@ -306,9 +308,9 @@ def test_other_code_ends_the_worker_before_it_is_installed(cloud: Cloud, host: P
     assert sorted(path.name for path in (host / "scaling" / "source").iterdir()) == ["LICENSE"]
 
 
-def test_without_tracking_online_no_key_is_asked_for(cloud: Cloud) -> None:
+def test_without_secrets_no_key_is_asked_for(cloud: Cloud) -> None:
     cloud.plan(0)
-    assert cloud.run(cloud.render(tracking=config.Tracking())) == 0
+    assert cloud.run(cloud.render(secrets=())) == 0
     workers = [each for each in cloud.calls() if each["what"] == "worker"]
     assert workers
     assert all("WANDB_API_KEY" not in each["environment"] for each in workers)

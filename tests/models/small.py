@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from scaling import models, parametrization
 from scaling.config import families
+from tests import conftest
 
 VOCABULARY = 11
 CONTEXT = 8
@@ -40,11 +41,9 @@ FAMILIES: dict[str, families.Family] = {
 every_family = pytest.mark.parametrize("family", list(FAMILIES.values()), ids=list(FAMILIES))
 
 # Tests wait for the compiler and not for the arithmetic: a seventh of the compile time, and a slower program.
-FAST = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-}
+FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+if conftest.FUSION_EMITTERS:
+    FAST["xla_cpu_use_fusion_emitters"] = False
 
 
 def jit(function: Callable[..., Any]) -> Any:

@@ -14,7 +14,7 @@ import pytest
 from scaling import cli, config, counting
 from scaling.config import families
 from scaling.models import checks
-from scaling.training import step
+from scaling.training import programs
 from tests import conftest
 from tests.models import small
 
@@ -55,7 +55,7 @@ def test_a_table_and_a_module_are_a_family(load: Callable[..., Any], tiny: Calla
     assert counting.flops_per_token(*size) == 6 * (2 * 16 * 16 + 16 * small.VOCABULARY)
     assert family.resize(32, 3, 4) == family.edit({"width": 32, "depth": 3})
     assert families.Family.model_validate(family.model_dump(mode="json")) == family
-    program = step.program(tiny(model=family), config.Execution(steps_per_dispatch=2))
+    program = programs.program(tiny(model=family), config.Execution(steps_per_dispatch=2))
     state = program.stack([program.init(np.uint32(0), np.float32(1))])
     assert set(state.params) == {weight.name for weight in family.weights(256, 16)}
 
@@ -109,13 +109,13 @@ class Everywhere(families.Transformer):
 def test_what_attends_to_later_tokens_is_found(position: str, context: int) -> None:
     family = Everywhere(**{**families.Transformer.gpt2(64, 3, 4).model_dump(exclude={"kind"}), "position": position})
     with pytest.raises(
-        ValueError, match=r"Everywhere says causal and is not.* at position 0 change .* from position 1"
+        ValueError, match=r"Everywhere is not causal.* at position 0 change .* from position 1"
     ):
         checks.check_causal(family, context, small.FAST)
 
 
 def test_a_leak_through_what_begins_at_zero_is_found(load: Callable[..., Any]) -> None:
-    with pytest.raises(ValueError, match="Convolution says causal and is not"):
+    with pytest.raises(ValueError, match="Convolution is not causal"):
         checks.check_causal(load(SEES, ("fill=1 / self.taps", "fill=0.0")), 16, small.FAST)
 
 
@@ -127,7 +127,8 @@ def test_a_leak_is_refused_on_the_command_line_and_nothing_trains(
     run = {**conftest.TINY, "model": {"kind": "convolution", "width": 16, "depth": 1}}
     path.write_text(
         f"{path.read_text()}\n\ndef sweep():\n    from scaling import config\n"
-        f"    run = config.Run.model_validate_json({json.dumps(run)!r})\n    return config.Sweep(name='own', base=run)\n"
+        f"    run = config.Run.model_validate_json({json.dumps(run)!r})\n"
+        "    return config.Sweep(name='own', base=run)\n"
     )
     families.Family.group.pop("convolution")
     monkeypatch.setattr(sys, "argv", ["scaling", "train", str(path)])
@@ -136,5 +137,5 @@ def test_a_leak_is_refused_on_the_command_line_and_nothing_trains(
         cli.main()
     assert ended.value.code == 2
     shown = " ".join(capsys.readouterr().err.split())
-    assert "Convolution says causal and is not: in a sequence of 16 tokens" in shown
+    assert "Convolution is not causal: in a sequence of 16 tokens" in shown
     assert "mask what mixes over time, or set causal = False" in shown

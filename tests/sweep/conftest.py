@@ -1,18 +1,16 @@
 """Stores of small runs that nobody needs to train: what a sweep's plan would have written."""
 
-import dataclasses
-import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import scaling.training
 from scaling import config, store
-from scaling.launch import launcher, local
+from scaling.launch import launcher
+from scaling.launch.launchers import local
 from scaling.store import record
+from tests.sweep import trainers
 
 DATA: dict[str, Any] = {
     "source": {
@@ -24,19 +22,9 @@ DATA: dict[str, Any] = {
 }  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Identity:
-    """A corpus as far as a record needs it."""
-
-    data_sha256: str = "a" * 64
-    unique_tokens: int = 10_000
-    validation_id: str = "b" * 16
-    tokenizer_id: str = "bytes"
-
-
 @pytest.fixture
-def identity() -> Identity:
-    return Identity()
+def identity() -> trainers.Identity:
+    return trainers.Identity()
 
 
 @pytest.fixture
@@ -73,14 +61,14 @@ def fill() -> Callable[..., list[str]]:
         results: store.Store,
         runs: list[config.Run],
         name: str = "small",
-        tracking: Any = None,
+        trackers: Any = (),
         execution: config.Execution | None = None,
         **labels: Any,
     ) -> list[str]:
-        records = [record.config_record(run, Identity()) for run in runs]
+        records = [record.config_record(run, trainers.Identity()) for run in runs]
         for kept in records:
             results.add_run(kept["run_id"], kept)
-        settings = {"execution": execution or config.Execution(), "tracking": tracking or config.Tracking()}
+        settings = {"execution": execution or config.Execution(), "trackers": trackers}
         sweep = config.Sweep(name=name, base=runs[0], **settings)
         labels = {"family": "transformer", "role": "single", **labels}
         members = [{"run_id": kept["run_id"], "labels": labels} for kept in records]
@@ -91,86 +79,15 @@ def fill() -> Callable[..., list[str]]:
 
 
 @pytest.fixture
-def outcome() -> Callable[..., Any]:
-    """What training gives back, without importing it."""
-
-    def make(status: str, step: int = 20, reason: str = "", loss: float | None = None) -> Any:
-        measured = {"loss": loss, "loss_se": 0.01 if loss else None, "bits_per_byte": loss}
-        return types.SimpleNamespace(status=status, step=step, reason=reason, seconds=1.5, start=0, **measured)
-
-    return make
-
-
-@dataclasses.dataclass
-class Member:
-    """As `loop.Member`, which would import all that trains."""
-
-    run: config.Run
-    checkpoints: list[Path]
-    record: Callable[..., None]
-    stop: Callable[[], bool]
-    trunk: Any = None
-    branches: Any = ()
-    save: Any = None
-
-
-@dataclasses.dataclass
-class Outcome:
-    """As `loop.Outcome`."""
-
-    status: str
-    reason: str
-    step: int
-    seconds: float
-    loss: float | None = None
-    loss_se: float | None = None
-    bits_per_byte: float | None = None
-    start: int = 0
-
-
-@pytest.fixture
 def results(tmp_path: Path) -> store.Store:
     return store.Store(tmp_path / "store")
 
 
 @pytest.fixture
-def pretend_packs(monkeypatch: pytest.MonkeyPatch, identity: Any) -> Callable[[Callable[..., Any]], None]:
-    """Puts a function of members in the place of the loop, and an identity in the place of the corpus."""
-    from scaling.data import corpus
-
-    def use(train: Callable[..., Any]) -> None:
-        loop = types.ModuleType("scaling.training.loop")
-        loop.train = train  # type: ignore[attr-defined]
-        loop.Member = Member  # type: ignore[attr-defined]
-        loop.Outcome = Outcome  # type: ignore[attr-defined]
-        loop.program_of = lambda *given: types.SimpleNamespace(microbatch=2)  # type: ignore[attr-defined]
-        loop.Trunk = lambda *given: given  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "scaling.training.loop", loop)
-        monkeypatch.setattr(scaling.training, "loop", loop, raising=False)
-        monkeypatch.setattr(corpus, "prepare", lambda data, log: identity)
-
-    return use
-
-
-@pytest.fixture
-def pretend(pretend_packs: Callable[[Callable[..., Any]], None]) -> Callable[[Callable[..., Any]], None]:
-    """Puts a function of one run in the place of the loop."""
-
-    def use(train: Callable[..., Any]) -> None:
-        def alone(members: Any, execution: config.Execution, corpus: Any) -> list[Any]:
-            (m,) = members
-            return [train(m.run, execution, corpus, checkpoints=m.checkpoints, record=m.record, stop=m.stop)]
-
-        pretend_packs(alone)
-
-    return use
-
-
-@pytest.fixture
-def launch() -> Callable[..., local.Workers]:
+def launch() -> Callable[..., local.LocalWorkers]:
     """Starts local workers for what is open of a sweep."""
 
-    def start(path: Path, sweep: str, workers: int | None) -> local.Workers:
+    def start(path: Path, sweep: str, workers: int | None) -> local.LocalWorkers:
         results = store.Store(path)
         mesh = config.Mesh.model_validate(results.sweep(sweep)["config"]["execution"]["mesh"])
         left = sum(status in store.OPEN for status in results.statuses(sweep).values())

@@ -2,7 +2,6 @@
 
 import fcntl
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from scaling import config
 from scaling.worker import precompile
+from tests import waiting
 
 Make = Callable[..., config.Run]
 
@@ -20,14 +20,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def programs(made: list[int], later: list[config.Run], seconds: float = 0.0) -> precompile.Programs:
-    """Pretends to compile, and notes the width of each model."""
+def programs(make: list[int] | Callable[..., object], later: list[config.Run]) -> precompile.Programs:
+    """Pretends to compile, by a function or noting the width of each model."""
 
-    def make(run: config.Run, members: int) -> None:
-        time.sleep(seconds)
-        made.append(run.model.width)
+    def note(run: config.Run, members: int) -> None:
+        assert isinstance(make, list)
+        make.append(run.model.width)
 
-    return precompile.Programs(make, config.Execution(), lambda: later, stop=lambda: False, log=lambda line: None)
+    compile_it = note if isinstance(make, list) else make
+    return precompile.Programs(compile_it, config.Execution(), lambda: later, stop=lambda: False, log=print)
 
 
 def test_each_program_is_made_when_needed_and_ahead_only_once_on_a_machine(folder: Path, make_run: Make) -> None:
@@ -50,12 +51,20 @@ def test_each_program_is_made_when_needed_and_ahead_only_once_on_a_machine(folde
 def test_while_another_compiles_a_program_one_of_those_needed_later_is_compiled(folder: Path, make_run: Make) -> None:
     first, later = make_run(model__width=8), make_run(model__width=16)
     made: list[int] = []
-    one, two = programs([], [], seconds=0.5), programs(made, [first, later])
+    compiling, done = threading.Event(), threading.Event()
+
+    def long(run: config.Run, members: int) -> None:
+        compiling.set()
+        assert done.wait(waiting.LIMIT_SECONDS)
+
+    def short(run: config.Run, members: int) -> None:
+        made.append(run.model.width)
+        done.set()
+
+    one, two = programs(long, []), programs(short, [first, later])
     thread = threading.Thread(target=one.compile, args=(first, 1))
     thread.start()
-    while not list(folder.iterdir()):
-        time.sleep(0.01)
-    time.sleep(0.1)
+    assert compiling.wait(waiting.LIMIT_SECONDS)
     two.compile(first, 1)
     thread.join()
     assert made == [16, 8]

@@ -18,7 +18,7 @@ from scaling.data import corpus as corpora
 from scaling.store import record
 from scaling.training import loop
 from scaling.worker import group, protocol
-from tests import conftest, on_devices
+from tests import conftest, on_devices, waiting
 
 Make = Callable[..., config.Run]
 ROOT = Path(__file__).parents[2]
@@ -106,11 +106,12 @@ def planned(results: store.Store, runs: Sequence[config.Run], **execution: Any) 
 
 def until(ready: Callable[[], bool], of: Processes) -> None:
     """Wait for something that running processes do."""
-    end = time.monotonic() + 200
-    while not ready():
-        assert time.monotonic() < end, of
+
+    def done() -> bool:
         assert all(process.poll() is None for process in of.processes), of
-        time.sleep(0.02)
+        return ready()
+
+    waiting.until(done, 200, lambda: of)
 
 
 def test_every_run_is_trained_once_by_all_and_a_run_that_fails_in_all_harms_no_other(
@@ -180,7 +181,7 @@ def test_processes_that_are_killed_or_stopped_end_all_and_another_group_goes_on(
     assert row["status"] == "finished"
     assert results.status(run_id)["faults"] == {"infrastructure": 1, "preempted": 1, "vanished": 1}
     rows: list[dict[str, Any]] = []
-    undisturbed = loop.Member(run, [tmp_path / "alone"], rows.extend, lambda: False)
+    undisturbed = loop.TrainingRun(run, [tmp_path / "alone"], rows.extend, lambda: False)
     (outcome,) = loop.train([undisturbed], config.Execution.model_validate(EXECUTION), corpora.prepare(run.data, print))
     expected = [each["loss"] for each in rows if each["kind"] == "train"]
     print(f"losses of {run.steps} steps differ by {np.max(np.abs(losses / expected - 1)):.1e}")
@@ -242,7 +243,7 @@ def test_while_the_first_process_waits_for_a_trunk_the_others_wait_and_may_be_st
     with trunk_held(results, tiny) as branch:
         workers = start(results, 2)
         until(lambda: "process 1 of 2" in workers.logs[1].read_text(), workers)
-        time.sleep(3)
+        until(lambda: "waiting for trunks" in workers.logs[0].read_text(), workers)
         codes, _ = workers.send(signal.SIGTERM, to=1)
     assert codes == [143, 143], workers
     assert results.status(branch)["attempt"] == 0
@@ -255,7 +256,7 @@ def test_a_process_that_dies_while_nothing_is_computed_ends_the_others_in_a_minu
     with trunk_held(results, tiny):
         workers = start(results, 3)
         until(lambda: all("of 3 that train" in log.read_text() for log in workers.logs), workers)
-        time.sleep(3)
+        until(lambda: "waiting for trunks" in workers.logs[0].read_text(), workers)
         codes, _ = workers.send(signal.SIGKILL, to=2)
     assert codes == [protocol.AGAIN, protocol.AGAIN, -signal.SIGKILL], workers
 
@@ -371,34 +372,33 @@ def test_a_worker_ends_as_its_child_does_but_for_aborts(parent: Any, body: str, 
     process, _ = parent(
         body.replace("raise", "from scaling.training import processes; processes.leads = lambda: False; raise")
     )
-    assert process.wait(30) == code
+    assert process.wait(LIMIT_SECONDS) == code
 
 
 def test_a_signal_reaches_the_child_once_and_a_second_kills_it(parent: Any) -> None:
     process, pid = parent(UNTIL_STOPPED)
     process.terminate()
-    assert process.wait(30) == 101
-    process, pid = parent("time.sleep(60)")
+    assert process.wait(LIMIT_SECONDS) == 101
+    process, pid = parent(UNTIL_STOPPED.replace("return", "print('stopped', flush=True); time.sleep(600); return"))
     process.terminate()
-    time.sleep(0.5)
+    assert process.stdout.readline() == "stopped\n"
     assert running(pid)
     process.terminate()
-    assert process.wait(30) == -signal.SIGKILL
+    assert process.wait(LIMIT_SECONDS) == -signal.SIGKILL
     assert not running(pid)
 
 
 def test_a_child_dies_with_its_parent(parent: Any) -> None:
-    process, pid = parent("time.sleep(60)")
+    process, pid = parent("time.sleep(600)")
     process.kill()
-    process.wait(30)
-    end = time.monotonic() + 10
-    while running(pid) and time.monotonic() < end:
-        time.sleep(0.02)
-    assert not running(pid)
+    process.wait(LIMIT_SECONDS)
+    waiting.until(lambda: not running(pid))
 
 
 def test_a_launcher_that_is_gone_reaches_the_child_as_a_signal(parent: Any) -> None:
     """Here as one that the child does not heed yet."""
-    code = CHILD.replace("BODY", "time.sleep(60)")
+    code = CHILD.replace("BODY", "time.sleep(600)")
     environment = {**os.environ, "SCALING_LAUNCHER_PID": "1"}
-    assert subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, timeout=30).returncode == 129
+    assert (
+        subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, timeout=LIMIT_SECONDS).returncode == 129
+    )

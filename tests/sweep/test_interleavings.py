@@ -123,10 +123,10 @@ class Worker:
         self.held = []
 
     def wait(self, error: OSError, seconds: float) -> None:
-        """See `retry.Outages`: it tries again when its turn comes."""
+        """See `retry.Waiter`: it tries again when its turn comes."""
 
     def passed(self, seconds: float) -> None:
-        """See `retry.Outages`."""
+        """See `retry.Waiter`."""
 
     def _turn(self) -> str:
         self._stopped.release()

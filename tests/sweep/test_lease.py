@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scaling import store
 from scaling.storage import backends, host
 from scaling.store import lease as leases
+from tests import waiting
 
 RUN = "0123456789abcdef"
 RECORD = {"format": 1, "run_id": RUN, "run": {"data": {}}, "data": {}}
@@ -227,14 +228,32 @@ def test_a_dead_process_of_this_host_is_replaced_at_once(results: store.Store) -
     assert [path.name for path in heir.checkpoints] == ["000001", "000002"]
 
 
+@pytest.mark.parametrize(
+    ("saved", "vanished"),
+    [((), 3), ((3,), 0), ((2,), 1), ((1, 2, 3), 0)],
+    ids=["none", "the last", "the one before", "all"],
+)
+def test_attempts_that_vanish_without_a_checkpoint_make_a_suspect(
+    results: store.Store, saved: tuple[int, ...], vanished: int
+) -> None:
+    """An attempt that saved one made progress: the run does not kill its workers."""
+    for number in range(1, leases.SUSPECT + 1):
+        lease = claim(results)
+        checkpoints = results.folder(RUN) / "checkpoints" / f"{number:06d}"
+        (checkpoints / ("10" if number in saved else "10.draft")).mkdir(parents=True)
+        assert lease.attempt == number
+        age(results, 2 * results.lease_seconds)
+    held = results.claim(RUN, "me", suspects=False)
+    assert (held is None) == (vanished >= leases.SUSPECT)
+    assert (held or claim(results))._mine.vanished == vanished
+    assert results.status(RUN)["faults"] == {"vanished": leases.SUSPECT}
+
+
 def test_a_process_that_was_killed_but_not_reaped_is_dead() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     assert host.started(child.pid) > 0
     child.kill()
-    deadline = time.monotonic() + 10
-    while host.started(child.pid) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert host.started(child.pid) == 0
+    waiting.until(lambda: host.started(child.pid) == 0)
     child.communicate()
     assert host.started(child.pid) == 0
 
@@ -245,21 +264,27 @@ def test_processes_that_claim_at_once_take_each_run_once(tmp_path: Path) -> None
     for run_id in run_ids:
         results.add_run(run_id, {**RECORD, "run_id": run_id})
     program = """
-import sys, time
+import sys
 from scaling import store
-results, start = store.Store(sys.argv[1]), float(sys.argv[2])
-time.sleep(max(0, start - time.time()))
-held = [(run_id, results.claim(run_id, sys.argv[3])) for run_id in sorted(sys.argv[4:])]
-print(*[run_id for run_id, lease in held if lease])
-sys.stdout.flush()
+results = store.Store(sys.argv[1])
+print("ready", flush=True)
+input()
+held = [(run_id, results.claim(run_id, sys.argv[2])) for run_id in sorted(sys.argv[3:])]
+print(*[run_id for run_id, lease in held if lease], flush=True)
 input()
 """
-    start = str(time.time() + 1.5)
-    command = [sys.executable, "-c", program, str(results.path), start]
+    command = [sys.executable, "-c", program, str(results.path)]
     racers = [
         subprocess.Popen([*command, name, *run_ids], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for name in ("one", "two", "three")
     ]
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "ready\n"
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("\n")
+        racer.stdin.flush()
     taken = [racer.stdout.readline().split() for racer in racers if racer.stdout]  # none ends before all have claimed
     for racer in racers:
         racer.communicate("\n")
@@ -268,15 +293,17 @@ input()
 
 
 def test_beating_keeps_a_lease(tmp_path: Path) -> None:
-    results = store.Store(tmp_path, heartbeat_seconds=0.05, lease_seconds=0.5)
+    results = store.Store(tmp_path, heartbeat_seconds=0.05)
     results.add_run(RUN, RECORD)
-    mine = claim(results)
+    mine, path = claim(results), f"runs/{RUN}/{leases.key_of(1)}"
     with mine.beating(print):
         mine.metrics([{"kind": "train", "step": 7, "train_loss": 1.0}])
-        time.sleep(0.8)
+        for _ in range(2):
+            age(results, 2 * results.lease_seconds)
+            waiting.until(lambda: results.files.modified(path) > results.files.now() - results.lease_seconds)
         assert results.claim(RUN, "you") is None
-        assert results.status(RUN)["step"] == 7
-    time.sleep(0.6)
+        waiting.until(lambda: results.status(RUN)["step"] == 7)
+    age(results, 2 * results.lease_seconds)
     assert claim(results, "you").attempt == 2
 
 
@@ -291,8 +318,7 @@ def test_a_heartbeat_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(mine, "heartbeat", full)
     told: list[str] = []
     with mine.beating(told.append):
-        time.sleep(0.2)
-    assert told
+        waiting.until(lambda: told)
     assert "No space left on device" in told[0]
 
 

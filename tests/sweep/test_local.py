@@ -16,10 +16,11 @@ import pytest
 import rich.console
 
 from scaling import config, memory, store
-from scaling.launch import launcher, local, slots, stages, watch
+from scaling.launch import environments, launcher, slots, stages, watch
+from scaling.launch.launchers import local
 
 Make = Callable[..., config.Run]
-Launch = Callable[..., local.Workers]
+Launch = Callable[..., local.LocalWorkers]
 Fill = Callable[..., list[str]]
 
 WORKER = """
@@ -68,7 +69,7 @@ def finished(results: store.Store) -> int:
     return list(results.statuses("small").values()).count("finished")
 
 
-def run(workers: local.Workers) -> list[str]:
+def run(workers: local.LocalWorkers) -> list[str]:
     """Wait for the workers; gives what was told."""
     told: list[str] = []
     workers.wait(lambda: told.extend(workers.take_messages()), poll_seconds=0.02)
@@ -264,7 +265,7 @@ def test_less_than_one_worker_is_refused(make_run: Make, tmp_path: Path) -> None
 
 def test_a_dry_run_says_what_would_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local.devices, "cores", lambda: [4, 5])
-    monkeypatch.setattr(local, "find_accelerators", list)
+    monkeypatch.setattr(environments, "find_accelerators", list)
     place = tmp_path / "none yet"
     job = launcher.Job(str(place), "small", config.Mesh(), 9, 2, tmp_path / "mine.py")
     first, second = local.Local().describe(job).splitlines()
@@ -277,15 +278,15 @@ def test_a_dry_run_says_what_would_be_started(tmp_path: Path, monkeypatch: pytes
 
 def test_the_compile_cache_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCALING_CACHE", str(tmp_path / "cache"))
-    folder = local.compile_cache()
+    folder = environments.compile_cache()
     assert folder.is_relative_to(tmp_path / "cache")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     folder.chmod(0o777)
-    local.compile_cache()
+    environments.compile_cache()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     with pytest.raises(ValueError, match="belongs to another user"):
-        local.compile_cache()
+        environments.compile_cache()
 
 
 @pytest.mark.parametrize(
@@ -303,7 +304,8 @@ def test_cores_are_split_evenly(cores: list[int], workers: int, shares: list[lis
 
 def test_a_launcher_imports_no_jax() -> None:
     program = (
-        "import sys; from scaling.launch import local; from scaling.launch import watch; print('jax' in sys.modules)"
+        "import sys; from scaling.launch import watch; from scaling.launch.launchers import local\n"
+        "print('jax' in sys.modules)"
     )
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "False"
@@ -315,9 +317,9 @@ def test_each_process_gets_one_device_of_those_that_are_visible(monkeypatch: pyt
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-abc")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name == "jax_cuda13_plugin" else None)
-    assert local.find_accelerators() == [{"CUDA_VISIBLE_DEVICES": "4"}, {"CUDA_VISIBLE_DEVICES": "GPU-abc"}]
+    assert environments.find_accelerators() == [{"CUDA_VISIBLE_DEVICES": "4"}, {"CUDA_VISIBLE_DEVICES": "GPU-abc"}]
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert local.find_accelerators() == []
+    assert environments.find_accelerators() == []
 
 
 def test_two_launchers_at_once_train_each_run_once(
@@ -368,7 +370,7 @@ def test_on_the_cpu_a_worker_has_the_devices_of_its_mesh(
     fill(results, [make_run(seed=seed) for seed in range(3)], execution=execution)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
-    monkeypatch.setattr(local.Workers, "start", lambda self, slot: None)
+    monkeypatch.setattr(local.LocalWorkers, "start", lambda self, slot: None)
     monkeypatch.setattr(local.devices, "cores", lambda: list(range(9)))
     monkeypatch.setattr(memory, "available", lambda: 40e9)
     slots = launch(results.path, "small", None).slots
@@ -383,4 +385,4 @@ def test_on_the_cpu_a_worker_has_the_devices_of_its_mesh(
     assert local.default_workers(2e9, execution.mesh) == 2
     assert local.default_workers(5e9, execution.mesh) == 1
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-    assert local.host_devices(4) == {}
+    assert environments.host_devices(4) == {}

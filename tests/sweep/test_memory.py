@@ -7,18 +7,19 @@ import pytest
 
 from scaling import config, memory, store
 from scaling.commands import planning
-from scaling.launch import local, stages
+from scaling.launch import environments, stages
+from scaling.launch.launchers import local
 from scaling.planning import plan
 from scaling.worker import main
 
 Make = Callable[..., config.Run]
-Launch = Callable[..., local.Workers]
+Launch = Callable[..., local.LocalWorkers]
 
 
 def test_a_sweep_that_cannot_fit_is_refused_before_anything_is_written(
     make_run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "find_accelerators", list)
+    monkeypatch.setattr(environments, "find_accelerators", list)
     monkeypatch.setenv(memory.LIMIT, "20000")
     with pytest.raises(ValueError, match=r"run [0-9a-f]{16} .*needs .* each worker on this machine has 2e-05 GB"):
         stages.run(config.Sweep(name="small", base=make_run()), tmp_path / "store", workers=1, log=lambda line: None)
@@ -41,8 +42,8 @@ def test_workers_on_the_cpu_are_told_their_share(
 ) -> None:
     results = store.Store(tmp_path)
     fill(results, [make_run(seed=seed) for seed in range(2)])
-    monkeypatch.setattr(local, "find_accelerators", list)
-    monkeypatch.setattr(local.Workers, "start", lambda self, slot: None)
+    monkeypatch.setattr(environments, "find_accelerators", list)
+    monkeypatch.setattr(local.LocalWorkers, "start", lambda self, slot: None)
     monkeypatch.setattr(memory, "available", lambda: 6e9)
     monkeypatch.delenv(memory.LIMIT, raising=False)
     told = [float(slot.environment[memory.LIMIT]) for slot in launch(tmp_path, "small", 2).slots]
@@ -72,7 +73,7 @@ def test_a_plan_shows_the_microbatch_that_fits_and_refuses_what_does_not(
 def test_gpus_that_several_workers_share_are_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "information").write_text("Model: \t NVIDIA H200\nIRQ: 1\n")
     monkeypatch.setattr(local.glob, "glob", lambda pattern: [str(tmp_path / "information")])
-    monkeypatch.setattr(local, "find_accelerators", lambda: [{"CUDA_VISIBLE_DEVICES": str(n)} for n in range(4)])
+    monkeypatch.setattr(environments, "find_accelerators", lambda: [{"CUDA_VISIBLE_DEVICES": str(n)} for n in range(4)])
     monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
     one_each = ("NVIDIA H200", 0.75 * 141e9)
     assert local.memory_limit(None, 10, config.Mesh()) == one_each

@@ -153,7 +153,7 @@ class Trained:
     def __init__(self, losses: dict[str, float | None]):
         self.losses = losses
 
-    def result(self, run_id: str) -> dict[str, Any] | None:
+    def readable_result(self, run_id: str) -> dict[str, Any] | None:
         return {"loss": self.losses[run_id]} if run_id in self.losses else None
 
 

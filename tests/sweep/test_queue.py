@@ -1,7 +1,7 @@
 """What a worker claims: trunks before their branches, packs of runs that share a program; with a pretended training."""
 
 import threading
-import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,10 @@ from scaling import config, store
 from scaling.config import grids
 from scaling.planning import packing, plan
 from scaling.storage import retry
-from scaling.worker import main, protocol, queue, signals
+from scaling.training import loop
+from scaling.worker import context, main, precompile, protocol, queue, signals
+from tests import waiting
+from tests.sweep import trainers
 
 Make = Callable[..., config.Run]
 WSD = {"kind": "wsd", "cooldown": 0.25, "warmup": {"kind": "tokens", "tokens": 64}}
@@ -42,27 +45,23 @@ def train(results: store.Store, order: list[list[tuple[int, int]]], saves: bool 
     """A training that notes (seed, steps) of each pack and leaves the checkpoints that branches need."""
 
     def pretend(members: Any, execution: Any, corpus: Any) -> list[Any]:
-        from scaling.training import loop
-
         order.append([(m.run.seed, m.run.steps) for m in members])
         ended = []
         for m in members:
             for step in m.branches if saves else ():
                 (m.checkpoints[-1] / str(step)).mkdir(parents=True)
-            start = m.trunk[2] if m.trunk is not None else 0
+            start = m.trunk.step if m.trunk is not None else 0
             ended.append(loop.Outcome("finished", "", m.run.steps, 1.0, 2.0, 0.1, 2.0, start))
         return ended
 
     return pretend
 
 
-def test_trunks_come_first_and_each_run_pays_for_its_own_steps(
-    results: store.Store, planned: Any, pretend_packs: Any
-) -> None:
+def test_trunks_come_first_and_each_run_pays_for_its_own_steps(results: store.Store, planned: Any) -> None:
     resolved = planned()
     order: list[list[tuple[int, int]]] = []
-    pretend_packs(train(results, order))
-    assert main.work(results, "small", log=lambda line: None).finished == 6
+    trainer = trainers.Fake(train(results, order))
+    assert main.work(results, "small", trainer=trainer, log=lambda line: None).finished == 6
     cooldown = round(0.25 * 38)
     trunk = 40 - cooldown
     assert order == [[(0, trunk)], [(1, trunk)], [(0, 40)], [(1, 40)], [(0, 20)], [(1, 20)]]
@@ -77,14 +76,12 @@ def test_trunks_come_first_and_each_run_pays_for_its_own_steps(
     assert rows["flops_spent"].sum() == pytest.approx(sum(plan.flops_spent(p) for p in resolved.all))
 
 
-def test_without_trunks_every_run_is_trained_from_its_start(
-    results: store.Store, planned: Any, pretend_packs: Any
-) -> None:
+def test_without_trunks_every_run_is_trained_from_its_start(results: store.Store, planned: Any) -> None:
     resolved = planned(trunks="off")
     assert resolved.trunks == ()
     order: list[list[tuple[int, int]]] = []
-    pretend_packs(train(results, order))
-    assert main.work(results, "small", log=lambda line: None).finished == 4
+    trainer = trainers.Fake(train(results, order))
+    assert main.work(results, "small", trainer=trainer, log=lambda line: None).finished == 4
     frame = results.runs("small")
     assert (frame["flops_spent"] == frame["flops"]).all()
     assert set(frame["role"]) == {"single"}
@@ -94,18 +91,28 @@ def test_without_trunks_every_run_is_trained_from_its_start(
 
 
 def test_branches_wait_for_a_trunk_that_another_worker_trains(
-    results: store.Store, planned: Any, pretend_packs: Any
+    results: store.Store, planned: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolved = planned()
     held = [results.claim(str(trunk.run_id), "other") for trunk in resolved.trunks]
-    waiting = queue.Queue(results, "small")
-    assert [item.trunk for item in waiting.left()] == [None, None] + [p.run_id for p in _by_cost(resolved)]
-    assert not any(waiting.ready(item) for item in waiting.left() if item.trunk)
+    runs = queue.Queue(results, "small", print)
+    assert [run.trunk for run in runs.left()] == [None, None] + [p.run_id for p in _by_cost(resolved)]
+    assert not any(runs.ready(run) for run in runs.left() if run.trunk)
+    log: list[str] = []
+    waiting_again, slept = threading.Event(), []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) > 1:
+            waiting_again.set()
+        threading.Event().wait(0.02)
+
+    monkeypatch.setattr(queue, "time", types.SimpleNamespace(sleep=sleep))
     order: list[list[tuple[int, int]]] = []
-    pretend_packs(train(results, order))
-    thread = threading.Thread(target=main.work, args=(results, "small"), kwargs={"log": lambda line: None})
+    trainer = trainers.Fake(train(results, order))
+    thread = threading.Thread(target=main.work, args=(results, "small"), kwargs={"trainer": trainer, "log": log.append})
     thread.start()
-    time.sleep(2 * queue.WAIT_SECONDS)
+    waiting_again.wait(waiting.LIMIT_SECONDS)
     assert order == []
     assert thread.is_alive()
     for lease, trunk in zip(held, resolved.trunks, strict=True):
@@ -113,7 +120,8 @@ def test_branches_wait_for_a_trunk_that_another_worker_trains(
         for step in (20 - round(0.25 * 18), trunk.run.steps):
             (lease.checkpoints[-1] / str(step)).mkdir(parents=True)
         lease.release("done with")
-    thread.join(10)
+    thread.join(waiting.LIMIT_SECONDS)
+    assert log.count("waiting for trunks that other workers train") == 1
     assert sorted(order) == sorted([[(s, n)] for s in (0, 1) for n in (20, 40, 30)])
 
 
@@ -123,18 +131,16 @@ def _by_cost(resolved: plan.Plan) -> list[plan.Planned]:
     return [trunks[p.run.seed] for p in sorted(resolved.runs, key=lambda p: p.run.tokens, reverse=True)]
 
 
-def test_branches_of_a_diverged_trunk_diverge_with_it(results: store.Store, planned: Any, pretend_packs: Any) -> None:
+def test_branches_of_a_diverged_trunk_diverge_with_it(results: store.Store, planned: Any) -> None:
     planned()
     trained = []
 
     def diverge(members: Any, execution: Any, corpus: Any) -> list[Any]:
-        from scaling.training import loop
-
         trained.extend(m.run.steps for m in members)
         return [loop.Outcome("diverged", "training loss is nan at step 3", 3, 1.0) for m in members]
 
-    pretend_packs(diverge)
-    assert main.work(results, "small", log=lambda line: None).diverged == 6
+    trainer = trainers.Fake(diverge)
+    assert main.work(results, "small", trainer=trainer, log=lambda line: None).diverged == 6
     assert trained == [30, 30]
     frame = results.runs("small")
     branches = frame[frame["role"] == "branch"]
@@ -142,28 +148,24 @@ def test_branches_of_a_diverged_trunk_diverge_with_it(results: store.Store, plan
     assert (branches["flops_spent"] == 0).all()
 
 
-def test_branches_that_leave_before_the_trunk_diverged_are_trained(
-    results: store.Store, planned: Any, pretend_packs: Any
-) -> None:
+def test_branches_that_leave_before_the_trunk_diverged_are_trained(results: store.Store, planned: Any) -> None:
     """The trunk ended at step 25 of 30 without the checkpoint of step 16, which no branch wanted then, say."""
     planned()
     trained = []
 
     def diverge(members: Any, execution: Any, corpus: Any) -> list[Any]:
-        from scaling.training import loop
-
         trained.extend(m.run.steps for m in members)
         if members[0].branches:
             return [loop.Outcome("diverged", "training loss is nan at step 25", 25, 1.0) for m in members]
         return [loop.Outcome("finished", "", m.run.steps, 1.0, 2.0, 0.1, 2.0) for m in members]
 
-    pretend_packs(diverge)
-    tally = main.work(results, "small", log=lambda line: None)
+    trainer = trainers.Fake(diverge)
+    tally = main.work(results, "small", trainer=trainer, log=lambda line: None)
     assert (tally.diverged, tally.finished) == (4, 2)
     assert trained == [30, 30, 20, 20]
 
 
-def test_a_sweep_may_grow_or_go_on_without_its_trunks(results: store.Store, planned: Any, pretend_packs: Any) -> None:
+def test_a_sweep_may_grow_or_go_on_without_its_trunks(results: store.Store, planned: Any) -> None:
     """Trunks are no runs that a sweep could lose: another longest run has another trunk."""
     before = {p.run_id for p in planned().trunks}
     assert planned(trunks="off").trunks == ()
@@ -173,49 +175,47 @@ def test_a_sweep_may_grow_or_go_on_without_its_trunks(results: store.Store, plan
     assert len(results.sweep("small")["members"]) == 8
 
 
-def test_no_trunk_is_trained_for_one_short_run(results: store.Store, planned: Any, pretend_packs: Any) -> None:
+def test_no_trunk_is_trained_for_one_short_run(results: store.Store, planned: Any) -> None:
     planned(trunks="off")
-    pretend_packs(train(results, []))
-    main.work(results, "small", log=lambda line: None)
+    trainer = trainers.Fake(train(results, []))
+    main.work(results, "small", trainer=trainer, log=lambda line: None)
     grown = planned(more=(30,))
     assert grown.trunks == ()
     assert sum(results.result(str(p.run_id)) is None for p in grown.runs) == 2
 
 
 def test_branches_of_a_trunk_that_cannot_be_had_are_trained_from_their_start(
-    results: store.Store, planned: Any, pretend_packs: Any
+    results: store.Store, planned: Any
 ) -> None:
     """Its checkpoints were removed, say: the runs are the same without it."""
     planned()
     order: list[list[tuple[int, int]]] = []
-    pretend_packs(train(results, order, saves=False))
-    assert main.work(results, "small", log=lambda line: None).finished == 6
+    trainer = trainers.Fake(train(results, order, saves=False))
+    assert main.work(results, "small", trainer=trainer, log=lambda line: None).finished == 6
     frame = results.runs("small")
     assert (frame["flops_spent"] == frame["flops"]).all()
 
 
-def test_runs_of_one_program_and_length_are_claimed_together(
-    results: store.Store, planned: Any, pretend_packs: Any
-) -> None:
+def test_runs_of_one_program_and_length_are_claimed_together(results: store.Store, planned: Any) -> None:
     planned(pack=8)
     order: list[list[tuple[int, int]]] = []
-    pretend_packs(train(results, order))
-    assert main.work(results, "small", log=lambda line: None).finished == 6
+    trainer = trainers.Fake(train(results, order))
+    assert main.work(results, "small", trainer=trainer, log=lambda line: None).finished == 6
     assert order == [[(0, 30), (1, 30)], [(0, 40), (1, 40)], [(0, 20), (1, 20)]]
 
 
 def test_workers_leave_each_other_their_share_of_a_pack(
-    results: store.Store, planned: Any, pretend_packs: Any, monkeypatch: pytest.MonkeyPatch
+    results: store.Store, planned: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(protocol.WORKERS, "2")
     planned(pack=8)
     order: list[list[tuple[int, int]]] = []
-    pretend_packs(train(results, order))
-    main.work(results, "small", log=lambda line: None)
+    trainer = trainers.Fake(train(results, order))
+    main.work(results, "small", trainer=trainer, log=lambda line: None)
     assert [len(pack) for pack in order] == [1] * 6
 
 
-def test_a_pack_that_fails_is_tried_run_by_run(results: store.Store, planned: Any, pretend_packs: Any) -> None:
+def test_a_pack_that_fails_is_tried_run_by_run(results: store.Store, planned: Any) -> None:
     resolved = planned(pack=8, trunks="off")
     order: list[list[tuple[int, int]]] = []
     good = train(results, order)
@@ -226,8 +226,8 @@ def test_a_pack_that_fails_is_tried_run_by_run(results: store.Store, planned: An
             raise RuntimeError("planted")
         return good(members, execution, corpus)
 
-    pretend_packs(fail)
-    tally = main.work(results, "small", log=lambda line: None)
+    trainer = trainers.Fake(fail)
+    tally = main.work(results, "small", trainer=trainer, log=lambda line: None)
     assert (tally.finished, tally.failed) == (2, 2)
     assert order == [[(0, 40), (1, 40)], [(0, 40)], [(1, 40)], [(0, 20), (1, 20)], [(0, 20)], [(1, 20)]]
     for one in resolved.runs:
@@ -235,7 +235,7 @@ def test_a_pack_that_fails_is_tried_run_by_run(results: store.Store, planned: An
 
 
 def test_the_next_program_is_compiled_while_runs_train(
-    results: store.Store, make_run: Make, fill: Any, pretend_packs: Any, monkeypatch: pytest.MonkeyPatch
+    results: store.Store, make_run: Make, fill: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only where there is a core to spare, and not for runs that share the present program."""
     fill(results, [make_run(), make_run(seed=1), make_run(model__width=4)])
@@ -243,33 +243,35 @@ def test_the_next_program_is_compiled_while_runs_train(
     cores = {0, 1}
     monkeypatch.setattr("os.sched_getaffinity", lambda process: cores)
 
-    def training(members: Any, execution: Any, corpus: Any) -> list[Any]:
-        from scaling.training import loop
+    class Compiling(trainers.Fake):
+        def program_of(self, run: config.Run, execution: config.Execution, members: int, corpus: Any) -> None:
+            compiled.append((run.model.width, members))
 
-        loop.program_of = lambda run, execution, members, corpus: compiled.append((run.model.width, members))
-        return [loop.Outcome("stopped", "asked to stop", 5, 1.0) for m in members]
-
-    pretend_packs(training)
     stop = signals.Stop()
-    work = main.Work(
-        results, config.Sweep(name="small", base=make_run()), "small", {}, stop, retry.Outages(stop, print), print
+    work = context.Work(
+        results=results,
+        sweep_name="small",
+        settings=config.Sweep(name="small", base=make_run()),
+        runs=queue.Queue(results, "small", print),
+        trainer=Compiling(lambda *_: []),
+        about={},
+        stop=stop,
+        waiter=retry.Waiter(stop, print),
+        log=print,
     )
-    claims = next(main.queue.claims("me", {}, work.most, lambda: False))
-    training([], None, None)
-    thread = work.compile_next(claims)
+    claims, precompiler = next(work.runs.claims("me", {}, work.most, lambda: False)), precompile.Precompiler(work)
+    thread = precompiler.start_next(claims)
     assert thread is not None
     thread.join()
-    assert (claims[0].item.run.model.width, compiled) == (8, [(4, 1)])
+    assert (claims[0].run.run.model.width, compiled) == (8, [(4, 1)])
     cores = {0}
-    assert work.compile_next(claims) is None
+    assert precompiler.start_next(claims) is None
 
 
-def test_what_a_trunk_left_is_removed_with_its_last_branch(
-    results: store.Store, planned: Any, pretend_packs: Any
-) -> None:
+def test_what_a_trunk_left_is_removed_with_its_last_branch(results: store.Store, planned: Any) -> None:
     resolved = planned()
-    pretend_packs(train(results, []))
-    main.work(results, "small", log=lambda line: None)
+    trainer = trainers.Fake(train(results, []))
+    main.work(results, "small", trainer=trainer, log=lambda line: None)
     for trunk in resolved.trunks:
         (folder,) = results.checkpoints(str(trunk.run_id))
         assert [path.name for path in folder.iterdir()] == [str(trunk.run.steps)]  # the last one is kept
@@ -301,9 +303,9 @@ def test_the_longest_runs_come_first_by_what_was_predicted_and_else_by_flops(
 ) -> None:
     small, large = make_run(tokens=640), make_run(model__width=16, tokens=640)
     ids = fill(results, [small, large])
-    assert [item.run_id for item in queue.Queue(results, "small").left()] == [ids[1], ids[0]]
+    assert [run.run_id for run in queue.Queue(results, "small", print).left()] == [ids[1], ids[0]]
     members = results.sweep("small")["members"]
     for member, seconds in zip(members, (9.0, 5.0), strict=True):
         member["labels"]["predicted_seconds"] = seconds
     results.add_sweep("small", results.sweep("small")["config"], members)
-    assert [item.run_id for item in queue.Queue(results, "small").left()] == ids
+    assert [run.run_id for run in queue.Queue(results, "small", print).left()] == ids

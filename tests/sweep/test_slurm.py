@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from scaling import config, devices, schema
-from scaling.launch import launcher, slurm
+from scaling.launch import launcher
+from scaling.launch.launchers import slurm
 
 
 @pytest.fixture

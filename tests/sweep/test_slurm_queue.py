@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from scaling import config, store
-from scaling.launch import rate_limiter, slurm_queue
+from scaling.launch import rate_limiter
+from scaling.launch.launchers.slurm import queue as slurm_queue
 
 Make = Callable[..., config.Run]
 Fill = Callable[..., list[str]]
@@ -73,8 +74,8 @@ def finish(results: store.Store, run_id: str) -> None:
     lease.publish({"run_id": run_id, "status": "finished", "reason": None})
 
 
-def follow(cluster: Cluster, results: store.Store, count: int) -> slurm_queue.Workers:
-    return slurm_queue.Workers(results, "small", "scaling-small", cluster.submit, count)
+def follow(cluster: Cluster, results: store.Store, count: int) -> slurm_queue.SlurmWorkers:
+    return slurm_queue.SlurmWorkers(results, "small", "scaling-small", cluster.submit, count)
 
 
 def test_it_is_over_when_the_runs_are_and_idle_jobs_leave_the_queue(
@@ -263,7 +264,7 @@ def test_the_queue_is_not_asked_more_often_than_it_may(
     monkeypatch.setattr(rate_limiter, "SECONDS", 0.3)
     asked, looked = [], []
     monkeypatch.setattr(
-        slurm_queue, "listed", lambda name: asked.append(name) or {"1_0": slurm_queue.State("RUNNING", 0)}
+        slurm_queue, "listed", lambda name: asked.append(name) or {"1_0": slurm_queue.JobState("RUNNING", 0)}
     )
     statuses = results.statuses
     monkeypatch.setattr(results, "statuses", lambda name: looked.append(name) or statuses(name))

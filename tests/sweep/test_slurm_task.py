@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import submitit.helpers
 
-from scaling.launch import slurm_task
+from scaling.launch.launchers.slurm import task as slurm_task
 
 WORKER = """
 import os, signal, sys, time
@@ -37,7 +37,7 @@ def life(
     Gives how the task ended, and what was printed. `state` is what squeue says of the job meanwhile.
     """
 
-    def run(task: slurm_task.Task, *sent: int, rank: int = 0, state: str = "RUNNING") -> tuple[str, str]:
+    def run(task: slurm_task.SlurmTask, *sent: int, rank: int = 0, state: str = "RUNNING") -> tuple[str, str]:
         squeue = tmp_path / "squeue"
         squeue.write_text(f"#!/bin/sh\necho {state}\n")
         squeue.chmod(0o755)
@@ -81,8 +81,8 @@ def life(
     return run
 
 
-def worker(body: str) -> slurm_task.Task:
-    return slurm_task.Task((sys.executable, "-c", WORKER.replace("BODY", body)), {})
+def worker(body: str) -> slurm_task.SlurmTask:
+    return slurm_task.SlurmTask((sys.executable, "-c", WORKER.replace("BODY", body)), {})
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_only_the_first_process_has_the_job_requeued(life: Callable[..., tuple[s
 
 
 def test_what_is_requeued_is_the_same_task(tmp_path: Path) -> None:
-    task = slurm_task.Task(("python", "-c", "pass"), {"SCALING_WORKERS": "2"}, gpus=4, failures=3)
+    task = slurm_task.SlurmTask(("python", "-c", "pass"), {"SCALING_WORKERS": "2"}, gpus=4, failures=3)
     delayed = task.checkpoint()
     delayed.dump(tmp_path / "submitted.pkl")
     again = submitit.helpers.DelayedSubmission.load(tmp_path / "submitted.pkl")

@@ -13,7 +13,8 @@ import pytest
 
 from scaling import config, store
 from scaling.store import record
-from scaling.worker import main, queue
+from scaling.worker import endings, queue
+from tests.sweep import trainers
 
 Make = Callable[..., config.Run]
 Fill = Callable[..., list[str]]
@@ -29,8 +30,8 @@ def finish(results: store.Store, run_id: str, run: config.Run, outcome: Any, swe
     lease = results.claim(run_id, "me", {"device": "cpu"})
     assert lease is not None
     _, stored = record.read(results.config(run_id))
-    item = queue.Item(run_id, run, stored, record.columns(run, stored), {"role": "single"}, None, ())
-    assert lease.publish(main.result_row(item, sweep, outcome, "cpu"))
+    item = queue.QueuedRun(run_id, run, stored, record.columns(run, stored), {"role": "single"}, None, ())
+    assert lease.publish(endings.result_row(item, sweep, outcome, "cpu"))
 
 
 def test_importing_the_store_imports_neither_jax_nor_pandas() -> None:
@@ -112,9 +113,7 @@ def test_a_run_is_added_once(results: store.Store, make_run: Make, identity: Any
         results.add_run(kept["run_id"], other)
 
 
-def test_a_corpus_that_moved_is_found_at_its_new_place(
-    results: store.Store, make_run: Make, identity: Any, outcome: Callable[..., Any]
-) -> None:
+def test_a_corpus_that_moved_is_found_at_its_new_place(results: store.Store, make_run: Make, identity: Any) -> None:
     kept = record.config_record(make_run(), identity)
     moved = json.loads(json.dumps(kept))
     moved["run"]["data"]["source"] = {"kind": "elsewhere"}
@@ -135,12 +134,12 @@ def test_a_sweep_is_its_latest_members_and_runs_stay(results: store.Store, make_
 
 
 def test_runs_have_the_columns_of_the_contract_whatever_their_status(
-    results: store.Store, make_run: Make, fill: Fill, outcome: Callable[..., Any]
+    results: store.Store, make_run: Make, fill: Fill
 ) -> None:
     runs = [make_run(seed=seed) for seed in range(6)]
     done, diverged, failed, running, stopped, planned = fill(results, runs, flops_budget=1e9)
-    finish(results, done, runs[0], outcome("finished", loss=2.0))
-    finish(results, diverged, runs[1], outcome("diverged", step=5, reason="loss is nan"))
+    finish(results, done, runs[0], trainers.outcome("finished", loss=2.0))
+    finish(results, diverged, runs[1], trainers.outcome("diverged", step=5, reason="loss is nan"))
     for run_id, end in (
         (failed, lambda one: one.fail("ValueError: no", "tb")),
         (stopped, lambda one: one.release("bye")),
@@ -166,11 +165,11 @@ def test_runs_have_the_columns_of_the_contract_whatever_their_status(
 
 
 def test_a_run_of_two_sweeps_is_one_row_with_the_labels_of_the_one_asked_for(
-    results: store.Store, make_run: Make, fill: Fill, outcome: Callable[..., Any]
+    results: store.Store, make_run: Make, fill: Fill
 ) -> None:
     run = make_run()
     (run_id,) = fill(results, [run], "first", flops_budget=1.0)
-    finish(results, run_id, run, outcome("finished", loss=2.0), sweep="first")
+    finish(results, run_id, run, trainers.outcome("finished", loss=2.0), sweep="first")
     fill(results, [run], "second", flops_budget=2.0)
     assert results.runs()[["sweep", "status"]].to_numpy().tolist() == [["first", "finished"]]
     assert results.runs("second")[["sweep", "flops_budget"]].to_numpy().tolist() == [["second", 2.0]]

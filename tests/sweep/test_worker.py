@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,10 @@ import pytest
 from scaling import config, store
 from scaling.storage import atomic, host
 from scaling.store import lease as leases
+from scaling.training import loop
 from scaling.worker import main, protocol
+from tests import waiting
+from tests.sweep import trainers
 
 Make = Callable[..., config.Run]
 Fill = Callable[..., list[str]]
@@ -27,7 +31,7 @@ def log() -> list[str]:
 
 
 def test_every_run_is_trained_the_largest_first(
-    results: store.Store, make_run: Make, fill: Fill, pretend: Any, outcome: Any, log: list[str]
+    results: store.Store, make_run: Make, fill: Fill, log: list[str]
 ) -> None:
     runs = [make_run(tokens=tokens) for tokens in (640, 2560, 1280)]
     run_ids = fill(results, runs)
@@ -39,10 +43,10 @@ def test_every_run_is_trained_the_largest_first(
         assert not stop()
         order.append(run.tokens)
         record([{"kind": "train", "step": 1, "tokens": 32, "flops": 1.0, "loss": 5.0}])
-        return outcome("finished", step=run.steps, loss=2.0)
+        return trainers.outcome("finished", step=run.steps, loss=2.0)
 
-    pretend(train)
-    tally = main.work(results, "small", log=log.append)
+    trainer = trainers.alone(train)
+    tally = main.work(results, "small", trainer=trainer, log=log.append)
     assert order == [2560, 1280, 640]
     assert (tally.finished, tally.exit_code) == (3, 0)
     frame = results.runs("small")
@@ -54,11 +58,11 @@ def test_every_run_is_trained_the_largest_first(
     assert {"jax", "flax", "optax"} <= set(status["versions"])
     assert status["device"]
     assert len(results.history(run_ids[0])) == 1
-    assert main.work(results, "small", log=log.append) == main.Tally()
+    assert main.work(results, "small", trainer=trainer, log=log.append) == main.Tally()
 
 
 def test_a_run_that_raises_keeps_its_traceback_and_the_others_go_on(
-    results: store.Store, make_run: Make, fill: Fill, pretend: Any, outcome: Any, log: list[str]
+    results: store.Store, make_run: Make, fill: Fill, log: list[str]
 ) -> None:
     runs = [make_run(seed=seed) for seed in range(3)]
     run_ids = fill(results, runs)
@@ -67,29 +71,31 @@ def test_a_run_that_raises_keeps_its_traceback_and_the_others_go_on(
     def train(run: config.Run, *_: Any, **__: Any) -> Any:
         if run.seed in broken:
             raise ZeroDivisionError("planted")
-        return outcome("finished", loss=2.0)
+        return trainers.outcome("finished", loss=2.0)
 
-    pretend(train)
-    tally = main.work(results, "small", log=log.append)
+    trainer = trainers.alone(train)
+    tally = main.work(results, "small", trainer=trainer, log=log.append)
     assert (tally.finished, tally.failed, tally.exit_code) == (2, 1, 0)
     status = results.status(run_ids[1])
     assert (status["status"], status["reason"]) == ("failed", "ZeroDivisionError: planted")
     assert "in train" in (status["traceback"] or "")
     assert results.runs("small")["status"].tolist() == ["finished", "failed", "finished"]
 
-    assert main.work(results, "small", log=log.append) == main.Tally()
-    assert main.work(results, "small", log=log.append, retry_failed=True).failed == 1
+    assert main.work(results, "small", trainer=trainer, log=log.append) == main.Tally()
+    assert main.work(results, "small", trainer=trainer, log=log.append, retry_failed=True).failed == 1
     broken.clear()
-    assert main.work(results, "small", log=log.append, retry_failed=True).finished == 1
+    assert main.work(results, "small", trainer=trainer, log=log.append, retry_failed=True).finished == 1
     assert results.status(run_ids[1])["status"] == "finished"
 
 
 def test_a_diverged_run_is_a_row_without_a_loss(
-    results: store.Store, make_run: Make, fill: Fill, pretend: Any, outcome: Any, log: list[str]
+    results: store.Store, make_run: Make, fill: Fill, log: list[str]
 ) -> None:
     (run_id,) = fill(results, [make_run()])
-    pretend(lambda *_, **__: outcome("diverged", step=10, reason="training loss is nan at step 10"))
-    assert main.work(results, "small", log=log.append).diverged == 1
+    trainer = trainers.alone(
+        lambda *_, **__: trainers.outcome("diverged", step=10, reason="training loss is nan at step 10")
+    )
+    assert main.work(results, "small", trainer=trainer, log=log.append).diverged == 1
     row = results.result(run_id)
     assert row is not None
     assert (row["status"], row["reason"], row["loss"]) == ("diverged", "training loss is nan at step 10", None)
@@ -98,7 +104,7 @@ def test_a_diverged_run_is_a_row_without_a_loss(
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_the_run_and_releases_it(
-    results: store.Store, make_run: Make, fill: Fill, pretend: Any, outcome: Any, log: list[str], number: int, code: int
+    results: store.Store, make_run: Make, fill: Fill, log: list[str], number: int, code: int
 ) -> None:
     run_ids = fill(results, [make_run(), make_run(seed=1)])
     started: list[int] = []
@@ -107,11 +113,11 @@ def test_a_signal_saves_the_run_and_releases_it(
         started.append(run.seed)
         os.kill(os.getpid(), number)
         assert stop()
-        return outcome("stopped", step=7, reason="asked to stop")
+        return trainers.outcome("stopped", step=7, reason="asked to stop")
 
     before = signal.getsignal(number)
-    pretend(train)
-    tally = main.work(results, "small", log=log.append)
+    trainer = trainers.alone(train)
+    tally = main.work(results, "small", trainer=trainer, log=log.append)
     assert signal.getsignal(number) == before
     assert (tally.stopped, tally.exit_code) == (1, code)
     assert started == [0]
@@ -123,7 +129,7 @@ def test_a_signal_saves_the_run_and_releases_it(
 
 
 def test_a_worker_whose_launcher_is_gone_stops(
-    results: store.Store, make_run: Make, fill: Fill, pretend: Any, outcome: Any, monkeypatch: pytest.MonkeyPatch
+    results: store.Store, make_run: Make, fill: Fill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(results, [make_run()])
     monkeypatch.setenv(protocol.LAUNCHER, str(os.getppid()))
@@ -132,14 +138,14 @@ def test_a_worker_whose_launcher_is_gone_stops(
         assert not stop()
         monkeypatch.setattr(os, "getppid", lambda: 1)
         assert stop()
-        return outcome("stopped", reason="asked to stop")
+        return trainers.outcome("stopped", reason="asked to stop")
 
-    pretend(train)
-    assert main.work(results, "small", log=print).exit_code == 129
+    trainer = trainers.alone(train)
+    assert main.work(results, "small", trainer=trainer, log=print).exit_code == 129
 
 
 def test_a_worker_that_lost_its_run_stops_and_publishes_nothing(
-    results: store.Store, make_run: Make, fill: Fill, pretend: Any, outcome: Any, log: list[str]
+    results: store.Store, make_run: Make, fill: Fill, log: list[str]
 ) -> None:
     run_ids = fill(results, [make_run(seed=seed) for seed in range(3)])
     others: list[leases.Lease] = []
@@ -155,16 +161,60 @@ def test_a_worker_that_lost_its_run_stops_and_publishes_nothing(
         lose(run_ids[run.seed])
         if run.seed == 0:
             assert stop()
-            return outcome("stopped", reason="asked to stop")
+            return trainers.outcome("stopped", reason="asked to stop")
         if run.seed == 1:
             raise RuntimeError("in the way of the other")
-        return outcome("finished", loss=2.0)
+        return trainers.outcome("finished", loss=2.0)
 
-    pretend(train)
-    assert main.work(results, "small", log=log.append).lost == 3
+    trainer = trainers.alone(train)
+    assert main.work(results, "small", trainer=trainer, log=log.append).lost == 3
     assert [results.result(run_id) for run_id in run_ids] == [None] * 3
     assert [results.status(run_id)["owner"] for run_id in run_ids] == ["other"] * 3
     assert all(other.publish({"status": "finished", "reason": None}) for other in others)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "remedy"),
+    [
+        ("config.json", "{", "restore it from a copy"),
+        ("config.json", "[]", "restore it from a copy"),
+        ("config.json", '{"format": 1}', "KeyError: 'run'"),
+        ("config.json", '{"format": 9}', "use the version that wrote it"),
+        ("config.json", None, "start its sweep again"),
+        ("leases/000001.json", "{", "restore it from a copy"),
+        ("leases/000001.json", '{"attempt": 1, "novelty": 1}', "use the version that wrote it"),
+    ],
+)
+def test_a_damaged_run_is_skipped_and_logged_once(
+    file: str, content: str | None, remedy: str, results: store.Store, make_run: Make, fill: Fill, log: list[str]
+) -> None:
+    """It is the longest run, and would be claimed first."""
+    damaged, *others = fill(results, [make_run(tokens=2560), make_run(), make_run(seed=1)])
+    path = results.folder(damaged) / file
+    if content is None:
+        path.unlink()
+    else:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+    trainer = trainers.alone(lambda *_, **__: trainers.outcome("finished", loss=2.0))
+    for retry_failed in (False, True):
+        tally = main.work(results, "small", trainer=trainer, log=log.append, retry_failed=retry_failed)
+        assert (tally.finished, tally.exit_code) == (2, 0)
+        (line,) = [line for line in log if "is damaged and skipped" in line]
+        assert damaged in line
+        assert remedy in line
+        log.clear()
+        for run_id in others:
+            assert results.result(run_id)
+            (results.folder(run_id) / "result.json").unlink()
+            shutil.rmtree(results.folder(run_id) / "leases")
+
+
+def test_a_sweep_of_which_no_run_is_readable_is_refused(results: store.Store, make_run: Make, fill: Fill) -> None:
+    for run_id in fill(results, [make_run(), make_run(seed=1)]):
+        (results.folder(run_id) / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is not readable as JSON"):
+        main.work(results, "small", log=print)
 
 
 @pytest.mark.parametrize("changed", [{"data_sha256": "f" * 64}, {"tokenizer_id": "other"}, {"unique_tokens": 9}])
@@ -173,25 +223,20 @@ def test_data_that_changed_since_the_plan_fails_the_run_with_a_remedy(
     results: store.Store,
     make_run: Make,
     fill: Fill,
-    pretend: Any,
     identity: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from scaling.data import corpus
-
     (run_id,) = fill(results, [make_run()])
-    pretend(lambda *_, **__: pytest.fail("trained on other data"))
-    monkeypatch.setattr(corpus, "prepare", lambda data, log: dataclasses.replace(identity, **changed))
-    assert main.work(results, "small", log=print).failed == 1
+    other = dataclasses.replace(trainers.Identity(), **changed)
+    trainer = trainers.alone(lambda *_, **__: pytest.fail("trained on other data"), other)
+    assert main.work(results, "small", trainer=trainer, log=print).failed == 1
     reason = results.status(run_id)["reason"]
     ((name, value),) = changed.items()
     assert f"has {name} {value} and was planned with" in reason
     assert "restore the data" in reason
 
 
-def test_two_workers_share_a_sweep(
-    results: store.Store, make_run: Make, fill: Fill, pretend: Any, outcome: Any, log: list[str]
-) -> None:
+def test_two_workers_share_a_sweep(results: store.Store, make_run: Make, fill: Fill, log: list[str]) -> None:
     run_ids = fill(results, [make_run(seed=seed) for seed in range(12)])
     trained: list[int] = []
     both = threading.Barrier(2)
@@ -199,12 +244,13 @@ def test_two_workers_share_a_sweep(
     def train(run: config.Run, *_: Any, **__: Any) -> Any:
         trained.append(run.seed)
         if len(trained) <= 2:
-            both.wait(10)  # both have a run before either goes on
-        return outcome("finished", loss=2.0)
+            both.wait(waiting.LIMIT_SECONDS)  # both have a run before either goes on
+        return trainers.outcome("finished", loss=2.0)
 
-    pretend(train)
+    trainer = trainers.alone(train)
     threads = [
-        threading.Thread(target=main.work, args=(results, "small"), kwargs={"log": log.append}) for _ in range(2)
+        threading.Thread(target=main.work, args=(results, "small"), kwargs={"trainer": trainer, "log": log.append})
+        for _ in range(2)
     ]
     for thread in threads:
         thread.start()
@@ -215,26 +261,23 @@ def test_two_workers_share_a_sweep(
     assert len(run_ids) == 12
 
 
-def test_a_tracker_that_fails_warns_once_and_training_goes_on(
-    results: store.Store, make_run: Make, fill: Fill, pretend: Any, outcome: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from scaling.training import tracking
+def test_a_tracker_that_fails_warns_once_and_training_goes_on(results: store.Store, make_run: Make, fill: Fill) -> None:
+    class Broken(config.Tracker):
+        kind: str = "broken"
 
-    class Broken(tracking.Nothing):
         def log(self, rows: Any) -> None:
             raise ConnectionError("no network")
 
     log: list[str] = []
-    fill(results, [make_run(), make_run(seed=1)])
-    monkeypatch.setattr(tracking, "build", lambda settings, warn: tracking.Guarded(Broken(), warn))
+    fill(results, [make_run(), make_run(seed=1)], trackers=(Broken(),))
 
     def train(*_: Any, record: Callable[..., None], **__: Any) -> Any:
         for step in range(3):
             record([{"kind": "train", "step": step, "tokens": 1, "flops": 1.0, "loss": 1.0}])
-        return outcome("finished", loss=2.0)
+        return trainers.outcome("finished", loss=2.0)
 
-    pretend(train)
-    assert main.work(results, "small", log=log.append).finished == 2
+    trainer = trainers.alone(train)
+    assert main.work(results, "small", trainer=trainer, log=log.append).finished == 2
     told = [line for line in log if "no network" in line]
     assert len(told) == 1
     assert "training goes on" in told[0]
@@ -248,7 +291,7 @@ class XlaRuntimeError(RuntimeError):
 
 
 def test_out_of_memory_is_tried_once_more_with_half_the_microbatch(
-    results: store.Store, make_run: Make, fill: Fill, pretend: Any, outcome: Any, log: list[str]
+    results: store.Store, make_run: Make, fill: Fill, log: list[str]
 ) -> None:
     good, bad = fill(results, [make_run(batch_size=4, tokens=1280), make_run(batch_size=4, tokens=1280, seed=1)])
     tried: list[tuple[int, Any]] = []
@@ -257,10 +300,10 @@ def test_out_of_memory_is_tried_once_more_with_half_the_microbatch(
         tried.append((run.seed, execution.microbatch))
         if execution.microbatch == "auto" or run.seed == 1:
             raise XlaRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes")
-        return outcome("finished", step=run.steps, loss=2.0)
+        return trainers.outcome("finished", step=run.steps, loss=2.0)
 
-    pretend(train)
-    tally = main.work(results, "small", log=log.append)
+    trainer = trainers.alone(train)
+    tally = main.work(results, "small", trainer=trainer, log=log.append)
     assert (tally.finished, tally.failed, tally.exit_code) == (1, 1, 0)
     assert sorted(tried, key=str) == [(0, "auto"), (0, 1), (1, "auto"), (1, 1)] or sorted(tried, key=str) == [
         (0, 1), (0, "auto"), (1, 1), (1, "auto"),
@@ -273,34 +316,27 @@ def test_out_of_memory_is_tried_once_more_with_half_the_microbatch(
 
 
 def test_out_of_memory_before_there_is_a_program_is_tried_once_more_too(
-    results: store.Store, make_run: Make, fill: Fill, pretend_packs: Any, log: list[str]
+    results: store.Store, make_run: Make, fill: Fill, log: list[str]
 ) -> None:
     """The first run of a worker does not get as far as to know its microbatch: half the batch is tried."""
     (run_id,) = fill(results, [make_run(batch_size=4, tokens=1280)])
 
     def train(members: Any, execution: config.Execution, corpus: Any) -> list[Any]:
-        from scaling.training import loop
-
         return [loop.Outcome("finished", "", 20, 1.0, 2.0, 0.1, 2.0)]
 
-    pretend_packs(train)
-    from scaling.training import loop
+    class Large(trainers.Fake):
+        def program_of(self, run: config.Run, execution: config.Execution, members: int, corpus: Any) -> Any:
+            if execution.microbatch == "auto":
+                raise XlaRuntimeError("RESOURCE_EXHAUSTED: Out of memory while compiling")
+            return super().program_of(run, execution, members, corpus)
 
-    compiled = loop.program_of
-
-    def compile_it(run: config.Run, execution: config.Execution, *rest: Any) -> Any:
-        if execution.microbatch == "auto":
-            raise XlaRuntimeError("RESOURCE_EXHAUSTED: Out of memory while compiling")
-        return compiled(run, execution, *rest)  # type: ignore[arg-type]
-
-    loop.program_of = compile_it  # type: ignore[assignment]
-    assert main.work(results, "small", log=log.append).finished == 1
+    assert main.work(results, "small", trainer=Large(train), log=log.append).finished == 1
     status = results.status(run_id)
     assert (status["microbatch"], status["faults"]) == (2, {"out_of_memory": 1})
 
 
 def test_infrastructure_is_tried_again_as_often_as_it_takes(
-    results: store.Store, make_run: Make, fill: Fill, pretend: Any, outcome: Any, log: list[str]
+    results: store.Store, make_run: Make, fill: Fill, log: list[str]
 ) -> None:
     (run_id,) = fill(results, [make_run()])
     errors = [OSError(errno.ENOSPC, "No space left on device"), ConnectionResetError("server"), TimeoutError("server")]
@@ -308,16 +344,16 @@ def test_infrastructure_is_tried_again_as_often_as_it_takes(
     def train(run: config.Run, *_: Any, **__: Any) -> Any:
         if errors:
             raise errors.pop(0)
-        return outcome("finished", step=run.steps, loss=2.0)
+        return trainers.outcome("finished", step=run.steps, loss=2.0)
 
-    pretend(train)
-    assert main.work(results, "small", log=log.append).finished == 1
+    trainer = trainers.alone(train)
+    assert main.work(results, "small", trainer=trainer, log=log.append).finished == 1
     assert results.status(run_id)["faults"] == {"infrastructure": 3}
     assert sum("paused, and trying again until it passes" in line for line in log) == 1
 
 
 def test_a_device_that_is_gone_ends_the_worker_to_be_started_again(
-    results: store.Store, make_run: Make, fill: Fill, pretend: Any, log: list[str]
+    results: store.Store, make_run: Make, fill: Fill, log: list[str]
 ) -> None:
     """No training in this process can succeed: it claims nothing more."""
     first, second = fill(results, [make_run(tokens=1280), make_run()])
@@ -325,14 +361,14 @@ def test_a_device_that_is_gone_ends_the_worker_to_be_started_again(
     def train(*_: Any, **__: Any) -> Any:
         raise XlaRuntimeError("UNAVAILABLE: the device is gone")
 
-    pretend(train)
-    assert main.work(results, "small", log=log.append).exit_code == protocol.AGAIN
+    trainer = trainers.alone(train)
+    assert main.work(results, "small", trainer=trainer, log=log.append).exit_code == protocol.AGAIN
     assert results.status(first)["reason"].endswith("the device is gone; it is tried again")
     assert results.status(second)["attempt"] == 0
 
 
 def test_a_run_that_kills_its_workers_waits_for_all_others(
-    results: store.Store, make_run: Make, fill: Fill, pretend: Any, outcome: Any, log: list[str]
+    results: store.Store, make_run: Make, fill: Fill, log: list[str]
 ) -> None:
     """It is the longest, and would be first; it is tried when nothing else is left."""
     killer, _ = fill(results, [make_run(tokens=1280), make_run()])
@@ -344,16 +380,16 @@ def test_a_run_that_kills_its_workers_waits_for_all_others(
 
     def train(run: config.Run, *_: Any, **__: Any) -> Any:
         order.append(run.tokens)
-        return outcome("finished", step=run.steps, loss=2.0)
+        return trainers.outcome("finished", step=run.steps, loss=2.0)
 
-    pretend(train)
-    assert main.work(results, "small", log=log.append).finished == 2
+    trainer = trainers.alone(train)
+    assert main.work(results, "small", trainer=trainer, log=log.append).finished == 2
     assert order == [640, 1280]
     assert results.status(killer)["faults"] == {"vanished": leases.SUSPECT}
 
 
 def test_a_store_that_is_away_is_waited_for_and_nothing_is_lost(
-    results: store.Store, make_run: Make, fill: Fill, pretend: Any, outcome: Any, log: list[str],
+    results: store.Store, make_run: Make, fill: Fill, log: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """The disk is full for a while in the middle of a run, for metrics, checkpoints and the result."""
@@ -369,24 +405,22 @@ def test_a_store_that_is_away_is_waited_for_and_nothing_is_lost(
     def train(run: config.Run, *_: Any, record: Any, **__: Any) -> Any:
         record([{"kind": "train", "step": 1, "loss": 5.0}])
         monkeypatch.setattr(atomic, "create", on_a_full_disk)
-        return outcome("finished", step=run.steps, loss=2.0)
+        return trainers.outcome("finished", step=run.steps, loss=2.0)
 
-    pretend(train)
-    assert main.work(results, "small", log=log.append).finished == 1
+    trainer = trainers.alone(train)
+    assert main.work(results, "small", trainer=trainer, log=log.append).finished == 1
     assert results.status(run_id)["status"] == "finished"
     assert any("No space left on device" in line for line in log)
     assert any(line.startswith("going on after a pause of") for line in log)
 
 
 def test_a_checkpoint_on_a_full_disk_is_written_when_there_is_room(
-    results: store.Store, make_run: Make, fill: Fill, pretend_packs: Any, log: list[str]
+    results: store.Store, make_run: Make, fill: Fill, log: list[str]
 ) -> None:
     fill(results, [make_run()])
     written: list[int] = []
 
     def train(members: Any, execution: Any, corpus: Any) -> list[Any]:
-        from scaling.training import loop
-
         def write() -> None:
             written.append(len(written))
             if len(written) < 3:
@@ -395,13 +429,13 @@ def test_a_checkpoint_on_a_full_disk_is_written_when_there_is_room(
         members[0].save(write)
         return [loop.Outcome("finished", "", 20, 1.0, 2.0, 0.1, 2.0)]
 
-    pretend_packs(train)
-    assert main.work(results, "small", log=log.append).finished == 1
+    trainer = trainers.Fake(train)
+    assert main.work(results, "small", trainer=trainer, log=log.append).finished == 1
     assert written == [0, 1, 2]
 
 
 def test_sigterm_while_the_store_is_away_ends_the_worker(
-    results: store.Store, make_run: Make, fill: Fill, pretend: Any, outcome: Any, log: list[str],
+    results: store.Store, make_run: Make, fill: Fill, log: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """It cannot release its lease: that runs out, and the run goes on from its last checkpoint."""
@@ -413,22 +447,26 @@ def test_sigterm_while_the_store_is_away_ends_the_worker(
     def train(run: config.Run, *_: Any, **__: Any) -> Any:
         monkeypatch.setattr(atomic, "create", away)
         monkeypatch.setattr(atomic, "replace", away)
-        threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
-        return outcome("finished", step=run.steps, loss=2.0)
+        return trainers.outcome("finished", step=run.steps, loss=2.0)
 
-    pretend(train)
-    assert main.work(results, "small", log=log.append).exit_code == 143
+    def note(line: str) -> None:
+        log.append(line)
+        if line.startswith("paused"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer = trainers.alone(train)
+    assert main.work(results, "small", trainer=trainer, log=note).exit_code == 143
     assert any("could not be released" in line for line in log)
 
 
 def test_a_log_on_a_full_disk_stops_no_worker(
-    results: store.Store, make_run: Make, fill: Fill, pretend: Any, outcome: Any, monkeypatch: pytest.MonkeyPatch
+    results: store.Store, make_run: Make, fill: Fill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (run_id,) = fill(results, [make_run()])
-    pretend(lambda *_, **__: outcome("finished", loss=2.0))
+    trainer = trainers.alone(lambda *_, **__: trainers.outcome("finished", loss=2.0))
     with open("/dev/full", "w", buffering=1) as log:
         monkeypatch.setattr(sys, "stdout", log)
-        assert main.main(results, "small") == 0
+        assert main.main(results, "small", trainer=trainer) == 0
         monkeypatch.undo()
         os.dup2(os.open(os.devnull, os.O_WRONLY), log.fileno())  # else what was never written fails here
     assert results.status(run_id)["status"] == "finished"
@@ -438,7 +476,7 @@ def test_a_log_on_a_full_disk_stops_no_worker(
 
 
 def test_what_a_killed_worker_left_of_a_run_goes_when_the_run_has_ended(
-    results: store.Store, make_run: Make, fill: Fill, pretend: Any, outcome: Any, log: list[str]
+    results: store.Store, make_run: Make, fill: Fill, log: list[str]
 ) -> None:
     run_ids = fill(results, [make_run(), make_run(seed=1)])
     ended, open_still = map(results.folder, run_ids)
@@ -452,31 +490,29 @@ def test_what_a_killed_worker_left_of_a_run_goes_when_the_run_has_ended(
         for folder in (ended, open_still):
             (folder / "checkpoints" / "000001" / "5.draft").mkdir(parents=True)
             (folder / "leases" / name).write_text("{")
-        return outcome("finished", step=run.steps, loss=2.0)
+        return trainers.outcome("finished", step=run.steps, loss=2.0)
 
-    pretend(train)
+    trainer = trainers.alone(train)
     (open_still / "leases").mkdir()
-    assert main.work(results, "small", log=log.append).finished == 1
+    assert main.work(results, "small", trainer=trainer, log=log.append).finished == 1
     assert not (ended / "checkpoints").exists()
     assert sorted(os.listdir(ended / "leases")) == ["000001.json", "000002.json"]
     assert (open_still / "checkpoints" / "000001" / "5.draft").exists()  # the run may go on
 
 
 def test_an_attempt_that_lost_its_run_writes_no_checkpoint(
-    results: store.Store, make_run: Make, fill: Fill, pretend_packs: Any, log: list[str]
+    results: store.Store, make_run: Make, fill: Fill, log: list[str]
 ) -> None:
     (run_id,) = fill(results, [make_run()])
     written: list[str] = []
 
     def train(members: Any, execution: Any, corpus: Any) -> list[Any]:
-        from scaling.training import loop
-
         members[0].save(lambda: written.append("its own"))
         os.utime(results.folder(run_id) / leases.key_of(1), (0, 0))
         assert results.claim(run_id, "other") is not None
         members[0].save(lambda: written.append("late"))
         return [loop.Outcome("stopped", "asked to stop", 7, 1.0)]
 
-    pretend_packs(train)
-    assert main.work(results, "small", log=log.append).lost == 1
+    trainer = trainers.Fake(train)
+    assert main.work(results, "small", trainer=trainer, log=log.append).lost == 1
     assert written == ["its own"]

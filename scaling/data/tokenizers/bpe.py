@@ -10,16 +10,14 @@ from jaxtyping import Int32, Integer
 
 from scaling import schema
 from scaling.config import tokenizers
-from scaling.storage import errors
+from scaling.storage import atomic, errors
 
 
 def build(tokenizer: tokenizers.Bpe, folder: Path, documents: Callable[[], Iterator[bytes]]) -> tokenizers.Encoder:
     file = folder / "tokenizer.json"
     if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(".draft")
-        _train(tokenizer, documents()).save(str(draft))
-        draft.rename(file)
+        with atomic.writing(file) as draft:
+            _train(tokenizer, documents()).save(str(draft))
     return BpeEncoder(file.read_text("utf-8"))
 
 

@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 
 from scaling import config
-from scaling.launch import launcher, tpu, vm
+from scaling.launch import launcher
+from scaling.launch.launchers import tpu
+from scaling.launch.launchers.tpu import vm
 
 FOLDER = Path(__file__).parent
 CONFIG = FOLDER / "sweep.py"
@@ -18,7 +20,7 @@ JOB = launcher.Job(
     runs=12,
     workers=2,
     config_path=CONFIG,
-    tracking=config.Tracking(wandb="online"),
+    secrets=("WANDB_API_KEY",),
 )
 GKE = tpu.Tpu(
     system="gke",

@@ -31,7 +31,7 @@ install() {
   stop # it is of other code
   rm -rf source venv && mkdir source && tar -xzf code.tgz -C source &&
     python3 -m pip install --quiet --user uv && # the machines' own Python is older than 3.11
-    ~/.local/bin/uv venv --quiet --python 3.11 venv &&
+    ~/.local/bin/uv venv --quiet --python 3.13 venv &&
     ~/.local/bin/uv pip install --quiet --python venv/bin/python --constraint source/constraints.txt './source[tpu,gcs]' &&
     echo "$sum" >installed
 }
