@@ -149,7 +149,9 @@ def parts(spec: Spec) -> dict[str, Any]:
         x, weight, gradient = (_random(*shape) for shape in ((rows, inputs), (inputs, outputs), (rows, outputs)))
         total += times * _seconds(jax.jit(lambda x, w: x @ w), x, weight)
         total += times * _seconds(jax.jit(lambda g, w: g @ w.T), gradient, weight)
-        total += times * _seconds(jax.jit(lambda x, w, g: jax.vjp(products.product, x, w)[1](g)[1]), x, weight, gradient)
+        total += times * _seconds(
+            jax.jit(lambda x, w, g: jax.vjp(products.product, x, w)[1](g)[1]), x, weight, gradient
+        )
     heads, size = spec["heads"], spec["width"] // spec["heads"]
 
     def mixed(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:

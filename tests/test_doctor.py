@@ -21,6 +21,7 @@ from scaling.config import grids
 from scaling.data import corpus
 from scaling.planning import plan
 from scaling.storage import backends
+from scaling.training.trackers import wandb as wandb_tracker
 from tests import s3
 
 Make = Callable[..., config.Run]

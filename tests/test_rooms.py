@@ -116,8 +116,8 @@ LIGHT = [
     "scaling", "scaling.config", "scaling.counting", "scaling.cli", "scaling.planning.plan", "scaling.config.grids",
     "scaling.config.rates", "scaling.store", "scaling.store.lease", "scaling.store.record", "scaling.config.loading",
     "scaling.launch.launchers.local", "scaling.launch.launchers.slurm", "scaling.launch.launchers.ray",
-    "scaling.commands.planning", "scaling.commands.sweeping", "scaling.commands.cleaning", "scaling.commands.doctor",
-    "scaling.devices", "scaling.memory", "scaling.store.gc",
+    "scaling.launch.launchers.tpu", "scaling.commands.planning", "scaling.commands.sweeping",
+    "scaling.commands.cleaning", "scaling.commands.doctor", "scaling.devices", "scaling.memory", "scaling.store.gc",
 ]  # fmt: skip
 
 

@@ -189,11 +189,11 @@ def test_fields_that_depend_on_each_other_are_edited_at_once(tiny: Make) -> None
     ],
 )
 def test_an_override_is_read_as_json_else_as_text(tiny: Make, text: str, field: str, value: Any) -> None:
-    sweep = config.Sweep(name="s", base=tiny())
+    sweep = config.Sweep(name="s", base=tiny(), trackers=(config.Wandb(),))
     assert schema.parse_override(sweep, text) == (field, value)
     edited: Any = sweep.edit(dict([schema.parse_override(sweep, text)]))
     for name in field.split("."):
-        edited = getattr(edited, name)
+        edited = edited[int(name)] if name.isdecimal() else getattr(edited, name)
     assert edited == (grids.Single() if field == "grid" else value)
 
 

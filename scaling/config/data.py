@@ -27,7 +27,7 @@ class Data(schema.Variant):
         return 0
 
     def find(self) -> Any:
-        """The corpus (`scaling.data.corpus.Corpus`) where it can be read at once; None where `prepare` has work to do."""
+        """The corpus (`scaling.data.corpus.Corpus`) if it can be read at once; None where `prepare` has work to do."""
         return registry.required(self, "find")(self)
 
     def prepare(self, log: sources.Log) -> Any:

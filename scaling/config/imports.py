@@ -42,14 +42,15 @@ def allow(path: Path) -> None:
     beside two sweep files of this process.
     """
     folder = path.absolute().parent
-    for name, spec in _beside(path).items():
+    found = _beside(path)
+    for name, spec in found.items():
         for other in (_installed(name, folder), _loaded(name, spec), _allowed(name, folder)):
             if other is not None:
                 raise ValueError(
                     f"{path} imports {name!r}, which is {_place(spec)} beside it and also {other}; rename the one "
                     "beside it"
                 )
-        FINDER.folders[name] = folder
+    FINDER.folders |= dict.fromkeys(found, folder)
     if FINDER not in sys.meta_path:
         sys.meta_path.insert(0, FINDER)  # before sys.path, which may begin with the folder that the process runs in
 

@@ -358,7 +358,7 @@ def test_a_mesh_that_fills_the_slice_is_taken(mesh: config.Mesh) -> None:
 
 
 def test_a_tracker_whose_secret_no_worker_would_have_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"WANDB_API_KEY, which is never written .* cluster secret=NAME"):
+    with pytest.raises(ValueError, match=r"WANDB_API_KEY, which is never written .* --cluster secret=NAME"):
         on_gke().describe(job(secrets=("WANDB_API_KEY",)))
     on_vms = load("system=vm", "accelerator=v5litepod-16", "project=p", "zone=z", "secret=keys")
     with pytest.raises(ValueError, match="A and B, and a secret of Secret Manager holds one value"):

@@ -7,7 +7,7 @@ slices=2
 create=(--accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite --spot --service-account=scaling@my-project.iam.gserviceaccount.com)
 checkout=/checkout
 code=(pyproject.toml constraints.txt README.md LICENSE scaling analysis experiments configs)
-sent=(worker.sh code.tgz sweep.py)
+sent=(worker.sh code.tgz sweep)
 resumed=(75 129 130 143)
 refused=2
 restarts=3
@@ -70,7 +70,7 @@ acquire() {
 
 install() {
   on_hosts "$1" 'mkdir -p scaling' &&
-    tpus tpu-vm scp "${sent[@]}" "$1:scaling/" --worker=all &&
+    tpus tpu-vm scp --recurse "${sent[@]}" "$1:scaling/" --worker=all &&
     on_hosts "$1" 'bash scaling/worker.sh install'
 }
 

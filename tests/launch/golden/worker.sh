@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Written by `scaling sweep --launcher tpu`; change the sweep, not this file.
-command=(venv/bin/python -m scaling.cli worker gs://my-bucket/scaling isoflop.v2 --config sweep.py)
+command=(venv/bin/python -m scaling.cli worker gs://my-bucket/scaling isoflop.v2 --config sweep/sweep.py)
 fetch=(venv/bin/python -m scaling.launch.fetch gs://my-bucket/text text)
 secret=wandb
+secret_variable=WANDB_API_KEY
 project=my-project
 export PYTHONUNBUFFERED=1
 export JAX_PLATFORMS=tpu,cpu
@@ -37,12 +38,12 @@ install() {
 }
 
 run() {
-  local lines=20
+  local lines=20 value
   if ! running; then
     export SCALING_CACHE="$PWD/cache" JAX_COMPILATION_CACHE_DIR="$PWD/cache/compiled"
     if [ -n "$secret" ]; then
-      WANDB_API_KEY="$(gcloud secrets versions access latest --secret="$secret" --project="$project")" || exit 1
-      export WANDB_API_KEY
+      value="$(gcloud secrets versions access latest --secret="$secret" --project="$project")" || exit 1
+      export "$secret_variable=$value"
     fi
     [ "${#fetch[@]}" -eq 0 ] || "${fetch[@]}" || exit 1
     rm -f worker.pid worker.code
