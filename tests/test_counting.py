@@ -1,5 +1,6 @@
 """Counts against hand counts, the real parameter tree, and every matmul of the real program."""
 
+import dataclasses
 import functools
 import math
 import time
@@ -73,18 +74,51 @@ def test_flops_are_those_of_every_matmul_in_the_program(family: families.Family,
     assert counting.flops(family, *SIZE, tokens) == counting.flops_hardware(family, *SIZE, tokens) - masked
 
 
+def objective(graph: Any, parameters: Any, tokens: jax.Array) -> jax.Array:
+    return jnp.square(nnx.merge(graph, parameters)(tokens)).mean()
+
+
 @pytest.mark.parametrize("mode", ["unroll", "scan"])
 @pytest.mark.parametrize("remat", ["none", "full", "dots"])
 @pytest.mark.parametrize("name", ["gpt2", "modern", "grouped keys, rotary", "lstm"])
 def test_flops_of_a_training_step_under_remat(name: str, remat: Any, mode: str) -> None:
     family = small.FAMILIES[name]
     graph, parameters = small.split(nnx.eval_shape(lambda: small.create(family, layers=mode, remat=remat)))
-
-    def objective(parameters: Any, tokens: jax.Array) -> jax.Array:
-        return jnp.square(nnx.merge(graph, parameters)(tokens)).mean()
-
-    step = program(jax.grad(objective), parameters)
+    step = program(jax.grad(functools.partial(objective, graph)), parameters)
     assert matmul_flops(step) == counting.flops_hardware(family, *SIZE, small.tokens().size, remat)
+
+
+class Part(families.Transformer):
+    """A transformer of which weights whose names begin so do not learn."""
+
+    kind: Any = "part"
+    frozen: tuple[str, ...] = ()
+
+    def weights(self, vocabulary_size: int, context: int) -> tuple[families.Weight, ...]:
+        table = super().weights(vocabulary_size, context)
+        return tuple(dataclasses.replace(one, learns=not one.name.startswith(self.frozen)) for one in table)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "frozen",
+    [
+        (),
+        ("embedding", "position"),
+        ("embedding", "position", "layers"),  # the final norm and the head learn
+        ("embedding", "position", "layers", "norm"),  # the head alone
+        ("embedding", "position", "layers.attention"),  # in the first layer nothing before the MLP
+        ("embedding", "position", "layers.attention_norm", "layers.mlp"),
+        ("layers", "norm", "output"),
+        ("",),
+    ],
+)
+def test_flops_of_a_training_step_in_which_a_part_learns(frozen: tuple[str, ...], tied: bool) -> None:
+    plain = families.Transformer.gpt2(16, 2, 2, tied=tied).model_dump(exclude={"kind"})
+    family = Part(**plain, frozen=frozen)
+    graph, parameters = small.split(nnx.eval_shape(lambda: small.create(family)))
+    found = matmul_flops(program(jax.grad(functools.partial(objective, graph)), parameters))
+    assert found == counting.flops_hardware(family, *SIZE, small.tokens().size)
 
 
 @hypothesis.given(

@@ -10,7 +10,7 @@ import pytest
 
 from scaling import config, devices, memory
 from scaling.config import families
-from scaling.training import step
+from scaling.training import programs, steps
 
 Make = Callable[..., config.Run]
 AUTO = config.Execution(steps_per_dispatch=2)
@@ -36,7 +36,7 @@ def test_the_closed_form_is_what_xla_assigns(
 ) -> None:
     run = tiny(model=model, context=128, batch_size=16, tokens=128 * 16, data__validation_tokens=512).edit(fields)
     settings = AUTO.edit({"microbatch": None, **execution})
-    found = memory.compiled(step.program(run, settings).train)
+    found = memory.compiled(programs.program(run, settings).train)
     # 15% is what the plan promises; the fast compile of the tests fuses less and was seen to move sizes by 0.5%.
     assert memory.needed(run, settings, cpu=True) == pytest.approx(found, rel=0.15)
 
@@ -75,20 +75,20 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Pretends that a worker's arrays may take some bytes."""
 
     def pretend(limit: float) -> None:
-        step._fitting.cache_clear()
+        programs._fitting.cache_clear()
         monkeypatch.setenv(memory.LIMIT, str(limit))
 
     return pretend
 
 
-def losses(program: step.Program, run: config.Run) -> np.ndarray:
+def losses(program: programs.Program, run: config.Run) -> np.ndarray:
     random = np.random.default_rng(0)
     state = program.stack([program.init(np.uint32(0), np.float32(1))])
     found = []
     for _ in range(3):
-        data = random.integers(1, 9, (2, run.batch_size, run.context + 1), np.int32)
-        given = step.together([step.dispatch(run, data, np.full(2, 0.01), np.zeros(2), 2)])
-        state, metrics = program.train(state, np.empty(0, np.int32), program.put(given))
+        data = {"tokens": random.integers(1, 9, (2, run.batch_size, run.context + 1), np.int32)}
+        given = steps.together([steps.dispatch(run, data, np.full(2, 0.01), np.zeros(2), 2)])
+        state, metrics = program.train(state, {}, program.put(given))
         found.append(np.asarray(metrics.loss)[0])
     return np.concatenate(found)
 
@@ -97,12 +97,12 @@ def test_the_largest_microbatch_that_fits_is_chosen_and_trains_to_the_same_losse
     tiny: Make, fresh: Callable[[float], None]
 ) -> None:
     run = tiny(context=128, batch_size=12, tokens=12 * 128)
-    parts = step.program(run, AUTO.edit({"microbatch": 4}))
+    parts = programs.program(run, AUTO.edit({"microbatch": 4}))
     fresh(memory.compiled(parts.train) + 1)
-    chosen = step.program(run, AUTO)
+    chosen = programs.program(run, AUTO)
     assert chosen is parts
     fresh(1e12)
-    whole = step.program(run, AUTO)
+    whole = programs.program(run, AUTO)
     assert memory.compiled(whole.train) > memory.compiled(parts.train)
     # The gradient is summed over tokens in another order: differences of float32 rounding, which six steps of Adam
     # from zero moments amplify where a gradient is near zero.
@@ -112,7 +112,7 @@ def test_the_largest_microbatch_that_fits_is_chosen_and_trains_to_the_same_losse
 def test_where_one_sequence_does_not_fit_nothing_is_trained(tiny: Make, fresh: Callable[[float], None]) -> None:
     fresh(1000.0)
     with pytest.raises(ValueError, match=r"1 sequence at once.*the device has 1e-06 GB.*remat"):
-        step.program(tiny(), AUTO)
+        programs.program(tiny(), AUTO)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from jax._src.cudnn import fused_attention_stablehlo
 from scaling import config
 from scaling.config import families
 from scaling.models.ops import attention, kernels
-from scaling.training import step
+from scaling.training import programs
 from tests import conftest
 from tests.models import small
 
@@ -195,7 +195,7 @@ def test_a_run_that_asks_for_a_kernel_of_another_chip_is_refused(
 ) -> None:
     monkeypatch.setattr(jax.stages.Lowered, "compile", lambda *_: pytest.fail("it was compiled"))
     with pytest.raises(ValueError, match=rf'execution.attention "{name}" needs .* the platform is cpu; use "xla"'):
-        step.program(tiny(), config.Execution(attention=name))
+        programs.program(tiny(), config.Execution(attention=name))
 
 
 def test_here_the_reference_attends() -> None:

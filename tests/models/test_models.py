@@ -179,17 +179,3 @@ def test_a_sequence_beyond_the_learned_positions_is_refused() -> None:
     graph, parameters = small.split(model)
     with pytest.raises(ValueError, match=r"9 tokens.*8 learned positions"):
         jax.eval_shape(lambda p: nnx.merge(graph, p)(small.tokens(time=9)), parameters)
-
-
-def test_a_name_outside_the_table_is_refused() -> None:
-    class Broken(families.Lstm):
-        kind: Any = "broken"
-
-        def weights(self, vocabulary_size: int, context: int) -> tuple[families.Weight, ...]:
-            return super().weights(vocabulary_size, context)[:-2]
-
-    try:
-        with pytest.raises(ValueError, match=r"'layers.bias' is not in the table.*Broken.weights"):
-            small.create(Broken(width=4, depth=1))
-    finally:
-        families.Family.group.pop("broken")
