@@ -519,9 +519,9 @@ def test_what_is_no_run_is_told(results: store.Store) -> None:
 
 
 def test_a_checkpoint_is_as_large_as_is_counted(tiny: Make) -> None:
-    from scaling.training import checkpoint, step
+    from scaling.training import checkpoint, programs
 
-    size = checkpoint.size_bytes(step.program(tiny(), config.Execution(microbatch=None)).shapes)
+    size = checkpoint.size_bytes(programs.program(tiny(), config.Execution(microbatch=None)).shapes)
     assert storing.state_bytes(tiny()) == pytest.approx(size, rel=0.01)
     assert storing.KEPT == checkpoint.KEPT
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from scaling import config
-from scaling.training import mesh, processes, step
+from scaling.training import mesh, processes, programs
 from tests import conftest, on_devices
 
 ROOT = Path(__file__).parents[1]
@@ -82,11 +82,11 @@ def splitting() -> Any:
 
 def asking() -> Any:
     """Whether anyone says so: process 1 does, at the third of five times, and to the second of two questions."""
-    anyone = mesh.Anyone(mesh.make(config.Mesh()))
-    answers = [anyone.says([False, bool(processes.index()) and time == 2]) for time in range(5)]
-    anyone.says([True, True])
-    anyone.forget()
-    return [*answers, anyone.says([False, False])]
+    anyone = mesh.AnyReduce(mesh.make(config.Mesh()))
+    answers = [anyone.poll([False, bool(processes.index()) and time == 2]) for time in range(5)]
+    anyone.poll([True, True])
+    anyone.reset()
+    return [*answers, anyone.poll([False, False])]
 
 
 def fitting() -> Any:
@@ -96,7 +96,7 @@ def fitting() -> Any:
     needs = {size: step.memory.needed(run, auto, size, cpu=True, devices=2) for size in (64, 16)}
     limit = needs[16] * 1.3 if processes.index() else 100 * needs[64]
     os.environ[step.memory.LIMIT] = str(limit)
-    return step.program(run, auto).microbatch
+    return programs.program(run, auto).microbatch
 
 
 @pytest.fixture(scope="module")
@@ -159,8 +159,8 @@ def test_what_one_process_says_all_hear_the_time_after(found: dict[str, list[Any
 
 
 def test_a_process_alone_is_answered_at_once() -> None:
-    anyone = mesh.Anyone(mesh.make(config.Mesh()))
-    assert [anyone.says([True, False]), anyone.says([False, True])] == [[True, False], [False, True]]
+    anyone = mesh.AnyReduce(mesh.make(config.Mesh()))
+    assert [anyone.poll([True, False]), anyone.poll([False, True])] == [[True, False], [False, True]]
     assert processes.gather(3) == [3]
     assert processes.share("x") == "x"
     assert processes.by_one(lambda: 4) == 4
