@@ -10,7 +10,7 @@ import rich.table
 
 from scaling import human, store
 from scaling.commands import analysing
-from scaling.commands.arguments import Selection
+from scaling.commands.arguments import RunTable
 from scaling.store import columns, settings
 
 MAIN = ("sweep", "family", "role", "width", "depth", "params", "tokens", "flops", "learning_rate", "seed")
@@ -18,7 +18,7 @@ LATER = ("loss", "loss_se", "perplexity", "status", "reason")
 WRITERS = (".csv", ".parquet")
 
 
-def show(rows: Selection, out: Path | None) -> None:
+def show(rows: RunTable, out: Path | None) -> None:
     """Write the rows to `out`; without it print them: what tells runs apart in a terminal, else all as CSV."""
     if out is not None and out.suffix not in WRITERS:
         raise ValueError(f"--out {out} is neither .csv nor .parquet; end its name with one of these")
@@ -36,7 +36,7 @@ def show(rows: Selection, out: Path | None) -> None:
         frame.to_csv(sys.stdout, index=False)
 
 
-def _read(rows: Selection) -> pd.DataFrame:
+def _read(rows: RunTable) -> pd.DataFrame:
     """All runs, of every sweep where none is named."""
     if not rows.is_store or rows.sweep is not None:
         return analysing.read(rows, ())[0]
