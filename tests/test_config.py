@@ -74,7 +74,7 @@ def test_every_field_of_a_run_is_among_the_changes(tiny: Make) -> None:
     assert names - covered == {
         "data.tokenizer.vocabulary_size",
         "task",
-    }  # of bytes always 256; with no field of its own
+    }  # always 256; with no field
 
 
 @pytest.mark.parametrize("field", CHANGES)
