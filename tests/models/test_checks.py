@@ -108,9 +108,7 @@ class Everywhere(families.Transformer):
 @pytest.mark.parametrize("position", ["learned", "alibi"])
 def test_what_attends_to_later_tokens_is_found(position: str, context: int) -> None:
     family = Everywhere(**{**families.Transformer.gpt2(64, 3, 4).model_dump(exclude={"kind"}), "position": position})
-    with pytest.raises(
-        ValueError, match=r"Everywhere is not causal.* at position 0 change .* from position 1"
-    ):
+    with pytest.raises(ValueError, match=r"Everywhere is not causal.* at position 0 change .* from position 1"):
         checks.check_causal(family, context, small.FAST)
 
 
