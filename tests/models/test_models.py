@@ -82,6 +82,15 @@ def test_the_gradient_of_a_product_is_the_same_in_every_order(inputs: int, outpu
         assert traced.lower(lowering_platforms=(platform,)).as_text().count("optimization_barrier") == count
 
 
+def test_epsilon_is_that_of_every_norm() -> None:
+    model = small.create(families.Transformer.modern(16, 2, 2).edit({"epsilon": 0.5}))
+    attention = model.layers.attention
+    norms = (model.norm, model.layers.mlp_norm, model.layers.attention_norm, attention.query_norm, attention.key_norm)
+    assert [norm.epsilon for norm in norms] == [0.5] * 5
+    x = jnp.arange(4.0)[None]
+    np.testing.assert_allclose(model.norm.ops.norm(x, jnp.ones(4), False, 0.5), x / np.sqrt(3.5 + 0.5), rtol=1e-6)
+
+
 def test_layers_scanned_are_a_loop_in_the_program() -> None:
     family = small.FAMILIES["gpt2"]
     for mode, loops in (("scan", 1), ("unroll", 0)):
