@@ -50,8 +50,11 @@ def module(group: str, kind: str) -> ModuleType | None:
 
 
 def implementation(variant: schema.Variant) -> ModuleType | None:
-    """The module that implements a variant; None where the project has none of its kind."""
-    return module(type(variant).group_name(), variant.kind)
+    """The module that implements a variant, or the class that it inherits from; None where the project has none."""
+    group = type(variant).group_name()
+    bases = (base for base in type(variant).__mro__ if issubclass(base, schema.Variant))
+    found = (module(group, base.model_fields["kind"].default) for base in bases)
+    return next((one for one in found if one is not None), None)
 
 
 def function(variant: schema.Variant, name: str) -> Callable[..., Any] | None:

@@ -105,11 +105,10 @@ class Family(schema.Variant):
         """Numbers that the backward pass keeps of one token in one layer, without rematerialisation.
 
         `scores`: whether attention keeps its weights of every pair of positions (flash attention does not).
-        By default a bound: the stream twice, the inputs and outputs of every matmul twice, every vector twice, and the
-        scores.
+        By default a bound: the stream, and the inputs and outputs of every matmul, twice; every vector once; the scores.
         """
-        layer, floats = _layer_floats(self)
-        return 2 * (self.width + layer + floats) + (_score_floats(self, context) if scores else 0)
+        layer, vectors = _layer_floats(self)
+        return 2 * (self.width + layer) + vectors + (_score_floats(self, context) if scores else 0)
 
     def working_floats(self, context: int, scores: bool = True) -> int:
         """Numbers a token that the backward pass of one layer holds beside what is kept, at its peak.

@@ -1,5 +1,6 @@
 """Counts against hand counts, the real parameter tree, and every matmul of the real program."""
 
+import dataclasses
 import functools
 import math
 import time
@@ -14,6 +15,7 @@ from flax import nnx
 
 from scaling import counting
 from scaling.config import families
+from scaling.models import language, layers
 from tests.models import small
 
 SIZE = (small.VOCABULARY, small.CONTEXT)
@@ -73,18 +75,93 @@ def test_flops_are_those_of_every_matmul_in_the_program(family: families.Family,
     assert counting.flops(family, *SIZE, tokens) == counting.flops_hardware(family, *SIZE, tokens) - masked
 
 
+def objective(graph: Any, parameters: Any, tokens: jax.Array) -> jax.Array:
+    return jnp.square(nnx.merge(graph, parameters)(tokens)).mean()
+
+
 @pytest.mark.parametrize("mode", ["unroll", "scan"])
 @pytest.mark.parametrize("remat", ["none", "full", "dots"])
 @pytest.mark.parametrize("name", ["gpt2", "modern", "grouped keys, rotary", "lstm"])
 def test_flops_of_a_training_step_under_remat(name: str, remat: Any, mode: str) -> None:
     family = small.FAMILIES[name]
     graph, parameters = small.split(nnx.eval_shape(lambda: small.create(family, layers=mode, remat=remat)))
-
-    def objective(parameters: Any, tokens: jax.Array) -> jax.Array:
-        return jnp.square(nnx.merge(graph, parameters)(tokens)).mean()
-
-    step = program(jax.grad(objective), parameters)
+    step = program(jax.grad(functools.partial(objective, graph)), parameters)
     assert matmul_flops(step) == counting.flops_hardware(family, *SIZE, small.tokens().size, remat)
+
+
+class Part(families.Transformer):
+    """A transformer of which weights whose names begin so do not learn."""
+
+    kind: Any = "part"
+    frozen: tuple[str, ...] = ()
+
+    def weights(self, vocabulary_size: int, context: int) -> tuple[families.Weight, ...]:
+        table = super().weights(vocabulary_size, context)
+        return tuple(dataclasses.replace(one, learns=not one.name.startswith(self.frozen)) for one in table)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "frozen",
+    [
+        (),
+        ("embedding", "position"),
+        ("embedding", "position", "layers"),  # the final norm and the head learn
+        ("embedding", "position", "layers", "norm"),  # the head alone
+        ("embedding", "position", "layers.attention"),  # in the first layer nothing before the MLP
+        ("embedding", "position", "layers.attention_norm", "layers.mlp"),
+        ("layers", "norm", "output"),
+        ("",),
+    ],
+)
+def test_flops_of_a_training_step_in_which_a_part_learns(frozen: tuple[str, ...], tied: bool) -> None:
+    plain = families.Transformer.gpt2(16, 2, 2, tied=tied).model_dump(exclude={"kind"})
+    family = Part(**plain, frozen=frozen)
+    graph, parameters = small.split(nnx.eval_shape(lambda: small.create(family)))
+    found = matmul_flops(program(jax.value_and_grad(functools.partial(objective, graph)), parameters))
+    assert found == counting.flops_hardware(family, *SIZE, small.tokens().size)
+
+
+class Quarter(families.Family):
+    """The embedding as a product with indicators, raw inputs, and layers that change every fourth position alone."""
+
+    kind: Any = "quarter"
+
+    def weights(self, vocabulary_size: int, context: int) -> tuple[families.Weight, ...]:
+        width, axes = self.width, ("embed", "mlp")
+        return (
+            dataclasses.replace(self.embedding(vocabulary_size), used=1),
+            families.Weight("layers.mix", "hidden", (width, width), axes, width, self.depth, used=1 / 4),
+            *self.head(vocabulary_size),
+        )
+
+    def build(self, builder: Any) -> Any:
+        return QuarterModel(builder, Fourth(builder.within("layers")))
+
+
+class Fourth(layers.Layer):
+    def __init__(self, builder: Any):
+        super().__init__(builder)
+        self.mix = builder.param("mix")
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x + jnp.repeat(self.matmul(x[:, ::4], self.mix), 4, axis=1)
+
+
+class QuarterModel(language.LanguageModel):
+    def features(self, tokens: jax.Array) -> jax.Array:
+        return self.blocks(self.matmul(jax.nn.one_hot(tokens, small.VOCABULARY), self.embedding))
+
+
+def test_flops_of_weights_that_a_quarter_of_the_tokens_use() -> None:
+    family = Quarter(width=12, depth=3)
+    graph, parameters = small.split(nnx.eval_shape(lambda: small.create(family)))
+    step = program(jax.grad(functools.partial(objective, graph)), parameters)
+    vocabulary = small.VOCABULARY * 12
+    # The embedding has no gradient of its input; its own, and that of all others, are counted.
+    by_hand = 2 * (2 * vocabulary + 3 * (3 * 12 * 12 / 4 + vocabulary))
+    assert counting.flops_per_token(family, *SIZE) == by_hand
+    assert matmul_flops(step) == by_hand * small.tokens().size
 
 
 @hypothesis.given(

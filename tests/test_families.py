@@ -77,3 +77,35 @@ def test_a_size_set_by_hand_keeps_its_ratios_and_one_that_is_not_follows_the_rul
     assert modern.edit({"width": 64}).hidden == families.Transformer.modern(width=64, depth=1, heads=2).hidden == 176
     wide = modern.edit({"head_size": 16, "mlp_width": 24}).resize(width=32, depth=1, heads=4)
     assert (wide.attention_width, wide.hidden) == (64, 48)
+
+
+@small.every_family
+def test_the_bound_of_any_family_is_above_what_was_counted_in_buffers(family: families.Family) -> None:
+    for context, scores in ((8, True), (8, False), (4096, True)):
+        for name in ("activation_floats", "working_floats"):
+            counted = getattr(family, name)(context, scores)
+            assert counted <= getattr(families.Family, name)(family, context, scores) <= 4 * counted, name
+
+
+def test_stages_follow_the_way_from_input_to_output() -> None:
+    order = {}
+    for weight in families.Transformer.modern(16, 2, 2).weights(small.VOCABULARY, small.CONTEXT):
+        order.setdefault(weight.stage, []).append(weight.name.removeprefix("layers."))
+    assert [names for _, names in sorted(order.items())] == [
+        ["embedding"],
+        ["attention_norm.scale"],
+        ["attention.query", "attention.key", "attention.value"],
+        ["attention.query_norm.scale", "attention.key_norm.scale"],
+        ["attention.output"],
+        ["mlp_norm.scale"],
+        ["mlp.gate", "mlp.up"],
+        ["mlp.down"],
+        ["norm.scale"],
+        ["output"],
+    ]
+
+
+def test_epsilon_belongs_to_the_family_and_leaves_old_names_as_they_are() -> None:
+    model = families.Transformer.gpt2(16, 2, 2)
+    assert (model.epsilon, "epsilon" in model.identity()) == (1e-6, False)
+    assert model.edit({"epsilon": 1e-5}).identity()["epsilon"] == 1e-5

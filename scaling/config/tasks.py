@@ -4,7 +4,7 @@ A batch is a dictionary of arrays that lead with the axis of examples. One that 
 a position each) weighs the loss by them.
 """
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from scaling import registry, schema
 
@@ -19,7 +19,11 @@ class Task(schema.Variant):
 
     Every number is a sum over examples with a denominator of its own; sums are added over devices, microbatches and
     batches of validation before they are divided, so that none depends on how it is computed.
+
+    `causal`: a model that sees later positions is refused, since the task would give the answer away.
     """
+
+    causal: ClassVar[bool] = False
 
     def check(self, data: "datas.Data") -> None:
         """Raise ValueError where the task cannot be done on these data."""
@@ -72,6 +76,7 @@ class CausalLM(Task):
     """Predict each token from those before it: mean −log p in nats a token."""
 
     kind: Literal["causal_lm"] = "causal_lm"
+    causal: ClassVar[bool] = True
 
     def check(self, data: "datas.Data") -> None:
         if data.vocabulary_size is None:

@@ -49,7 +49,7 @@ def table(results: store.Store, sweep: str, rows: int | None = None) -> rich.tab
         box=None,
         pad_edge=False,
     )
-    fields = settings.beside([field for field in results.settings.fields if field in frame], SHOWN)
+    fields = settings.beside(_differing(results, frame[["run_id", "role"]].to_dict("records")), SHOWN)
     for name in (*COLUMNS, *fields, *LATER):
         grid.add_column(name, justify="left" if name in (*LEFT, "status", "owner") else "right", no_wrap=True)
     for row in shown.to_dict("records"):
@@ -179,13 +179,18 @@ class _Lines:
         self.console.print(line, markup=False, highlight=False)
 
 
+def _differing(results: store.Store, rows: Sequence[Mapping[Any, Any]]) -> list[str]:
+    """The config fields in which runs differ, trunks and the place of the data left out."""
+    run_ids = [row["run_id"] for row in rows if row.get("role") != "trunk"]
+    return results.settings.differing(run_ids, one_corpus=True)
+
+
 def _told(results: store.Store, sweep: str) -> dict[str, str]:
     """What tells the runs of a sweep apart, besides family, size and tokens, in words that go after these."""
     members = results.sweep(sweep)["members"]
     run_ids = [member["run_id"] for member in members]
     results.settings.read(results.files, run_ids)
-    runs = [member["run_id"] for member in members if member["labels"].get("role") != "trunk"]
-    differing = results.settings.differing(runs, one_corpus=False)
+    differing = _differing(results, [{**member["labels"], "run_id": member["run_id"]} for member in members])
     fields = settings.beside(differing, ("family", "width", "depth", "tokens"))
     told = {run_id: results.settings.of(run_id, fields).items() for run_id in run_ids}
     return {

@@ -88,7 +88,7 @@ def _check_causal(family: tables.Family, context: int, compiler_options: tuple[t
             if difference.max() > ROUNDING * np.sqrt(np.mean(np.square(before))):
                 first = int(np.argmax(difference > 0))
                 raise ValueError(
-                    f"{type(family).__name__} says causal and is not: in a sequence of {context} tokens its features "
+                    f"{type(family).__name__} is not causal: in a sequence of {context} tokens its features "
                     f"at position {first} change with the tokens from position {position} on, which they are to "
                     "predict; mask what mixes over time, or set causal = False and take a task that may see them"
                 )

@@ -45,8 +45,9 @@ class Setup:
         return {name: rule(weight, self.run.model) for name, weight in self.weights.items()}
 
     def decayed(self, name: str) -> bool:
-        """Whether weight decay shrinks a weight."""
-        return self.weights[name].role not in ("vector", "position")
+        """Whether weight decay shrinks a weight: matrices and embeddings that learn."""
+        weight = self.weights[name]
+        return weight.learns and weight.role not in ("vector", "position")
 
     def model(self, params: states.Params) -> Any:
         """The model with these parameters."""
@@ -72,12 +73,13 @@ class Setup:
 def of(run: config.Run, execution: config.Execution, members: int, layout: examples.Layout) -> Setup:
     """The setup on the devices of this process and of those that compute with it.
 
-    Raises ValueError where the batch or a weight does not divide over them.
+    Raises ValueError where the batch or a weight does not divide over them, or where a family that is to be causal is
+    not.
     """
     devices = mesh.make(execution.mesh)
     _check_batch(run, execution, devices)
     mesh.check(devices, run.weights)
-    if run.model.causal:
+    if run.model.causal or run.task.causal:
         checks.check_causal(run.model, run.context, compiling.once(0))
     create = functools.partial(
         models.create,

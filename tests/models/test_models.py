@@ -82,6 +82,15 @@ def test_the_gradient_of_a_product_is_the_same_in_every_order(inputs: int, outpu
         assert traced.lower(lowering_platforms=(platform,)).as_text().count("optimization_barrier") == count
 
 
+def test_epsilon_is_that_of_every_norm() -> None:
+    model = small.create(families.Transformer.modern(16, 2, 2).edit({"epsilon": 0.5}))
+    attention = model.layers.attention
+    norms = (model.norm, model.layers.mlp_norm, model.layers.attention_norm, attention.query_norm, attention.key_norm)
+    assert [norm.epsilon for norm in norms] == [0.5] * 5
+    x = jnp.arange(4.0)[None]
+    np.testing.assert_allclose(model.norm.ops.norm(x, jnp.ones(4), False, 0.5), x / np.sqrt(3.5 + 0.5), rtol=1e-6)
+
+
 def test_layers_scanned_are_a_loop_in_the_program() -> None:
     family = small.FAMILIES["gpt2"]
     for mode, loops in (("scan", 1), ("unroll", 0)):
@@ -179,17 +188,3 @@ def test_a_sequence_beyond_the_learned_positions_is_refused() -> None:
     graph, parameters = small.split(model)
     with pytest.raises(ValueError, match=r"9 tokens.*8 learned positions"):
         jax.eval_shape(lambda p: nnx.merge(graph, p)(small.tokens(time=9)), parameters)
-
-
-def test_a_name_outside_the_table_is_refused() -> None:
-    class Broken(families.Lstm):
-        kind: Any = "broken"
-
-        def weights(self, vocabulary_size: int, context: int) -> tuple[families.Weight, ...]:
-            return super().weights(vocabulary_size, context)[:-2]
-
-    try:
-        with pytest.raises(ValueError, match=r"'layers.bias' is not in the table.*Broken.weights"):
-            small.create(Broken(width=4, depth=1))
-    finally:
-        families.Family.group.pop("broken")
