@@ -46,8 +46,8 @@ def reaches(names: set[str], *rooms: str) -> set[str]:
 
 # From top to bottom: a room imports itself and rooms above it, inside functions too.
 ORDER = (
-    "human", "schema", "registry", "tables", "counting", "parametrization", "devices", "storage", "config", "memory", "store",
-    "data", "planning", "models", "tasks", "training", "worker", "launch", "checks", "commands", "cli",
+    "human", "schema", "registry", "tables", "counting", "parametrization", "devices", "storage", "config", "memory",
+    "store", "data", "planning", "models", "tasks", "training", "worker", "launch", "checks", "commands", "cli",
 )  # fmt: skip
 SCALING, ANALYSIS = modules("scaling"), modules("analysis")
 

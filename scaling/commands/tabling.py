@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import rich.console
@@ -79,7 +80,7 @@ def table(frame: pd.DataFrame) -> rich.table.Table:
     return shown
 
 
-def _cell(name: str, value: object) -> str:
+def _cell(name: str, value: Any) -> str:
     if pd.api.types.is_scalar(value) and pd.isna(value):
         return ""
     return f"{value:.4f}" if name in LATER and isinstance(value, float) else human.value(value)
