@@ -314,7 +314,7 @@ def test_half_an_environment_is_refused(clean: pytest.MonkeyPatch) -> None:
 
 CHILD = """
 import os, signal, sys, time
-from scaling.worker import group
+from scaling.worker import group, protocol
 group._join = lambda arguments, log: setattr(group, "_joined", True)
 stopped = []
 def work():
