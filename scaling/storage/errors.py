@@ -15,6 +15,10 @@ class UnreadableError(ValueError):
     """A file of a store is missing, cut short or of another version, so that nothing is known from it."""
 
 
+class OtherVersionError(UnreadableError):
+    """A file of a store is of another version, which this one must not clean up after."""
+
+
 class DiskSpaceError(OSError):
     """The disk has less room than the cache needs."""
 

@@ -104,8 +104,8 @@ class Copy:
 def find(results: store.Store, run_ids: Collection[str] | None = None) -> Found:
     """What can be removed now, of all runs or of those given. Writes nothing.
 
-    Raises ValueError where a sweep is of another version or cannot be read, and where a folder is a link, which may
-    lead out of the store.
+    Raises ValueError where a sweep cannot be read, where a sweep, or a run with checkpoints, is of another version, and
+    where a folder is a link, which may lead out of the store.
     """
     run_ids = results.run_ids() if run_ids is None else run_ids
     needs = _needs(results, run_ids)
@@ -136,6 +136,8 @@ def _removals(results: store.Store, run_id: str, needs: Needs) -> tuple[str, lis
     try:
         why = "" if run_id in needs.ended else _left(results, results.run(run_id))
         return why, [] if why else _of_run(results, run_id, needs)
+    except errors.OtherVersionError:
+        raise
     except errors.UnreadableError:
         return damaged, []
 
@@ -228,6 +230,8 @@ def _needs(results: store.Store, run_ids: Collection[str]) -> Needs:
         try:
             if run_id not in ended | damaged:
                 leaves.setdefault(trunk, set()).add(_steps(results, run_id)[1])
+        except errors.OtherVersionError:
+            raise
         except errors.UnreadableError:
             damaged.add(run_id)
     damaged |= {trunk for run_id, trunk in branches if run_id in damaged}
