@@ -69,7 +69,7 @@ def check_format(path: str, value: Mapping[str, Any]) -> None:
 
 
 def check_config(path: str, value: Mapping[str, Any]) -> None:
-    """Raises UnreadableError where a config.json is of another version, or lacks the run or what identifies its data."""
+    """Raises UnreadableError where a config.json is of another version, or lacks the run or its data."""
     check_format(path, value)
     for part in ("run", "data"):
         if not isinstance(value.get(part), Mapping):
