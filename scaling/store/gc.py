@@ -261,13 +261,12 @@ def _of_run(results: store.Store, run_id: str, needs: Needs) -> list[Removal]:
         return []
     row = results.result(run_id)
     steps, _ = _steps(results, run_id)
-    wanted = set(needs.leaves.get(run_id, ()))
-    if row is not None and row["status"] == "finished" and run_id in needs.last:
-        wanted.add(steps)
+    last = row is not None and row["status"] == "finished" and run_id in needs.last
+    wanted = needs.leaves.get(run_id, frozenset()) | (frozenset({steps}) if last else frozenset())
     kept, reason = _kept(run, copies, wanted), "the run has ended"
     if row is None:
         newest = _newest(run, copies) if len(copies) > 1 else copies
-        kept |= {copy for copy in copies if copy in newest or not any(later > copy for later in newest)}
+        kept |= {*newest, *(copy for copy in copies if not newest or copy > max(newest))}
         reason = "later steps are there"
     gone = [(copy.key, reason) for copy in copies if copy not in kept]
     gone += [(key, "half written, or half removed") for key in halves]
