@@ -99,6 +99,7 @@ def test_help_is_quick_and_imports_nothing_heavy(tmp_path: Path) -> None:
         "compare",
         "backtest",
         "next",
+        "table",
         "plot",
         "report",
         "reproduce",
