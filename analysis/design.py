@@ -70,7 +70,7 @@ class Design:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Plan:
+class NextRuns:
     """Positions of the candidates chosen, in order, and the target's mean variance before them and after each."""
 
     chosen: list[int]
@@ -113,7 +113,7 @@ def greedy(
     power: float,
     criterion: Criterion = "target",
     runs: int | None = None,
-) -> Plan:
+) -> NextRuns:
     """Candidates one by one, each the affordable one of the greatest gain per cost to the `power`.
 
     `candidates` and `target` are factors of the prediction's covariance (`Samples.factors`). The gain of a run is by
@@ -146,7 +146,7 @@ def greedy(
         shrink = (1 - np.sqrt(noise**2 / at)) / np.maximum(np.sum(column**2, axis=1), 1e-300)
         factors -= (shrink[:, None] * row)[:, :, None] * column[:, None, :]
         history.append(float(variance.mean()))
-    return Plan(chosen, history)
+    return NextRuns(chosen, history)
 
 
 def next_runs(
@@ -231,7 +231,7 @@ def _by_law(
     return Belief(pool, shown, wanted, samples.deviation(), facts)
 
 
-def _bought(candidates: pd.DataFrame, price: np.ndarray, plan: Plan) -> pd.DataFrame:
+def _bought(candidates: pd.DataFrame, price: np.ndarray, plan: NextRuns) -> pd.DataFrame:
     """The candidates of a plan, in its order, with their costs and what each does."""
     bought = candidates.iloc[plan.chosen].copy()
     deviations = np.sqrt(plan.variance)
@@ -250,7 +250,7 @@ def best_plan(
     noise: float,
     *,
     runs: int | None = None,
-) -> Plan:
+) -> NextRuns:
     """Of the greedy plans that divide by the cost to each of POWERS, the one with the least variance at the end.
 
     Per cost alone cheap runs crowd out the one dear run that decides; without it the first eats the budget.

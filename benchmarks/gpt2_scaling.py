@@ -1,4 +1,4 @@
-"""Our side of `train_step`: the program of `scaling.training.step`, called as the training loop calls it.
+"""Our side of `train_step`: the program of `scaling.training.programs`, called as the training loop calls it.
 
     python -m benchmarks.gpt2_scaling '{"width": 64, …}'
 
@@ -20,8 +20,9 @@ from flax import nnx
 from benchmarks import anatomy
 from scaling import config, models, parametrization
 from scaling.config import families, optimizers, schedules, sources, tokenizers
+from scaling.data import examples
 from scaling.models.ops import attention, products
-from scaling.training import mesh, step
+from scaling.training import mesh, programs, states, steps, updates
 
 Spec = Mapping[str, Any]
 CHECKED_STEPS = 3
@@ -64,38 +65,38 @@ class Runner:
         execution = config.Execution(steps_per_dispatch=spec["steps_per_dispatch"], **spec.get("execution", {}))
         generator = np.random.default_rng(0)
         self.chunk, corpus_tokens = execution.steps_per_dispatch, spec.get("resident")
-        resident = (corpus_tokens, np.dtype(np.int32)) if corpus_tokens else None
-        self.program = step.program(self.run, execution, self.members, resident)
+        resident = (corpus_tokens, "int32") if corpus_tokens else None
+        layout = examples.text_layout(self.run.context, resident)
+        self.program = programs.program(self.run, execution, self.members, layout)
         self.compile_seconds = time.perf_counter() - start
         one = self.program.init(np.uint32(0), np.float32(1.0))
         self.state = self.program.stack([one] * self.members)
         shape = (self.chunk, spec["batch"], *([] if resident else [spec["context"] + 1]))
         most = corpus_tokens or spec["vocabulary"]
         self.tokens = generator.integers(most, size=shape, dtype=np.int32)
-        self.corpus = jax.device_put(
-            generator.integers(spec["vocabulary"], size=corpus_tokens or 0, dtype=np.int32),
-            mesh.replicated(self.program.mesh),
-        )
+        corpus = generator.integers(spec["vocabulary"], size=corpus_tokens or 0, dtype=np.int32)
+        self.corpus = {"tokens": jax.device_put(corpus, mesh.replicated(self.program.mesh))} if resident else {}
         self.rates: Any = np.full(self.chunk, self.run.optimizer.learning_rate, np.float32)
         self.decays: Any = self.run.optimizer.decay(self.rates).astype(np.float32)
 
-    def dispatch(self, steps: int) -> step.Metrics:
-        """Send `steps` steps to the device, the tokens with them; their metrics, not waited for."""
-        mine = step.dispatch(self.run, self.tokens[:steps], self.rates[:steps], self.decays[:steps], self.chunk)
-        asked = self.program.put(step.together([mine] * self.members))
+    def dispatch(self, count: int) -> updates.Metrics:
+        """Send `count` steps to the device, the tokens with them; their metrics, not waited for."""
+        data: Any = self.tokens[:count] if self.program.resident else {"tokens": self.tokens[:count]}
+        mine = steps.dispatch(self.run, data, self.rates[:count], self.decays[:count], self.chunk)
+        asked = self.program.put(steps.together([mine] * self.members))
         self.state, metrics = self.program.train(self.state, self.corpus, asked)
         return metrics
 
-    def train(self, seconds: float, least: int, steps: int) -> tuple[int, float]:
-        """Dispatch `steps` steps at a time, reading metrics one dispatch behind: steps done and seconds taken."""
+    def train(self, seconds: float, least: int, count: int) -> tuple[int, float]:
+        """Dispatch `count` steps at a time, reading metrics one dispatch behind: steps done and seconds taken."""
         start, done = time.perf_counter(), 0
-        pending: step.Metrics | None = None
+        pending: updates.Metrics | None = None
         while done < least or time.perf_counter() - start < seconds:
-            metrics = self.dispatch(steps)
+            metrics = self.dispatch(count)
             if pending is not None:
                 np.asarray(pending.loss)
             pending = metrics
-            done += steps
+            done += count
         jax.block_until_ready(self.state)
         return done, time.perf_counter() - start
 
@@ -109,15 +110,15 @@ def measure(spec: Spec, runner: Runner | None = None) -> dict[str, Any]:
     done, elapsed = runner.train(0.0, 1, 1)
     if elapsed < spec["warm_seconds"]:
         done, elapsed = runner.train(spec["warm_seconds"], 1, 1)
-    steps = max(1, min(runner.chunk, int(spec["seconds"] / 3 / (elapsed / done))))
-    done, seconds = runner.train(spec["seconds"], spec["least_steps"], steps)
+    count = max(1, min(runner.chunk, int(spec["seconds"] / 3 / (elapsed / done))))
+    done, seconds = runner.train(spec["seconds"], spec["least_steps"], count)
     return {
         "params": sum(array[0].size for array in runner.state.params.values()),
         "tokens_per_second": done * runner.members * runner.run.batch_tokens / seconds,
         "steps": done,
         "seconds": seconds,
         "compile_seconds": runner.compile_seconds,
-        "steps_a_dispatch": steps,
+        "steps_a_dispatch": count,
         "peak_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
         "loss": float(np.asarray(runner.dispatch(1).loss)[0, 0]),
         "version": jax.__version__,
@@ -195,7 +196,7 @@ def check(spec: Spec) -> dict[str, Any]:
         remat="none",
         seed=0,
     )
-    nnx.update(model, step.unflat(params))
+    nnx.update(model, states.unflat(params))
     batches = runner.tokens[:CHECKED_STEPS]
     logits = np.asarray(nnx.jit(lambda model, tokens: model(tokens))(model, batches[0, :, :-1]))
     losses = np.asarray(runner.dispatch(CHECKED_STEPS).loss)[0, :CHECKED_STEPS]

@@ -73,18 +73,18 @@ def measure(name: str) -> dict[str, float]:
     import jax.numpy as jnp
     import numpy as np
 
-    from scaling.training import step
+    from scaling.training import programs, states, steps
 
     run, execution = run_of(name)
     cpu = jax.default_backend() == "cpu"
-    program = step.program(run, execution)
+    program = programs.program(run, execution)
     length = program.steps_per_dispatch
     random = np.random.default_rng(0)
     shape = (length, run.batch_size, run.context + 1)
     data = random.integers(0, run.vocabulary_size, shape, dtype=np.int32)
-    dispatch = step.together([step.dispatch(run, data, np.full(length, 1e-3), np.zeros(length), length)])
+    dispatch = steps.together([steps.dispatch(run, {"tokens": data}, np.full(length, 1e-3), np.zeros(length), length)])
 
-    def start() -> step.State:
+    def start() -> states.State:
         return jax.tree.map(lambda x: jnp.full((1, *x.shape), 0.01, x.dtype), program.shapes)
 
     # Not `program.init`: drawing values takes memory of its own, which the allocator keeps.
@@ -98,7 +98,7 @@ def measure(name: str) -> dict[str, float]:
     if cpu:
         Path("/proc/self/clear_refs").write_text("5")
     for _ in range(DISPATCHES):
-        state, _ = program.train(state, np.empty(0, np.int32), program.put(dispatch))
+        state, _ = program.train(state, {}, program.put(dispatch))
         jax.block_until_ready(state)
     taken = memory.resident_peak() - before if cpu else jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]
     return {

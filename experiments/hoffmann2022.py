@@ -82,7 +82,7 @@ def _made(found: Found) -> frontiers.Frontier:
     return found
 
 
-def _exponents(number: int, found: Found) -> list[papers.Comparison]:
+def _exponents(number: int, found: Found) -> list[papers.PaperComparison]:
     a, b = TABLE_2[number]
     why = {
         1: "final points of runs only, where the paper also interpolates training curves: the best size of a budget "
@@ -94,7 +94,7 @@ def _exponents(number: int, found: Found) -> list[papers.Comparison]:
     }[number]
     rows = []
     for letter, bought, (exponent, low, high) in (("a", "N*", a), ("b", "D*", b)):
-        claim = papers.Claim(
+        claim = papers.PaperClaim(
             f"{exponent:.2f} ({low} to {high})", f"{HOFFMANN}, table 2", min(exponent, low), max(exponent, high)
         )
 
@@ -106,7 +106,7 @@ def _exponents(number: int, found: Found) -> list[papers.Comparison]:
     return rows
 
 
-def _github(two: Found) -> papers.Comparison:
+def _github(two: Found) -> papers.PaperComparison:
     claim = papers.value(0.53, f"{HOFFMANN}, table A2 (GitHub code)")
     return papers.compare(
         "N* ∝ C^a on source code, approach 2",
@@ -116,7 +116,7 @@ def _github(two: Found) -> papers.Comparison:
     )
 
 
-def _parameters(three: Found) -> list[papers.Comparison]:
+def _parameters(three: Found) -> list[papers.PaperComparison]:
     unit = "losses here are nats a byte and not a token, so a term of the loss has no common unit"
     shape = "exponents have no unit: text, vocabulary and sizes 1e4 times smaller are what differs"
     published = {  # Hoffmann et al. 2203.15556, eq. 10; Besiroglu et al. 2404.10102, table 1
@@ -129,7 +129,7 @@ def _parameters(three: Found) -> list[papers.Comparison]:
     rows = []
     for name, (first, refit, why) in published.items():
         bounds = (min(first, refit), max(first, refit)) if name in ("alpha", "beta") else (None, None)
-        claim = papers.Claim(f"{first}; refit {refit}", f"{HOFFMANN}, eq. 10; {BESIROGLU}, table 1", *bounds)
+        claim = papers.PaperClaim(f"{first}; refit {refit}", f"{HOFFMANN}, eq. 10; {BESIROGLU}, table 1", *bounds)
 
         def estimate(name: str = name) -> uncertainty.Estimate:
             found = _made(three)
@@ -143,7 +143,7 @@ def _parameters(three: Found) -> list[papers.Comparison]:
     return rows
 
 
-def _ratio(runs: pd.DataFrame, made: dict[int, Found]) -> papers.Comparison:
+def _ratio(runs: pd.DataFrame, made: dict[int, Found]) -> papers.PaperComparison:
     largest = float(runs["flops_budget"].max()) if "flops_budget" in runs else float(runs["flops"].max())
 
     def estimate() -> uncertainty.Estimate:
@@ -187,8 +187,8 @@ def _end(history: pd.DataFrame, tokens: float) -> float:
     return float(window["loss"].mean())
 
 
-def _overshoot(frames: papers.Frames) -> papers.Comparison:
-    claim = papers.Claim("> 0 beyond a factor 1.25", f"{HOFFMANN}, appendix D.1 and figure A1", 0.0, float("inf"))
+def _overshoot(frames: papers.Frames) -> papers.PaperComparison:
+    claim = papers.PaperClaim("> 0 beyond a factor 1.25", f"{HOFFMANN}, appendix D.1 and figure A1", 0.0, float("inf"))
 
     def estimate() -> uncertainty.Estimate:
         pairs = overshoots(frames)

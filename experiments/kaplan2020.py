@@ -26,7 +26,7 @@ FEWEST_SIZES = 4  # in a slice: a parabola has three parameters
 
 
 @dataclasses.dataclass(frozen=True)
-class Scale:
+class GridScale:
     """How large the experiment is: sizes as (width, depth), tokens of every run, and what is repeated or limited."""
 
     source: sources.Source
@@ -48,14 +48,14 @@ class Scale:
 
 
 SCALES = {
-    "cpu": Scale(
+    "cpu": GridScale(
         source=sources.PythonSource(), validation_tokens=65_536, context=128, batch_size=4, tokens=512 * 5_120,
         warmup_tokens=512 * 128, evaluations=20, head_size=16,
         sizes=((16, 2), (16, 4), (16, 8), (32, 2), (32, 4), (48, 2), (64, 2), (80, 3)), twice=((32, 2), (48, 2)),
         lstm_widths=(40, 56, 80), limited=(32_768, 65_536, 131_072, 262_144), middle=(48, 2),
         limited_tokens=512 * 1_536, limited_evaluations=12, tune_tokens=512 * 1_024,
     ),
-    "test": Scale(
+    "test": GridScale(
         source=sources.Synthetic(alphabet=16, exponent=1.2, seed=0, train_symbols=40_000, validation_symbols=3_000),
         validation_tokens=2_048, context=32, batch_size=8, tokens=256 * 40, warmup_tokens=256 * 2, evaluations=10,
         head_size=8, sizes=((8, 1), (16, 1), (24, 1), (32, 1), (32, 2)), twice=((16, 1),), lstm_widths=(16,),
@@ -90,7 +90,7 @@ def sweeps(scale: str) -> list[config.Sweep]:
     return made
 
 
-def _base(s: Scale) -> config.Run:
+def _base(s: GridScale) -> config.Run:
     width, depth = s.sizes[0]
     return config.Run(
         model=families.Transformer.gpt2(width=width, depth=depth, heads=width // s.head_size),
@@ -107,7 +107,7 @@ def _base(s: Scale) -> config.Run:
     )
 
 
-def _ladder(s: Scale, sizes: tuple[tuple[int, int], ...]) -> grids.Ladder:
+def _ladder(s: GridScale, sizes: tuple[tuple[int, int], ...]) -> grids.Ladder:
     return grids.Ladder(sizes=tuple(grids.Size(width=w, depth=d, heads=w // s.head_size) for w, d in sizes))
 
 
@@ -115,7 +115,7 @@ def _seeds(*seeds: int) -> grids.Axis:
     return grids.Axis(field="seed", values=seeds)
 
 
-def _rule(s: Scale, at: grids.Ladder, middle: float = 6e-3) -> rates.Rule:
+def _rule(s: GridScale, at: grids.Ladder, middle: float = 6e-3) -> rates.Rule:
     """Five learning rates, each twice the one before, about `middle`."""
     if s.tune_tokens is None:
         return rates.AsGiven()
@@ -124,7 +124,7 @@ def _rule(s: Scale, at: grids.Ladder, middle: float = 6e-3) -> rates.Rule:
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
+class KaplanRuns:
     """The runs by what they are for, with one column `size` that tells models apart."""
 
     ladder: pd.DataFrame  # transformers that see each token once
@@ -133,7 +133,7 @@ class Parts:
     curves: pd.DataFrame  # validation losses of the ladder's runs while they train
 
 
-def parts(frames: papers.Frames) -> Parts:
+def parts(frames: papers.Frames) -> KaplanRuns:
     """Split results by family and by whether data was limited; the early-stopped loss of those where it was."""
     runs = frames.finished.assign(size=lambda f: f["width"].astype(str) + "×" + f["depth"].astype(str))
     fresh = runs["unique_tokens"] == runs["unique_tokens"].max()
@@ -143,10 +143,10 @@ def parts(frames: papers.Frames) -> Parts:
     limited = limited.assign(loss=limited["run_id"].map(best).fillna(limited["loss"])).drop(columns="epochs")
     ladder = runs[transformer & fresh]
     curves = frames.curves[frames.curves["run_id"].isin(ladder["run_id"])]
-    return Parts(ladder, runs[~transformer], limited, curves)
+    return KaplanRuns(ladder, runs[~transformer], limited, curves)
 
 
-def slices(p: Parts, flops: str) -> pd.DataFrame:
+def slices(p: KaplanRuns, flops: str) -> pd.DataFrame:
     """Iso-compute slices through the learning curves: a row a curve and budget, log loss interpolated in log C.
 
     `flops` names the column that counts compute. Raises `Refused` where no budget is reached by enough sizes.
@@ -166,7 +166,7 @@ def slices(p: Parts, flops: str) -> pd.DataFrame:
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]  # the compute and the loss of every evaluation, by run
 
 
-def _curves(p: Parts, flops: str) -> tuple[Curves, dict[str, dict[Any, Any]]]:
+def _curves(p: KaplanRuns, flops: str) -> tuple[Curves, dict[str, dict[Any, Any]]]:
     """The learning curves of the ladder over compute, and the rows of their runs; `Refused` where there are none."""
     cost: Curves = {}
     rows: dict[str, dict[Any, Any]] = {}
@@ -200,7 +200,7 @@ def _loss_exponent(sliced: pd.DataFrame) -> float:
     return analysis.fit("kaplan_c", frontier(sliced).minima).params["alpha_C"]
 
 
-def _size_exponent(p: Parts, params: str, flops: str) -> uncertainty.Estimate:
+def _size_exponent(p: KaplanRuns, params: str, flops: str) -> uncertainty.Estimate:
     return papers.jackknife(slices(p, flops), "size", lambda f: frontier(f, params).exponent_params.value)
 
 
@@ -210,7 +210,7 @@ def _parameter(law: str, frame: pd.DataFrame, name: str, **columns: Any) -> unce
     return uncertainty.Estimate(fit.params[name], fit.bootstrap(papers.RESAMPLES).interval(name), papers.LEVEL)
 
 
-def _gap(p: Parts) -> uncertainty.Estimate:
+def _gap(p: KaplanRuns) -> uncertainty.Estimate:
     if not len(p.lstm):
         raise errors.Refused("no LSTM has finished")
     boot = analysis.fit("kaplan_n", p.ladder, params="params_non_embedding").bootstrap(papers.RESAMPLES)
@@ -262,21 +262,21 @@ def analyse(frames: papers.Frames) -> papers.Findings:
         ),
         papers.compare(
             "the same curves, counting embeddings and head",
-            papers.Claim("0.50; 0.53 on code", "Hoffmann et al. 2203.15556, tables 2 and A2", 0.50, 0.53),
+            papers.PaperClaim("0.50; 0.53 on code", "Hoffmann et al. 2203.15556, tables 2 and A2", 0.50, 0.53),
             lambda: _size_exponent(p, "params", "flops"),
             "the distance to the row above is what the convention alone does at this scale; the schedule is still the "
             "fixed one",
         ),
         papers.compare(
             "loss of LSTM minus transformer at equal N (nats a token)",
-            papers.Claim("> 0", f"{KAPLAN}, figure 7 and section 3.2.1", 0.0, float("inf")),
+            papers.PaperClaim("> 0", f"{KAPLAN}, figure 7 and section 3.2.1", 0.0, float("inf")),
             lambda: _gap(p),
             "the paper finds LSTMs as good early in the context and worse later in it: 128 bytes are some 30 of its "
             "tokens; the transformer's loss is read off our L(N), whose uncertainty alone is in the interval",
         ),
         papers.compare(
             "scatter about L(N): N with embeddings over N without",
-            papers.Claim("> 1", f"{KAPLAN}, figure 6 and section 3.2", 1.0, float("inf")),
+            papers.PaperClaim("> 1", f"{KAPLAN}, figure 6 and section 3.2", 1.0, float("inf")),
             lambda: papers.jackknife(p.ladder, "size", scatter),
             "256 bytes make a small embedding: it is an eighth to a half of our models, but its share depends "
             "mostly on width, so the two counts differ less than theirs",
@@ -293,7 +293,7 @@ def analyse(frames: papers.Frames) -> papers.Findings:
     return papers.Findings(rows, tuple(_drawings(p, rows)), notes)
 
 
-def _drawings(p: Parts, rows: tuple[papers.Comparison, ...]) -> list[papers.Drawing]:
+def _drawings(p: KaplanRuns, rows: tuple[papers.PaperComparison, ...]) -> list[papers.Drawing]:
     captions = {
         "power_laws": "After figure 1 of the paper: validation loss against compute (learning curves by size, minima "
         "of iso-compute slices as rings), against unique data, and against parameters at the end of training.",
@@ -317,7 +317,7 @@ def _law(panel: mpl_axes.Axes, law: str, frame: pd.DataFrame, column: str, told:
     panels.power_law(panel, x, lambda at: fit.predict({column: at}), told.format(exponent), label)
 
 
-def _power_laws(p: Parts) -> figure.Figure:
+def _power_laws(p: KaplanRuns) -> figure.Figure:
     with axes.style():
         made, (left, middle, right) = axes.new(3, 4.6, 4.0)
         shade = axes.shades(p.ladder["params_non_embedding"].to_numpy(dtype=float))
@@ -341,7 +341,7 @@ def _power_laws(p: Parts) -> figure.Figure:
         return made
 
 
-def _optimum(p: Parts, rows: tuple[papers.Comparison, ...]) -> figure.Figure:
+def _optimum(p: KaplanRuns, rows: tuple[papers.PaperComparison, ...]) -> figure.Figure:
     exponent = next(row.ours for row in rows if row.quantity.startswith("N*"))
     with axes.style():
         made, drawn = axes.new(1 if exponent is None else 2, 5.0, 4.0)
@@ -362,7 +362,7 @@ def _optimum(p: Parts, rows: tuple[papers.Comparison, ...]) -> figure.Figure:
         return made
 
 
-def _embeddings(p: Parts) -> figure.Figure:
+def _embeddings(p: KaplanRuns) -> figure.Figure:
     with axes.style():
         made, drawn = axes.new(2, 5.0, 4.0)
         depths = sorted(p.ladder["depth"].unique())

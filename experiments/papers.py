@@ -36,7 +36,7 @@ class Frames:
 
 
 @dataclasses.dataclass(frozen=True)
-class Claim:
+class PaperClaim:
     """A number that a paper states: the words, where it stands, and the values that agree with it.
 
     `low` to `high` is one value, an interval, or one side of zero; both None where our number is in another unit.
@@ -48,17 +48,17 @@ class Claim:
     high: float | None = None
 
 
-def value(number: float, source: str, text: str = "") -> Claim:
+def value(number: float, source: str, text: str = "") -> PaperClaim:
     """A claim of one number."""
-    return Claim(text or f"{number:g}", source, number, number)
+    return PaperClaim(text or f"{number:g}", source, number, number)
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class PaperComparison:
     """One row of the table: a quantity, the paper's claim, our estimate or why there is none, what differs and why."""
 
     quantity: str
-    claim: Claim
+    claim: PaperClaim
     ours: uncertainty.Estimate | None
     refused: str
     why: str
@@ -98,12 +98,14 @@ class Comparison:
         }.get(self.verdict, self.verdict)
 
 
-def compare(quantity: str, claim: Claim, estimate: Callable[[], uncertainty.Estimate], why: str) -> Comparison:
+def compare(
+    quantity: str, claim: PaperClaim, estimate: Callable[[], uncertainty.Estimate], why: str
+) -> PaperComparison:
     """A row; where the runs do not support the estimate (`analysis.Refused`) it says so instead."""
     try:
-        return Comparison(quantity, claim, estimate(), "", why)
+        return PaperComparison(quantity, claim, estimate(), "", why)
     except errors.Refused as reason:
-        return Comparison(quantity, claim, None, str(reason), why)
+        return PaperComparison(quantity, claim, None, str(reason), why)
 
 
 def jackknife(frame: pd.DataFrame, group: str, statistic: Callable[[pd.DataFrame], float]) -> uncertainty.Estimate:
@@ -139,7 +141,7 @@ class Drawing:
 class Findings:
     """What an analysis gives back: rows of the table, figures, and sentences on how the numbers were made."""
 
-    rows: tuple[Comparison, ...]
+    rows: tuple[PaperComparison, ...]
     drawings: tuple[Drawing, ...]
     notes: tuple[str, ...]
 

@@ -94,7 +94,7 @@ def show(paper: papers.Paper, findings: papers.Findings, console: rich.console.C
         out.print(f"· {sentence}", markup=False, highlight=False)
 
 
-def _cells(row: papers.Comparison) -> pages.Row:
+def _cells(row: papers.PaperComparison) -> pages.Row:
     return row.quantity, row.claim.text, row.claim.source, row.shown, row.told, row.why
 
 

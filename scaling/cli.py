@@ -10,7 +10,7 @@ import tyro
 
 from scaling import launch
 from scaling.commands import arguments
-from scaling.commands.arguments import RESULTS, Objective, Rows, Table
+from scaling.commands.arguments import RESULTS, Objective, RunTable, Table
 
 Name = Annotated[str, tyro.conf.Positional]
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="LAW [LAW ...]")]
@@ -238,7 +238,7 @@ def next_runs(
     analysing.next_runs(table, candidates, law, analysing.numbers(at, "--at"), budget, cost)
 
 
-def table(rows: Rows, out: Path | None = None) -> None:
+def table(rows: RunTable, out: Path | None = None) -> None:
     """Print the runs of a store or a CSV, or write them: a row a run, and every config field in which they differ.
 
     Args:

@@ -20,7 +20,8 @@ import numpy as np
 
 from scaling import config
 from scaling.data import corpus as corpora
-from scaling.training import loop, mesh, step
+from scaling.data import examples
+from scaling.training import loop, programs, steps
 from tests import conftest
 
 STEPS = 3
@@ -34,21 +35,21 @@ def train(case: dict[str, Any]) -> dict[str, Any]:
     tokens = random.integers(1, 9, 1000).astype(np.uint8)
     starts = random.integers(0, 1000, (members, STEPS, run.batch_size))
     windows = tokens[(starts[..., None] + np.arange(run.context + 1)) % 1000].astype(np.int32)
-    resident = (len(tokens), tokens.dtype) if case.get("resident") else None
+    resident = (len(tokens), tokens.dtype.name) if case.get("resident") else None
     execution = config.Execution.model_validate({"steps_per_dispatch": STEPS, **case["execution"]})
-    program = step.program(run, execution, members, resident)
+    program = programs.program(run, execution, members, examples.text_layout(run.context, resident))
 
     state = program.stack([program.init(np.uint32(seed), np.float32(1.0)) for seed in range(members)])
-    validation = mesh.put(program.mesh, windows[0, 0, : program.validation_batch], ("batch", None))
-    nats = np.asarray(program.evaluate(state.params, validation))[:, :4].mean(axis=(1, 2))
+    validation = program.put_batch({"tokens": windows[0, 0, : program.validation_batch]})
+    nats = np.asarray(program.evaluate(state.params, validation, None)["loss"][0])[:, :4].mean(axis=(1, 2))
     rates = [np.full(STEPS, 0.01 / (1 + member), np.float32) for member in range(members)]
     work = [
-        step.dispatch(run, given, rate, 0 * rate, STEPS)
-        for given, rate in zip(starts if resident else windows, rates, strict=True)
+        steps.dispatch(run, given, rate, 0 * rate, STEPS)
+        for given, rate in zip(starts if resident else [{"tokens": w} for w in windows], rates, strict=True)
     ]
     before = jax.tree.leaves(state)
-    on_device = mesh.put(program.mesh, tokens if resident else np.empty(0, np.int32), (None,))
-    after, metrics = program.train(state, on_device, program.put(step.together(work)))
+    on_device = program.put_resident(examples.Windows(tokens, run.context))
+    after, metrics = program.train(state, on_device, program.put(steps.together(work)))
     return {
         "devices": jax.device_count(),
         "loss": np.asarray(metrics.loss).tolist(),
@@ -60,7 +61,7 @@ def train(case: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def compiled(program: step.Program, members: int) -> dict[str, Any]:
+def compiled(program: programs.Program, members: int) -> dict[str, Any]:
     """What the compiled training program holds and sends, on one device: bytes, and numbers in the largest arrays."""
     whole: Any = program.train
     memory, text = whole.memory_analysis(), whole.as_text()

@@ -70,9 +70,9 @@ def test_accelerators_that_lie_idle_are_told_with_the_reason(
 
 def test_accelerators_that_the_launcher_does_not_see_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     has = machine.Hardware(0, 0, ["jax_cuda13_plugin"])
-    monkeypatch.setattr(machine.local, "find_accelerators", list)
+    monkeypatch.setattr(machine.environments, "find_accelerators", list)
     assert levels(machine.devices(GPU, has, {})) == {"devices": "ok", "launcher": "warning"}
-    monkeypatch.setattr(machine.local, "find_accelerators", lambda: [{"CUDA_VISIBLE_DEVICES": "0"}])
+    monkeypatch.setattr(machine.environments, "find_accelerators", lambda: [{"CUDA_VISIBLE_DEVICES": "0"}])
     assert one(machine.devices(GPU, has, {})).found == "2 × NVIDIA H100 (gpu)"
 
 
@@ -301,7 +301,7 @@ def test_compiled_programs_are_to_lie_where_nobody_else_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, modes: dict[str, int], level: str, words: str
 ) -> None:
     folder = tmp_path / "compiled" / "x"
-    monkeypatch.setattr(places.local, "compile_folder", lambda: folder)
+    monkeypatch.setattr(places.environments, "compile_folder", lambda: folder)
     for name in modes:
         (tmp_path / name).mkdir(parents=True, exist_ok=True)
     for name, mode in modes.items():
@@ -519,9 +519,9 @@ def test_what_is_no_run_is_told(results: store.Store) -> None:
 
 
 def test_a_checkpoint_is_as_large_as_is_counted(tiny: Make) -> None:
-    from scaling.training import checkpoint, step
+    from scaling.training import checkpoint, programs
 
-    size = checkpoint.size_bytes(step.program(tiny(), config.Execution(microbatch=None)).shapes)
+    size = checkpoint.size_bytes(programs.program(tiny(), config.Execution(microbatch=None)).shapes)
     assert storing.state_bytes(tiny()) == pytest.approx(size, rel=0.01)
     assert storing.KEPT == checkpoint.KEPT
 

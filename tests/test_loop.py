@@ -20,7 +20,7 @@ from scaling import config, counting
 from scaling.data import batches
 from scaling.data import corpus as corpora
 from scaling.data.sources import synthetic
-from scaling.training import checkpoint, loop, members, step
+from scaling.training import checkpoint, evaluation, loop, programs, runs, states
 
 Make = Callable[..., config.Run]
 SEVEN = config.Execution(steps_per_dispatch=7, checkpoint_seconds=3600.0)
@@ -60,13 +60,18 @@ def train(
     return Trained(outcome, rows, folder)
 
 
-def saved(run: config.Run, folder: Path, execution: config.Execution = SEVEN) -> tuple[step.State, dict[str, Any]]:
+def saved(run: config.Run, folder: Path, execution: config.Execution = SEVEN) -> tuple[states.State, dict[str, Any]]:
     """The newest state in a run's checkpoints."""
-    shapes = step.program(run, execution).shapes
+    shapes = programs.program(run, execution).shapes
     corpus = corpora.prepare(run.data, lambda line: None)
     found = checkpoint.Checkpoints(sorted(folder.iterdir()), run.run_id(corpus.data_sha256)).restore(shapes)
     assert found is not None
     return found
+
+
+def nats_of(program: programs.Program, params: Any, windows: np.ndarray) -> np.ndarray:
+    """Of every token of a batch, of the first member."""
+    return np.asarray(program.evaluate(params, {"tokens": windows}, None)["loss"][0])[0]
 
 
 def bit_equal(one: Any, other: Any) -> None:
@@ -132,10 +137,10 @@ def test_losses_are_those_of_the_batches_of_each_step(whole: Trained, tiny: Make
     """The metrics are read a chunk late: the row of a step must still be of its own batch."""
     run = tiny()
     corpus = corpora.prepare(run.data, lambda line: None)
-    data = batches.Batches(corpus.train, run.context, run.batch_size, run.seed)
-    program = step.program(run, SEVEN)
+    data = batches.Batches(corpus.train_examples(run.context), run.batch_size, run.seed)
+    program = programs.program(run, SEVEN)
     start = program.stack([program.init(np.uint32(0), np.float32(1.0))])
-    nats = np.asarray(program.evaluate(start.params, data.at(0)))
+    nats = np.asarray(program.evaluate(start.params, data.at(0), None)["loss"][0])
     assert whole.kind("train")[0]["loss"] == pytest.approx(nats.mean(), rel=1e-5)
 
 
@@ -143,11 +148,11 @@ def test_validation_is_over_every_token_with_its_error_and_bits(whole: Trained, 
     run = tiny()
     corpus = corpora.prepare(run.data, lambda line: None)
     state, _ = saved(run, whole.folder)
-    program = step.program(run, SEVEN)
-    windows = batches.validation_windows(corpus, run.context)
+    program = programs.program(run, SEVEN)
+    windows = corpus.validation_examples(run.context)["tokens"]
     assert windows.shape == (32, 17)
     packed = program.stack([state]).params
-    nats = np.concatenate([np.asarray(program.evaluate(packed, windows[i : i + 4]))[0] for i in range(0, 32, 4)])
+    nats = np.concatenate([nats_of(program, packed, windows[i : i + 4]) for i in range(0, 32, 4)])
     means = nats.astype(np.float64).mean(axis=1)
     outcome = whole.outcome
     assert outcome.loss == pytest.approx(means.mean(), rel=1e-6)
@@ -162,9 +167,9 @@ def test_bits_per_byte_count_the_bytes_of_the_targets(whole: Trained, tiny: Make
     run = tiny()
     corpus = corpora.prepare(run.data, lambda line: None)
     double = dataclasses.replace(corpus, token_bytes=2 * corpus.token_bytes)
-    program = step.program(run, SEVEN)
+    program = programs.program(run, SEVEN)
     params = program.stack([saved(run, whole.folder)[0]]).params
-    one, two = (loop.validate(program, params, run, each)[0] for each in (corpus, double))
+    one, two = (evaluation.validate(program, params, run, each)[0] for each in (corpus, double))
     assert two.bits_per_byte == pytest.approx(one.bits_per_byte / 2)
     assert two.loss == one.loss
 
@@ -172,18 +177,18 @@ def test_bits_per_byte_count_the_bytes_of_the_targets(whole: Trained, tiny: Make
 def test_a_last_validation_batch_that_is_not_full_counts_as_it_is(whole: Trained, tiny: Make) -> None:
     run = tiny(data__validation_tokens=16 * 6)  # six windows, batches of four
     corpus = corpora.prepare(run.data, lambda line: None)
-    program = step.program(tiny(), SEVEN)
+    program = programs.program(tiny(), SEVEN)
     params = program.stack([saved(tiny(), whole.folder)[0]]).params
-    windows = batches.validation_windows(corpus, 16)
-    by_hand = [np.asarray(program.evaluate(params, np.repeat(w[None], 4, 0)))[0, 0].mean() for w in windows]
-    assert loop.validate(program, params, run, corpus)[0].loss == pytest.approx(np.mean(by_hand), rel=1e-6)
+    windows = corpus.validation_examples(16)["tokens"]
+    by_hand = [nats_of(program, params, np.repeat(w[None], 4, 0))[0].mean() for w in windows]
+    assert evaluation.validate(program, params, run, corpus)[0].loss == pytest.approx(np.mean(by_hand), rel=1e-6)
 
 
 @pytest.mark.parametrize(
     ("evaluations", "steps"), [(1, [20]), (4, [5, 10, 15, 20]), (3, [7, 13, 20]), (50, list(range(1, 21)))]
 )
 def test_evaluations_are_spaced_equally_and_end_at_the_end(evaluations: int, steps: list[int]) -> None:
-    assert members.evaluation_steps(20, evaluations) == steps
+    assert runs.evaluation_steps(20, evaluations) == steps
 
 
 def test_evaluations_change_nothing_of_the_training(whole: Trained, tiny: Make, tmp_path: Path) -> None:
@@ -222,7 +227,8 @@ import os, signal, sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
 from scaling.data.sources import synthetic
-from scaling import config, loop
+from scaling import config
+from scaling.training import loop
 from scaling.data import corpus
 run = config.Run.from_json({run!r})
 def record(rows):

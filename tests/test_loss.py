@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from scaling import config, counting
-from scaling.tasks import loss
-from scaling.training import step
+from scaling.tasks import cross_entropy
+from scaling.training import programs, steps
 
 Make = Callable[..., config.Run]
 BATCH, CONTEXT, WIDTH, VOCABULARY = 3, 10, 8, 40
@@ -32,7 +32,7 @@ def inputs(seed: int = 0) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def value_and_gradients(z_loss: float, chunk: int | None) -> Callable[..., Any]:
     def objective(matrix: jax.Array, features: jax.Array, targets: jax.Array) -> Any:
-        return loss.mean_loss(head, matrix, features, targets, z_loss, chunk)
+        return cross_entropy.mean_loss(head, matrix, features, targets, z_loss, chunk)
 
     return jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
 
@@ -44,13 +44,13 @@ def largest(program: str) -> int:
 
 def test_cross_entropy_by_hand() -> None:
     logits = jnp.log(jnp.array([[1.0, 2.0, 5.0], [4.0, 4.0, 8.0]]))
-    nats, log_z = loss.cross_entropy(logits, jnp.array([2, 0]))
+    nats, log_z = cross_entropy.cross_entropy(logits, jnp.array([2, 0]))
     np.testing.assert_allclose(nats, [np.log(8 / 5), np.log(4)], rtol=1e-6)
     np.testing.assert_allclose(log_z, [np.log(8), np.log(16)], rtol=1e-6)
 
 
 def test_cross_entropy_of_large_logits_stays_finite() -> None:
-    nats, _ = loss.cross_entropy(jnp.array([[1e4, -1e4]]), jnp.array([1]))
+    nats, _ = cross_entropy.cross_entropy(jnp.array([[1e4, -1e4]]), jnp.array([1]))
     assert float(nats[0]) == 2e4
 
 
@@ -62,16 +62,37 @@ def test_the_loss_in_chunks_is_the_whole_loss(chunk: int, z_loss: float) -> None
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7), found, whole)
     matrix, features, targets = inputs()
     nats = -jnp.take_along_axis(jax.nn.log_softmax(features @ matrix), targets[..., None], axis=-1)[..., 0]
-    np.testing.assert_allclose(loss.token_losses(head, matrix, features, targets, chunk), nats, rtol=1e-5)
+    np.testing.assert_allclose(cross_entropy.token_losses(head, matrix, features, targets, chunk), nats, rtol=1e-5)
     np.testing.assert_allclose(found[0][1], nats.mean(), rtol=1e-6)
-    plain = loss.mean_loss(head, matrix, features, targets, z_loss, chunk)  # not differentiated
+    plain = cross_entropy.mean_loss(head, matrix, features, targets, z_loss, chunk)  # not differentiated
     np.testing.assert_allclose(plain, whole[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 12])
+def test_weights_make_sums_of_the_tokens_that_have_them(chunk: int | None) -> None:
+    """Σ w·nats and Σ w·(nats + z·log²Z) with their gradients, against a softmax in plain JAX."""
+    (matrix, features, targets), z_loss = inputs(), 0.3
+    weights = jnp.asarray(np.random.default_rng(0).integers(0, 3, targets.shape), jnp.float32)
+
+    def plain(matrix: jax.Array, features: jax.Array) -> Any:
+        logits = features @ matrix
+        log_z = jax.nn.logsumexp(logits, axis=-1)
+        nats = log_z - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        return (weights * (nats + z_loss * log_z**2)).sum(), (weights * nats).sum()
+
+    def chunked(matrix: jax.Array, features: jax.Array) -> Any:
+        return cross_entropy.mean_loss(head, matrix, features, targets, z_loss, chunk, weights)
+
+    found, expected = (
+        jax.value_and_grad(function, argnums=(0, 1), has_aux=True)(matrix, features) for function in (chunked, plain)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-4), found, expected)
 
 
 def test_the_gradient_follows_what_is_done_with_the_loss() -> None:
     def twice(chunk: int | None) -> Callable[[jax.Array], jax.Array]:
         _, features, targets = inputs()
-        return lambda matrix: 2 * loss.mean_loss(head, matrix, features, targets, 0.1, chunk)[0] ** 2
+        return lambda matrix: 2 * cross_entropy.mean_loss(head, matrix, features, targets, 0.1, chunk)[0] ** 2
 
     matrix = inputs()[0]
     # 4 · loss of about 5 times the gradient: its float32 rounding is that of the order of sums.
@@ -102,7 +123,7 @@ def test_the_gradient_of_a_bfloat16_matrix_is_summed_in_float32() -> None:
 def test_no_array_of_the_compiled_step_holds_all_logits(tiny: Make, chunk: Any, whole: bool) -> None:
     """The largest array is one chunk's logits, or all of them; the tiny run's are too few to be cut unasked."""
     run = tiny(z_loss=1e-3)
-    program: Any = step.program(run, config.Execution(steps_per_dispatch=2, loss_chunk=chunk))
+    program: Any = programs.program(run, config.Execution(steps_per_dispatch=2, loss_chunk=chunk))
     tokens = run.batch_tokens if whole else 16
     assert largest(program.train.as_text()) == tokens * run.vocabulary_size
     assert largest(program.evaluate.as_text()) == tokens * run.vocabulary_size
@@ -115,11 +136,11 @@ def test_a_run_in_chunks_is_the_run(tiny: Make) -> None:
     rates = np.full(2, 0.1, np.float32)
     ends = []
     for settings in ({"loss_chunk": None}, {"loss_chunk": 12, "microbatch": 2}):
-        program = step.program(run, config.Execution(steps_per_dispatch=2, **settings))
-        dispatch = step.together([step.dispatch(run, batches, rates, 0 * rates, 2)])
+        program = programs.program(run, config.Execution(steps_per_dispatch=2, **settings))
+        dispatch = steps.together([steps.dispatch(run, {"tokens": batches}, rates, 0 * rates, 2)])
         state = program.stack([program.init(np.uint32(0), np.float32(1.0))])
-        state, metrics = program.train(state, np.zeros(0, np.int32), dispatch)
-        nats = program.evaluate(state.params, batches[0][: program.validation_batch])
+        state, metrics = program.train(state, {}, dispatch)
+        nats = program.evaluate(state.params, {"tokens": batches[0][: program.validation_batch]}, None)["loss"][0]
         ends.append((state.params, metrics, nats[:, :2]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), *ends)
 

@@ -102,8 +102,8 @@ def test_a_mesh_takes_all_devices() -> None:
 
 def test_a_batch_that_does_not_split_is_refused(tiny: Make) -> None:
     code = (
-        "import sys; from scaling import config\nfrom scaling.training import step\n"
-        "step.program(config.Run.from_json(sys.argv[1]), config.Execution())"
+        "import sys; from scaling import config\nfrom scaling.training import programs\n"
+        "programs.program(config.Run.from_json(sys.argv[1]), config.Execution())"
     )
     flags = "--xla_force_host_platform_device_count=8"
     shown = subprocess.run(

@@ -12,8 +12,8 @@ import pytest
 
 from scaling import config, models
 from scaling.data import corpus as corpora
-from scaling.tasks import loss
-from scaling.training import loop, noise, step
+from scaling.tasks import cross_entropy
+from scaling.training import loop, noise, programs, states, steps
 
 Make = Callable[..., config.Run]
 
@@ -69,8 +69,8 @@ def sequence_gradients(run: config.Run, params: Any, windows: np.ndarray) -> np.
     def objective(params: Any, window: jax.Array) -> jax.Array:
         from flax import nnx
 
-        logits = nnx.merge(nnx.graphdef(model()), step.unflat(params))(window[None, :-1])
-        return loss.cross_entropy(logits, window[None, 1:])[0].mean()
+        logits = nnx.merge(nnx.graphdef(model()), states.unflat(params))(window[None, :-1])
+        return cross_entropy.cross_entropy(logits, window[None, 1:])[0].mean()
 
     found = jax.jit(jax.vmap(jax.grad(objective), (None, 0)))(params, jnp.asarray(windows))
     return np.concatenate([np.asarray(leaf, np.float64).reshape(len(windows), -1) for leaf in found.values()], axis=1)
@@ -80,7 +80,7 @@ def sequence_gradients(run: config.Run, params: Any, windows: np.ndarray) -> np.
 def test_a_step_finds_the_noise_scale_of_a_known_population(tiny: Make, microbatch: int | None) -> None:
     """Batches of 4 drawn from 24 sequences at fixed parameters: |G|² and tr Σ are known exactly from all 24."""
     run, execution = tiny(), config.Execution(steps_per_dispatch=800, noise_scale=True, microbatch=microbatch)
-    program = step.program(run, execution)
+    program = programs.program(run, execution)
     random = np.random.default_rng(2)
     windows = random.integers(1, 9, (24, run.context + 1), np.int32)
     state = program.init(np.uint32(0), np.float32(1.0))
@@ -89,8 +89,8 @@ def test_a_step_finds_the_noise_scale_of_a_known_population(tiny: Make, microbat
     truth = {"gradient_squared": mean @ mean, "gradient_variance": ((each - mean) ** 2).sum(axis=1).mean()}
     drawn = random.integers(0, 24, (800, 4))
     still = np.zeros(800, np.float32)
-    work = step.together([step.dispatch(run, windows[drawn], still, still, 800)])
-    _, metrics = program.train(program.stack([state]), np.empty(0, np.int32), work)
+    work = steps.together([steps.dispatch(run, {"tokens": windows[drawn]}, still, still, 800)])
+    _, metrics = program.train(program.stack([state]), {}, work)
     for name, expected in truth.items():
         found = np.asarray(getattr(metrics, name)[0], np.float64)
         error = found.std() / np.sqrt(len(found))
@@ -126,9 +126,9 @@ def test_runs_record_their_noise_scales_and_train_as_without(tiny: Make, tmp_pat
     assert not any("noise" in key or "gradient_squared" in key for row in alone for key in row)
     pack = rows_of("noise", tiny(), tiny(seed=1), noise_scale=True)
     for rows in pack:
-        steps, told = ([row for row in rows if row["kind"] == kind] for kind in ("train", "validation"))
+        trained, told = ([row for row in rows if row["kind"] == kind] for kind in ("train", "validation"))
         assert [row["noise_scale_steps"] for row in told] == [10, 10]
-        for row, part in zip(told, (steps[:10], steps[10:]), strict=True):
+        for row, part in zip(told, (trained[:10], trained[10:]), strict=True):
             sums = [sum(r[key] for r in part) for key in ("gradient_variance", "gradient_squared")]
             assert row["noise_scale_tokens"] == pytest.approx(16 * sums[0] / sums[1])
     # halves sum in another order, and Adam's division by small gradients magnifies what that rounds: 1e-4 of a nat
@@ -141,4 +141,4 @@ def test_a_batch_that_has_no_two_parts_is_refused(tiny: Make) -> None:
         config.Execution(noise_scale=True).sequences(1)
     assert config.Execution(noise_scale=True, microbatch=1).sequences(3) == 1
     with pytest.raises(ValueError, match="noise_scale compares two halves"):
-        step.program(tiny(batch_size=5), config.Execution(noise_scale=True))
+        programs.program(tiny(batch_size=5), config.Execution(noise_scale=True))

@@ -13,7 +13,7 @@ import pytest
 from scaling import config
 from scaling.config import trunks
 from scaling.data import corpus as corpora
-from scaling.training import checkpoint, loop, step
+from scaling.training import checkpoint, loop, programs, states
 
 Make = Callable[..., config.Run]
 SEVEN = config.Execution(steps_per_dispatch=7, checkpoint_seconds=3600.0)
@@ -59,8 +59,8 @@ def sha(run: config.Run) -> str:
     return corpora.prepare(run.data, lambda line: None).data_sha256
 
 
-def last_state(traced: Traced) -> step.State:
-    shapes = step.program(traced.run, SEVEN).shapes
+def last_state(traced: Traced) -> states.State:
+    shapes = programs.program(traced.run, SEVEN).shapes
     found = checkpoint.Checkpoints(traced.folders(), traced.run.run_id(sha(traced.run))).restore(shapes)
     assert found is not None
     return found[0]
@@ -307,7 +307,7 @@ def test_a_branch_that_goes_on_knows_where_it_began(family: tuple[Traced, list[T
 def test_rates_after_a_resume_are_those_of_the_steps_after_it(tiny: Make, tmp_path: Path) -> None:
     first = Traced(tiny(), tmp_path, stop_at=0)
     train(first)
-    shapes = step.program(tiny(), SEVEN).shapes
+    shapes = programs.program(tiny(), SEVEN).shapes
     saved = checkpoint.Checkpoints(first.folders(), tiny().run_id(sha(tiny())))
     found = saved.restore(shapes)
     assert found is not None

@@ -272,6 +272,90 @@ def test_a_new_variant_joins_its_group_from_anywhere(tiny: Make) -> None:
         del schedules.Schedule.group["halving"]
 
 
+class Part(schema.Config):
+    old: int = 1
+    new: float = schema.added(0.5)
+
+
+class Shape(schema.Variant):
+    """A group of this test; its first kind was stored before there was a group, so without a kind."""
+
+
+class Disc(Shape):
+    kind: typing.Literal["disc"] = schema.added("disc")
+    radius: float = 1.0
+    colour: str | None = schema.added(None)
+
+
+class Box(Shape):
+    kind: typing.Literal["box"] = "box"
+    sides: tuple[int, ...] = (1, 2)
+    soft: bool = schema.added(False)
+
+
+class Whole(schema.Config):
+    """As of now; of stored ones `part`, `shapes` and `young` came later."""
+
+    width: int = 8
+    part: Part = Part()
+    shape: Shape = Disc()
+    shapes: tuple[Shape, ...] = schema.added(())
+    young: Part = schema.added(Part())
+
+
+WHOLE = {"width": 8, "part": {"old": 1}, "shape": {"radius": 1.0}}
+IDENTITIES: dict[str, tuple[Whole, dict[str, Any]]] = {
+    "all at their default": (Whole(), WHOLE),
+    "a default that is given": (Whole(part=Part(new=0.5), young=Part(old=1)), WHOLE),
+    "a nested field": (Whole(part=Part(new=0.25)), {**WHOLE, "part": {"old": 1, "new": 0.25}}),
+    "a nested config that was added": (Whole(young=Part(old=2)), {**WHOLE, "young": {"old": 2}}),
+    "a field of a variant": (Whole(shape=Disc(colour="red")), {**WHOLE, "shape": {"radius": 1.0, "colour": "red"}}),
+    "a variant with a kind": (Whole(shape=Box()), {**WHOLE, "shape": {"kind": "box", "sides": [1, 2]}}),
+    "a field of that": (
+        Whole(shape=Box(soft=True)),
+        {**WHOLE, "shape": {"kind": "box", "sides": [1, 2], "soft": True}},
+    ),
+    "variants in a tuple": (
+        Whole(shapes=(Disc(), Box(sides=(3,)))),
+        {**WHOLE, "shapes": [{"radius": 1.0}, {"kind": "box", "sides": [3]}]},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", IDENTITIES)
+def test_names_and_records_hold_what_they_did_before_fields_were_added(case: str) -> None:
+    whole, identity = IDENTITIES[case]
+    assert whole.identity() == identity
+    assert Whole.model_validate(json.loads(json.dumps(identity))) == whole
+    assert Whole.from_json(whole.to_json()) == whole
+
+
+def test_a_stored_config_has_every_field_under_its_dotted_name() -> None:
+    whole = Whole(shape=Box(sides=(3, 4)), shapes=(Disc(radius=2.0),))
+    assert list(schema.dotted(Whole, whole.identity()).items()) == [
+        ("width", 8), ("part.old", 1), ("part.new", 0.5), ("shape.kind", "box"), ("shape.sides", [3, 4]),
+        ("shape.soft", False), ("shapes.0.kind", "disc"), ("shapes.0.radius", 2.0), ("shapes.0.colour", None),
+        ("young.old", 1), ("young.new", 0.5),
+    ]  # fmt: skip
+    assert schema.dotted(Whole, {"shape": {"kind": "of another file", "size": 1}})["shape.size"] == 1
+
+
+@pytest.mark.parametrize("changes", [{}, {"model.tied": True, "clip": 1.0, "parametrization.init_scale": 2.0}])
+def test_the_dotted_names_of_a_run_are_those_of_its_edits(tiny: Make, changes: dict[str, Any]) -> None:
+    run = tiny().edit(changes)
+    fields = schema.dotted(config.Run, json.loads(json.dumps(run.identity())))
+    assert fields.items() >= changes.items()
+    assert fields["parametrization.init_scale"] == changes.get("parametrization.init_scale", 1.0)
+    assert run.edit({name: value for name, value in fields.items() if not name.endswith("kind")}) == run
+
+
+def test_a_group_without_a_kind_of_before_needs_a_kind() -> None:
+    with pytest.raises(ValueError, match="no Optimizer of kind None"):
+        optimizers.Optimizer.model_validate({"learning_rate": 1.0})
+    with pytest.raises(ValueError, match="no Shape of kind 'disk'; did you mean 'disc'"):
+        Shape.model_validate({"kind": "disk"})
+
+
 def test_an_error_is_told_a_line_a_problem(tiny: Make) -> None:
     tree = json.loads(tiny().to_json())
     tree["context"], tree["model"]["width"] = -4, "wide"

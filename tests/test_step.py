@@ -12,14 +12,13 @@ import pytest
 from flax import nnx
 
 from scaling import config, models
-from scaling.training import step
+from scaling.training import programs, states, steps, updates
 
 Make = Callable[..., config.Run]
 FOUR = config.Execution(steps_per_dispatch=4)
 SGD = {"kind": "sgd", "learning_rate": 1.0, "momentum": 0.0}
 LION = {"kind": "lion", "learning_rate": 1.0}
 ONE = np.float32(1.0)
-NO_TOKENS = np.empty(0, np.int32)
 MUP = {"kind": "mup", "base_width": 8, "base_depth": 1, "base_head_size": 4}
 
 
@@ -34,24 +33,26 @@ def train(
     execution: config.Execution = FOUR,
     rates: Any = 0.01,
     decays: Any = 0.0,
-    start: step.State | None = None,
-) -> tuple[step.State, step.Metrics]:
+    start: states.State | None = None,
+) -> tuple[states.State, updates.Metrics]:
     """All of `data` in dispatches of the execution's length, from the run's own start or from `start`."""
-    program = step.program(run, execution)
+    program = programs.program(run, execution)
     chunk, count = program.steps_per_dispatch, len(data)
     rates, decays = (np.broadcast_to(np.asarray(x, np.float32), count) for x in (rates, decays))
     state = program.stack([program.init(np.uint32(run.seed), ONE) if start is None else start])
     parts = []
     for at in range(0, count, chunk):
         here = min(chunk, count - at)
-        mine = step.dispatch(run, data[at : at + here], rates[at : at + here], decays[at : at + here], chunk)
-        state, metrics = program.train(state, NO_TOKENS, step.together([mine]))
+        mine = steps.dispatch(
+            run, {"tokens": data[at : at + here]}, rates[at : at + here], decays[at : at + here], chunk
+        )
+        state, metrics = program.train(state, {}, steps.together([mine]))
         parts.append(jax.tree.map(lambda x, here=here: np.asarray(x)[0, :here], metrics))
     return program.member(state, 0), jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
 def start_of(run: config.Run) -> dict[str, jax.Array]:
-    return step.program(run, FOUR).init(np.uint32(run.seed), np.float32(run.parametrization.init_scale)).params
+    return programs.program(run, FOUR).init(np.uint32(run.seed), np.float32(run.parametrization.init_scale)).params
 
 
 def plain_loss(run: config.Run, params: dict[str, jax.Array], batch: np.ndarray, z_loss: float = 0.0) -> jax.Array:
@@ -60,7 +61,7 @@ def plain_loss(run: config.Run, params: dict[str, jax.Array], batch: np.ndarray,
         run.model, vocabulary_size=run.vocabulary_size, context=run.context, parametrization=run.parametrization,
         compute_dtype="float32", parameter_dtype="float32", layers="unroll", remat="none", seed=0,
     )  # fmt: skip
-    logits = nnx.merge(nnx.graphdef(model), step.unflat(params))(jnp.asarray(batch[:, :-1]))
+    logits = nnx.merge(nnx.graphdef(model), states.unflat(params))(jnp.asarray(batch[:, :-1]))
     targets = jax.nn.one_hot(batch[:, 1:], run.vocabulary_size)
     nats = -(jax.nn.log_softmax(logits) * targets).sum(axis=-1)
     log_z = jnp.log(jnp.exp(logits).sum(axis=-1))
@@ -200,15 +201,17 @@ def test_scan_and_remat_change_only_rounding(tiny: Make) -> None:
 
 def test_rows_beyond_the_steps_asked_for_are_not_trained(tiny: Make) -> None:
     run = tiny()
-    program = step.program(run, FOUR)
+    program = programs.program(run, FOUR)
     data = batches(run, 4)
     ones = np.ones(4, np.float32)
     changed = data.copy()
     changed[2:] = 3
     found = []
     for each in (data, changed):
-        asked = step.together([step.dispatch(run, each, 0.01 * ones, 0 * ones, 4)])._replace(steps=np.int32([2]))
-        state, metrics = program.train(program.stack([program.init(np.uint32(0), ONE)]), NO_TOKENS, asked)
+        asked = steps.together([steps.dispatch(run, {"tokens": each}, 0.01 * ones, 0 * ones, 4)])._replace(
+            steps=np.int32([2])
+        )
+        state, metrics = program.train(program.stack([program.init(np.uint32(0), ONE)]), {}, asked)
         found.append(state.params)
         assert not np.asarray(metrics.loss)[0, 2:].any()
     jax.tree.map(np.testing.assert_array_equal, *found)
@@ -219,16 +222,16 @@ def test_rows_beyond_the_steps_asked_for_are_not_trained(tiny: Make) -> None:
 
 def test_one_program_serves_learning_rates_seeds_schedules_and_lengths(tiny: Make) -> None:
     run = tiny()
-    program = step.program(run, FOUR)
+    program = programs.program(run, FOUR)
     same = (
         {"optimizer.learning_rate": 0.5}, {"optimizer.weight_decay": 0.1}, {"optimizer.independent": False},
         {"seed": 5}, {"tokens": 64 * 7}, {"clip": 1.0}, {"z_loss": 1e-4}, {"parametrization.init_scale": 2.0},
         {"schedule": {"kind": "wsd", "warmup": {"kind": "tokens", "tokens": 64}}},
     )  # fmt: skip
-    compiled = step._program.cache_info().misses
-    assert all(step.program(run.edit(change), FOUR) is program for change in same)
-    assert step._program.cache_info().misses == compiled
-    assert step.program(run.edit({"optimizer": SGD}), FOUR) is not program
+    compiled = programs._program.cache_info().misses
+    assert all(programs.program(run.edit(change), FOUR) is program for change in same)
+    assert programs._program.cache_info().misses == compiled
+    assert programs.program(run.edit({"optimizer": SGD}), FOUR) is not program
 
 
 def test_two_learning_rates_and_seeds_compile_nothing_more(tiny: Make) -> None:
@@ -269,9 +272,9 @@ def test_the_parameters_are_those_of_the_table(tiny: Make) -> None:
 def test_sums_are_float32_where_parameters_are_bfloat16(tiny: Make) -> None:
     """The gradient summed over microbatches, the loss, and the norms, which bfloat16 would give to a part in 256."""
     run = tiny(precision={"compute": "bfloat16", "parameters": "bfloat16"})
-    program = step.program(run, FOUR.edit({"microbatch": 1}))
+    program = programs.program(run, FOUR.edit({"microbatch": 1}))
     params, data = start_of(run), batches(run, 1)
-    mean, gradients, _ = program.parts.gradient(params, data[0], jnp.float32(0.0))
+    mean, gradients, _ = program.parts.gradient(params, {"tokens": data[0]}, jnp.float32(0.0))
     assert {leaf.dtype for leaf in [mean, *gradients.values()]} == {jnp.dtype("float32")}
     _, metrics = train(run, data, FOUR.edit({"microbatch": 1}))
     for name, tree in (("gradient_norm", gradients), ("param_norm", params)):
@@ -282,8 +285,9 @@ def test_sums_are_float32_where_parameters_are_bfloat16(tiny: Make) -> None:
 
 def test_validation_gives_the_nats_of_every_token(tiny: Make) -> None:
     run = tiny()
-    program, data = step.program(run, FOUR), batches(run, 1)
-    nats = program.evaluate(jax.tree.map(lambda x: x[None], start_of(run)), data[0])[0]
+    program, data = programs.program(run, FOUR), batches(run, 1)
+    params = jax.tree.map(lambda x: x[None], start_of(run))
+    nats = program.evaluate(params, {"tokens": data[0]}, None)["loss"][0][0]
     assert nats.shape == (run.batch_size, run.context)
     np.testing.assert_allclose(np.asarray(nats).mean(), plain_loss(run, start_of(run), data[0]), rtol=1e-5)
 
@@ -294,12 +298,12 @@ def test_validation_gives_the_nats_of_every_token(tiny: Make) -> None:
 )
 def test_a_microbatch_that_does_not_fit_is_refused(tiny: Make, microbatch: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        step.program(tiny(), FOUR.edit({"microbatch": microbatch}))
+        programs.program(tiny(), FOUR.edit({"microbatch": microbatch}))
 
 
 def test_the_ops_of_a_step_bear_the_names_of_its_phases(tiny: Make) -> None:
     """What a profiler shows of them: every product of matrices belongs to the forward or the backward pass."""
-    compiled: Any = step.program(tiny(), FOUR).train
+    compiled: Any = programs.program(tiny(), FOUR).train
     names = set(re.findall(r'op_name="(jit\(train\)[^"]*)"', compiled.as_text()))
     for phase in ("jvp(forward)", "jvp(loss)", "transpose(jvp(forward))", "optimizer"):
         assert any(f"/{phase}/" in name for name in names), phase

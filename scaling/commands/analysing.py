@@ -10,11 +10,11 @@ import pandas as pd
 import analysis
 from analysis import frontiers, laws, tables
 from scaling import schema, store
-from scaling.commands.arguments import Objective, Rows, Table
+from scaling.commands.arguments import Objective, RunTable, Table
 from scaling.launch import environments
 
 
-def read(table: Rows, required: Sequence[str], also: Sequence[str] = ()) -> tuple[pd.DataFrame, str]:
+def read(table: RunTable, required: Sequence[str], also: Sequence[str] = ()) -> tuple[pd.DataFrame, str]:
     """The runs of a table and the name they go by.
 
     `required` are the columns that a CSV must have; `also` are config fields that runs of a store have as columns

@@ -57,7 +57,7 @@ FitFile: TypeAlias = Annotated[Path, Positional, tyro.conf.arg(help="A fit saved
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class RunTable:
     """The runs of a file or a store."""
 
     data: tyro.conf.Positional[str]
@@ -79,7 +79,7 @@ class Rows:
 
 
 @dataclasses.dataclass(frozen=True)
-class Table(Rows):
+class Table(RunTable):
     """The runs, and what their columns mean."""
 
     loss: str = "loss"

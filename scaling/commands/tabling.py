@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import rich.console
@@ -9,15 +10,15 @@ import rich.table
 
 from scaling import human, store
 from scaling.commands import analysing
-from scaling.commands.arguments import Rows
+from scaling.commands.arguments import RunTable
 from scaling.store import columns, settings
 
-SHOWN = ("run_id", "sweep", "family", "width", "depth", "params", "tokens", "flops", "learning_rate", "seed")
-LATER = ("loss", "loss_se", "perplexity", "bits_per_byte", "status", "reason")
+MAIN = ("sweep", "family", "role", "width", "depth", "params", "tokens", "flops", "learning_rate", "seed")
+LATER = ("loss", "loss_se", "perplexity", "status", "reason")
 WRITERS = (".csv", ".parquet")
 
 
-def show(rows: Rows, out: Path | None) -> None:
+def show(rows: RunTable, out: Path | None) -> None:
     """Write the rows to `out`; without it print them: what tells runs apart in a terminal, else all as CSV."""
     if out is not None and out.suffix not in WRITERS:
         raise ValueError(f"--out {out} is neither .csv nor .parquet; end its name with one of these")
@@ -35,7 +36,7 @@ def show(rows: Rows, out: Path | None) -> None:
         frame.to_csv(sys.stdout, index=False)
 
 
-def _read(rows: Rows) -> pd.DataFrame:
+def _read(rows: RunTable) -> pd.DataFrame:
     """All runs, of every sweep where none is named."""
     if not rows.is_store or rows.sweep is not None:
         return analysing.read(rows, ())[0]
@@ -65,13 +66,21 @@ def _flat(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def table(frame: pd.DataFrame) -> rich.table.Table:
-    """What tells runs apart: the main columns, the config fields in which they differ, and measurements."""
-    fields = settings.beside([str(name) for name in frame if name not in columns.COLUMNS], SHOWN)
-    names = [name for name in (*SHOWN, *fields, *LATER) if name in frame and frame[name].notna().any()]
+    """What tells runs apart: the columns and config fields in which they differ, and what was measured."""
+    varying = [str(name) for name in frame if name not in LATER and len(frame[name].map(str).unique()) > 1]
+    said = [name for name in varying if name in MAIN or name in {c.name for c in columns.TABLE if c.fields}]
+    fields = settings.beside([name for name in varying if name not in columns.COLUMNS], said)
+    names = ["run_id", *said, *fields, *(name for name in LATER if name in frame and frame[name].notna().any())]
     shown = rich.table.Table(box=None, pad_edge=False)
-    for name in names:
+    for name in (name for name in names if name in frame):
         number = pd.api.types.is_numeric_dtype(frame[name])
-        shown.add_column(name, justify="right" if number else "left", no_wrap=True)
-    for row in frame[names].to_dict("records"):
-        shown.add_row(*(human.value(None if pd.isna(value) is True else value) for value in row.values()))
+        shown.add_column(name, justify="right" if number else "left", overflow="fold")
+    for row in frame[[name for name in names if name in frame]].to_dict("records"):
+        shown.add_row(*(_cell(str(name), value) for name, value in row.items()))
     return shown
+
+
+def _cell(name: str, value: Any) -> str:
+    if pd.api.types.is_scalar(value) and pd.isna(value):
+        return ""
+    return f"{value:.4f}" if name in LATER and isinstance(value, float) else human.value(value)

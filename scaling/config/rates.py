@@ -135,7 +135,7 @@ def _refuse_other_axes(points: Sequence[grids.Point]) -> None:
 
 def model_key(model: families.Family) -> str:
     """The digest under which a model's tuned learning rate is kept."""
-    return schema.digest(model.model_dump(mode="json"))[:16]
+    return schema.digest(model.identity())[:16]
 
 
 def optimum(learning_rates: Sequence[float], losses: Sequence[float]) -> float:

@@ -14,9 +14,10 @@ VALIDATION_FRACTION = 0.05
 EXPECTED_BYTES = 5_000_000
 
 
-class PythonSource(tfds.core.GeneratorBasedBuilder):
+class PythonSourceBuilder(tfds.core.GeneratorBasedBuilder):
     """Standard library files as (path, text), split by a hash of the path; only distinct, non-empty UTF-8 files."""
 
+    name = "python_source"
     code_path = Path(__file__)
     """Said here because finding it out, TFDS imports `importlib_resources`, which it does not require."""
 
@@ -79,7 +80,7 @@ def build(data_dir: Path, config_name: str, files: Sequence[folders.File], log: 
     return builder
 
 
-def _builder(data_dir: Path, config_name: str, files: Sequence[folders.File]) -> PythonSource:
+def _builder(data_dir: Path, config_name: str, files: Sequence[folders.File]) -> PythonSourceBuilder:
     config = tfds.core.BuilderConfig(name=config_name)
     with tfds_access.quiet():
-        return PythonSource(files=files, data_dir=str(data_dir), config=config, file_format="array_record")
+        return PythonSourceBuilder(files=files, data_dir=str(data_dir), config=config, file_format="array_record")

@@ -100,7 +100,7 @@ def encoder(data: datas.Text, corpus: TextCorpus) -> tokenizers.Encoder:
 
 
 def _folder(data: datas.Text) -> Path:
-    source, tokenizer = data.source.model_dump(mode="json"), data.tokenizer.model_dump(mode="json")
+    source, tokenizer = data.source.identity(), data.tokenizer.identity()
     key = schema.digest([FORMAT, source, data.source.listing(), tokenizer])[:16]
     return cache.root() / "corpora" / f"{data.source.kind}-{data.tokenizer.kind}-{key}"
 

@@ -1,4 +1,4 @@
-"""What every launcher is: it says exactly what it would start, starts workers on machines, and looks after them."""
+"""What every launcher does: it describes what it would start, starts workers on machines, and follows them."""
 
 import abc
 import contextlib

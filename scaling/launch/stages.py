@@ -26,8 +26,8 @@ def run(
 ) -> bool:
     """Train what the store lacks of a sweep, tune stage first; True when every run has a result.
 
-    `launcher` starts the workers, by default on this machine. `meanwhile` is called once when, at the end of the
-    ladder, a worker has nothing left to train and others go on.
+    `launcher` starts the workers, by default on this machine. `meanwhile` is called once, when a worker of the last
+    stage has nothing left to train and others go on.
 
     Starting it again goes on where it stopped. The tune stage is a sweep of its own in the store, NAME.tune, so that
     its runs never enter the law. Raises ValueError where tuning failed, before the ladder is started.

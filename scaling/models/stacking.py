@@ -59,7 +59,7 @@ def apply_layers(
     """
     definition, state = nnx.split(module)
 
-    def apply(x: Float[Array, "..."], state: nnx.State, *arguments: Any) -> Float[Array, "..."]:
+    def apply(x: Float[Array, "..."], state: nnx.State[Any, Any], *arguments: Any) -> Float[Array, "..."]:
         return nnx.merge(definition, state)(x, *arguments)
 
     if remat != "none":

@@ -218,7 +218,7 @@ def row(
 
 def settings(planned: Sequence[Planned], shown: Sequence[str]) -> list[dict[str, Any]]:
     """The config fields in which runs differ, of each run, but those that the columns `shown` of a table say."""
-    known, names = fields.Settings(), [str(index) for index in range(len(planned))]
+    known, names = fields.RunSettings(), [str(index) for index in range(len(planned))]
     for name, p in zip(names, planned, strict=True):
         known.add(name, p.run.identity())
     corpora_of = {p.corpus.data_sha256 if p.corpus else None for p in planned}

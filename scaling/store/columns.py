@@ -78,7 +78,6 @@ TABLE = (
 COLUMNS = tuple(column.name for column in TABLE)
 MEASURED = tuple(column.name for column in TABLE if column.origin == "measured")  # missing until a run has ended
 OF_RUN = ("sweep", "family", "role", "params", "params_non_embedding", "learning_rate", "seed")  # repeated in curves
-FIELDS = {field: column for column in TABLE for field in column.fields}
 
 
 def measured(name: str) -> bool:

@@ -14,12 +14,13 @@ PLACE = "data.source."  # fields that say where the data lies; what they hold is
 
 
 @dataclasses.dataclass
-class Settings:
+class RunSettings:
     """The fields of many runs. They are kept by part of the config, of which most runs of a sweep share most."""
 
     runs: dict[str, tuple[Part, ...]] = dataclasses.field(default_factory=dict)
     damaged: dict[str, str] = dataclasses.field(default_factory=dict)  # why a run's fields are not known
     _parts: dict[tuple[str, str], Part] = dataclasses.field(default_factory=dict)
+    _last: dict[str, tuple[Any, Part]] = dataclasses.field(default_factory=dict)  # most runs are alike the one before
 
     def read(self, files: backends.Storage, run_ids: Iterable[str]) -> None:
         """Read the configs of runs that are not known yet: configs never change."""
@@ -42,10 +43,10 @@ class Settings:
         parts = []
         for name, field in config.Run.model_fields.items():
             part = run.get(name, field.default)
-            key = (name, repr(part))
-            if key not in self._parts:
-                self._parts[key] = schema.dotted(field.annotation, part, name)
-            parts.append(self._parts[key])
+            last = self._last.get(name)
+            if last is None or last[0] != part:
+                last = self._last[name] = part, self._fields(name, field.annotation, part)
+            parts.append(last[1])
         self.runs[run_id] = tuple(parts)
 
     def of(self, run_id: str, fields: Iterable[str]) -> dict[str, Any]:
@@ -53,10 +54,11 @@ class Settings:
         parts = self.runs.get(run_id, ())
         return {field: next((part[field] for part in parts if field in part), None) for field in fields}
 
-    @property
-    def fields(self) -> set[str]:
-        """Every field of a run that was read."""
-        return {field for part in self._parts.values() for field in part}
+    def _fields(self, name: str, annotation: Any, part: Any) -> Part:
+        key = (name, repr(part))
+        if key not in self._parts:
+            self._parts[key] = schema.dotted(annotation, part, name)
+        return self._parts[key]
 
     def all(self, run_ids: Iterable[str]) -> list[str]:
         """Every field of the runs, in the order of the config."""

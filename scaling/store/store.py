@@ -46,7 +46,7 @@ class Store:
         self.heartbeat_seconds = heartbeat_seconds
         self.lease_seconds = lease_seconds
         self.counted: dict[str, dict[str, Any]] = {}  # counted columns of runs without a result, kept by `frames`
-        self.settings = settings.Settings()
+        self.settings = settings.RunSettings()
         if self.local is None:
             return
         existing = cache.nearest_existing(self.local)
@@ -294,11 +294,12 @@ class Store:
         """The status of each run of a sweep, by run id."""
         run_ids = [member["run_id"] for member in self.sweep(sweep)["members"]]
         rows = self.results(run_ids)
-        left = {run_id: f"runs/{run_id}/config.json" for run_id in run_ids if run_id not in rows}
-        there = self.files.present(list(left.values()))
         found = {run_id: row["status"] for run_id, row in rows.items()}
-        for run_id, key in left.items():
-            found[run_id] = self.status(run_id)["status"] if key in there else layout.DAMAGED
+        left = [run_id for run_id in run_ids if run_id not in rows]
+        self.settings.read(self.files, left)
+        for run_id in left:
+            damaged = run_id in self.settings.damaged
+            found[run_id] = layout.DAMAGED if damaged else self.status(run_id)["status"]
         return {run_id: found[run_id] for run_id in run_ids}
 
     def open(self, run_ids: Iterable[str]) -> set[str]:

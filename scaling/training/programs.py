@@ -145,7 +145,7 @@ def _program(run: config.Run, execution: config.Execution, members: int, layout:
         stack=compiling.stack(pack, shards, lambda index: number(index, np.int32)),
         member=lambda state, index: pick(state, number(index, np.int32)),
         train=lowered.compile(compiling.options(large=members > 1 or run.model.width >= lean.WIDE)),
-        evaluate=lambda params, batch, draw=None: evaluated(params, batch, draw),
+        evaluate=evaluated,
         shapes=shapes,
         parts=Parts(*(_given(function, setup) for function in (gradients.objective, gradients.gradient, steps.step))),
     )

@@ -114,7 +114,7 @@ class Programs:
         """The file that is locked while a program is compiled, and not empty afterwards; None where none is used."""
         if self.folder is None:
             return None
-        parts = [run.shared.model_dump(mode="json"), self.execution.model_dump(mode="json"), members, _machine()]
+        parts = [run.shared.identity(), self.execution.model_dump(mode="json"), members, _machine()]
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             return open(self.folder / f"{schema.digest(parts)[:16]}.mark", "ab", buffering=0)

@@ -10,7 +10,7 @@ from typing import Any
 from scaling import store
 from scaling.storage import directories
 from scaling.store import lease, record
-from scaling.training import checkpoint, members
+from scaling.training import checkpoint, runs
 from tests.chaos import sweeps
 
 # Every file that a store documents; RUN and ATTEMPT are numbers. Anything else is a stray one.
@@ -138,7 +138,7 @@ def _metrics(disturbed: store.Store, undisturbed: store.Store, run_id: str) -> I
         if lacking or differing or (kind == "train" and here.keys() - known.keys()):
             yield f"{kind} metrics lack steps {sorted(lacking)} and are others than undisturbed at {differing}"
     begun = run.steps - len(undisturbed.metrics(run_id, "train"))
-    wanted = {step for step in members.evaluation_steps(run.steps, sweeps.EVALUATIONS) if step > begun}
+    wanted = {step for step in runs.evaluation_steps(run.steps, sweeps.EVALUATIONS) if step > begun}
     if not wanted <= {row["step"] for row in disturbed.metrics(run_id, "validation")}:
         yield f"its evaluations are not those of steps {sorted(wanted)}"
 

@@ -163,9 +163,12 @@ def test_the_run_of_a_node_that_dies_goes_on_elsewhere(
             status = results.status(run_id)
             pid = int(status["owner"].partition(":")[2] or 0)
             if status["status"] == "running" and results.has_checkpoint(run_id) and three.holds(pid):
-                three.kill(pid)
-                killed = run_id
-                break
+                os.kill(pid, signal.SIGSTOP)  # so that it cannot end before its node does
+                if results.status(run_id)["status"] == "running" and results.result(run_id) is None:
+                    three.kill(pid)
+                    killed = run_id
+                    break
+                os.kill(pid, signal.SIGCONT)
     shown = training.communicate()[0]
     print(shown)
     assert training.returncode == 0, shown
@@ -256,11 +259,16 @@ def launch(results: store.Store, *settings: str, workers: int | None = None, **m
     return launcher.load("ray", settings).start(job)
 
 
-def run(workers: Any) -> list[str]:
-    """Wait for the workers; gives what was told."""
+def run(workers: Any, tick: Callable[[list[str]], None] = lambda told: None) -> list[str]:
+    """Wait for the workers; gives the messages, but for those of workers that wait for room on a busy machine."""
     told: list[str] = []
-    workers.wait(lambda: told.extend(workers.take_messages()), poll_seconds=0.05)
-    return told + workers.take_messages()
+
+    def look() -> None:
+        told.extend(workers.take_messages())
+        tick(told)
+
+    workers.wait(look, poll_seconds=0.05)
+    return [line for line in told + workers.take_messages() if not line.startswith("waiting for room")]
 
 
 @pytest.fixture(scope="module")
@@ -334,11 +342,21 @@ def test_each_worker_has_its_gpu_and_others_wait_for_one(
 ) -> None:
     from scaling.launch.launchers.ray import actors
 
-    monkeypatch.setattr(actors, "WAIT_SECONDS", 0.5)
-    place = pretend("time.sleep(2)")
-    told = run(launch(results, "address=local", workers=3))
+    monkeypatch.setattr(actors, "WAIT_SECONDS", float("inf"))
+    place = pretend("while not (place / 'go').exists(): time.sleep(0.02)")
+    messages: list[str] = []
+
+    def tick(told: list[str]) -> None:
+        if len(list(place.iterdir())) >= 2:  # both GPUs are taken
+            monkeypatch.setattr(actors, "WAIT_SECONDS", 0.0)
+        if told:
+            messages.extend(told)
+            (place / "go").write_text("{}")
+
+    assert run(launch(results, "address=local", workers=3), tick) == []
     assert list(results.statuses("small").values()) == ["finished"] * 3
-    assert told[-1].endswith("(each takes CPU 1, GPU 1; free is CPU 0, GPU 0 in all)")
+    assert messages[0].endswith("(each takes CPU 1, GPU 1; free is CPU 0, GPU 0 in all)")
+    (place / "go").unlink()
     found = seen(place)
     assert {each["CUDA_VISIBLE_DEVICES"] for each in found} == {"0", "1"}
     for each in found:

@@ -24,7 +24,7 @@ def noisy(request: pytest.FixtureRequest) -> papers.Findings:
     return paper.analyse(CASES[request.param](paper.sweeps("cpu"), noise=0.003))
 
 
-def row(findings: papers.Findings, start: str) -> papers.Comparison:
+def row(findings: papers.Findings, start: str) -> papers.PaperComparison:
     return next(row for row in findings.rows if row.quantity.startswith(start))
 
 
@@ -138,7 +138,7 @@ def _estimate(value: float, low: float, high: float) -> uncertainty.Estimate:
     ],
 )
 def test_verdicts(claim: tuple, ours: tuple, verdict: str) -> None:
-    made = papers.compare("x", papers.Claim("x", "here", *claim), lambda: _estimate(*ours), "why")
+    made = papers.compare("x", papers.PaperClaim("x", "here", *claim), lambda: _estimate(*ours), "why")
     assert made.verdict == verdict
     if verdict == "differs":
         assert made.told.endswith("higher" if ours[0] > 0.5 else "lower")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from scaling.models.ops import kernels, lean, select
-from scaling.tasks import loss
+from scaling.tasks import cross_entropy
 from tests.models import small
 
 
@@ -47,7 +47,7 @@ def test_rows() -> None:
 
 def test_the_logarithm_of_the_partition_function() -> None:
     for shift in (0.0, 1e4, -1e4):
-        both(loss.log_partition, lambda x: jax.nn.logsumexp(x, axis=-1), shift + 5 * normal(7, 33))
+        both(cross_entropy.log_partition, lambda x: jax.nn.logsumexp(x, axis=-1), shift + 5 * normal(7, 33))
 
 
 def test_split() -> None:

@@ -87,7 +87,7 @@ class Worker:
         self._error: BaseException | None = None
         self.results = copy.copy(results)
         self.results.files = Stepped(results.files, self._turn)
-        self.results = self.results.waiting(self)
+        self.results = self.results.retrying(self)
 
     @property
     def busy(self) -> bool:
@@ -150,7 +150,7 @@ class Interleavings(stateful.RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.files = self.place()
-        with mock.patch.object(backends, "of", return_value=self.files):
+        with mock.patch.object(backends, "open_storage", return_value=self.files):
             self.results = store.Store("there")
         for run_id in RUNS:
             self.results.add_run(run_id, {"format": 1, "run_id": run_id, "run": {"data": {}}, "data": {}})

@@ -96,10 +96,16 @@ def test_what_needs_a_core_is_called_once_when_one_is_free_and_others_train(
     results: store.Store, make_run: Make, fill: Fill, pretend: Any, launch: Launch
 ) -> None:
     fill(results, [make_run(seed=seed) for seed in range(2)])
-    pretend(f"time.sleep(0.1 + 2 * (lease.run_id == {results.sweep('small')['members'][1]['run_id']!r}))")
+    last = results.sweep("small")["members"][1]["run_id"]
+    place = pretend(f"while lease.run_id == {last!r} and not (place / 'called').exists(): time.sleep(0.02)")
     workers = launch(results.path, "small", 2)
     found: list[tuple[int, int]] = []
-    workers.meanwhile = lambda: found.append((finished(results), sum(s.process is not None for s in workers.slots)))
+
+    def meanwhile() -> None:
+        found.append((finished(results), sum(slot.process is not None for slot in workers.slots)))
+        (place / "called").touch()
+
+    workers.meanwhile = meanwhile
     assert run(workers) == []
     assert found == [(1, 1)]
 

@@ -1,5 +1,6 @@
 """Plans: learning rates resolved as far as results allow, costs counted, warnings where due and only there."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -238,6 +239,32 @@ def test_registering_a_plan_twice_keeps_the_runs_it_has(make_run: Make, identity
     ):
         plan.register("s", sweep, made.runs, results)
     assert len(results.sweep("s")["members"]) == 3
+
+
+def test_a_sweep_started_again_after_its_data_changed_plans_runs_on_the_new_data(
+    make_run: Make, identity: Any, tmp_path: Path
+) -> None:
+    results = store.Store(tmp_path / "store")
+    sweep = config.Sweep(name="s", base=make_run(), grid=ladder(8, 16))
+    changed = dataclasses.replace(identity, data_sha256="c" * 64)
+
+    def start(corpus: Any, sweep: config.Sweep = sweep) -> tuple[str, list[str]]:
+        made = plan.resolve(sweep, lambda data: corpus, results)
+        told = plan.register("s", sweep, made.runs, results)
+        return told, [member["run_id"] for member in results.sweep("s")["members"]]
+
+    _, old = start(identity)
+    told, new = start(changed)
+    assert told.startswith("the data has changed since s was planned: 2 runs on the old data")
+    assert not {*old} & {*new}
+    assert results.sweeps() == ["s"]  # nothing was measured on the old data
+    results.run(new[0]).create("result.json", '{"status": "finished"}')
+    told, again = start(identity, sweep.edit({"execution.pack": 1}))
+    assert again == old
+    assert told.endswith("they are the sweep s.cccccccc")
+    assert [member["run_id"] for member in results.sweep("s.cccccccc")["members"]] == new
+    with pytest.raises(ValueError, match="give this sweep another name"):
+        start(changed, sweep.edit({"grid": ladder(8, 24)}))
 
 
 def test_each_text_of_a_sweep_gives_its_own_runs(make_run: Make) -> None:

@@ -1,7 +1,7 @@
 """How jobs in the queue of a Slurm cluster are followed, with commands that only pretend to be Slurm's."""
 
 import os
-import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -260,21 +260,32 @@ def test_an_array_that_is_cancelled_as_a_whole_is_known_by_its_id(
 def test_the_queue_is_not_asked_more_often_than_it_may(
     cluster: Cluster, results: store.Store, left: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slurm_queue, "QUEUE_SECONDS", 0.5)
-    monkeypatch.setattr(rate_limiter, "SECONDS", 0.3)
-    asked, looked = [], []
-    monkeypatch.setattr(
-        slurm_queue, "listed", lambda name: asked.append(name) or {"1_0": slurm_queue.JobState("RUNNING", 0)}
-    )
+    now = [1000.0]
+    clock = types.SimpleNamespace(monotonic=lambda: now[0])
+    for module in (slurm_queue, rate_limiter):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(slurm_queue, "QUEUE_SECONDS", 5.0)
+    monkeypatch.setattr(rate_limiter, "SECONDS", 3.0)
+    asked: list[float] = []
+    looked: list[float] = []
     statuses = results.statuses
-    monkeypatch.setattr(results, "statuses", lambda name: looked.append(name) or statuses(name))
+
+    def listed(name: str) -> dict[str, slurm_queue.JobState]:
+        asked.append(now[0])
+        return {"1_0": slurm_queue.JobState("RUNNING", 0)}
+
+    def look(name: str) -> dict[str, str]:
+        looked.append(now[0])
+        return statuses(name)
+
+    monkeypatch.setattr(slurm_queue, "listed", listed)
+    monkeypatch.setattr(results, "statuses", look)
     workers = follow(cluster, results, 1)
-    end = time.monotonic() + 1.2
-    while time.monotonic() < end:
+    for second in range(12):
+        now[0] = 1000.0 + second
         assert workers.poll()
-        time.sleep(0.01)
-    assert asked == ["scaling-small"] * 2
-    assert 2 <= len(looked) <= 5
+    assert asked == [1005.0, 1010.0]
+    assert looked == [1000.0, 1003.0, 1006.0, 1009.0]
     called: list[int] = []
     workers.meanwhile = lambda: called.append(1)
     workers.poll()

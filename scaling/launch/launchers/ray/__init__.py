@@ -1,7 +1,7 @@
 """Workers on a Ray cluster: each an actor that reserves its GPUs or cores on a node, or one on each of several nodes.
 
-Here is what is asked of Ray, and what would be; `actors` starts it and looks after it. Ray is imported only when a
-cluster is asked.
+This module computes the request and describes it; `actors` makes it and follows the workers. Ray is imported only when
+a cluster is asked.
 """
 
 import collections

@@ -1,7 +1,7 @@
-"""The actors of a Ray cluster in which workers run, and who looks after them from where the sweep was started.
+"""The actors of a Ray cluster in which workers run, and the launcher's side that follows them.
 
 An actor holds the resources of one process of a worker, which is its child. Ray ends the child with the actor, also
-where who started the sweep is gone; if it cannot, the child sees that its parent is gone, saves its run and ends.
+when the launcher has died; where Ray cannot, the child finds its parent gone, saves its run and ends.
 Importing this imports Ray.
 """
 
@@ -28,7 +28,7 @@ from scaling.launch.launchers import ray as asked
 from scaling.worker import protocol
 
 POLL_SECONDS = 1.0
-WAIT_SECONDS = 10.0  # for places, before it is said that there are none
+WAIT_SECONDS = 10.0  # for resources, before a message says that workers wait
 LEFT_SECONDS = 90.0  # for the other processes of a worker to end by themselves when one has failed
 CALLS = 8  # at once: one waits for the child's end, more where connections broke, and one sends it a signal
 
@@ -106,14 +106,14 @@ class ActorProcess:
 
 @dataclasses.dataclass(kw_only=True)
 class RaySlot(slots.Slot):
-    """A place for one worker: the actors of its processes while there are some, and what each was asked last."""
+    """A place for one worker: the actors of its processes while there are some, and the last call to each."""
 
     actors: list[Any] = dataclasses.field(default_factory=list)
     group: Any = None  # the placement group of several actors
     asked: list[Any] = dataclasses.field(default_factory=list)
     places: list[ActorPlace] = dataclasses.field(default_factory=list)  # none as long as one waits for resources
     filled: float = 0.0
-    told: bool = False  # whether it was said that it waits
+    reported: bool = False  # whether a message said that it waits
     failed: float | None = None  # when the first of its processes did, while others go on
 
     @property
@@ -142,7 +142,7 @@ class RayWorkers(slots.SlotWorkers[RaySlot]):
             if busy and all(slot.waits for slot in busy) and not self.open_runs():  # nothing is left to wait for
                 self._give_back(busy)
                 self._going = False
-            self._tell_who_waits()
+            self._report_waiting()
             self._next_poll = time.monotonic() + POLL_SECONDS
         return self._going
 
@@ -168,7 +168,7 @@ class RayWorkers(slots.SlotWorkers[RaySlot]):
         ]
         slot.asked = [actor.place.remote() for actor in slot.actors]
         slot.places, slot.failed = [], None
-        slot.filled, slot.told = time.monotonic(), False
+        slot.filled, slot.reported = time.monotonic(), False
 
     def busy(self, slot: RaySlot) -> bool:
         """See `slots.SlotWorkers`."""
@@ -192,7 +192,7 @@ class RayWorkers(slots.SlotWorkers[RaySlot]):
                 return None
         self._give_back([slot])
         end = max(ends, key=_weight)
-        # Who has the node taken away is asked to stop first; only Ctrl-C here means that nobody is to go on.
+        # A node that is taken away stops its worker first: another goes on. Only Ctrl-C here ends the sweep.
         return dataclasses.replace(end, code=None) if end.code in launcher.STOPPED else end
 
     def stop(self) -> None:
@@ -244,9 +244,9 @@ class RayWorkers(slots.SlotWorkers[RaySlot]):
                 ray.util.remove_placement_group(slot.group)
             slot.actors, slot.asked, slot.places, slot.group = [], [], [], None
 
-    def _tell_who_waits(self) -> None:
+    def _report_waiting(self) -> None:
         now = time.monotonic()
-        waiting = [slot for slot in self.slots if slot.waits and not slot.told and now - slot.filled > WAIT_SECONDS]
+        waiting = [slot for slot in self.slots if slot.waits and not slot.reported and now - slot.filled > WAIT_SECONDS]
         if waiting:
             free = ray.available_resources()
             have = asked.in_words({name: free.get(name, 0.0) for name in self.shape.resources})
@@ -257,7 +257,7 @@ class RayWorkers(slots.SlotWorkers[RaySlot]):
                 f"{asked.in_words(self.shape.resources)}{where}; free is {have} in all)"
             )
             for slot in waiting:
-                slot.told = True
+                slot.reported = True
 
 
 def _weight(end: slots.End) -> int:

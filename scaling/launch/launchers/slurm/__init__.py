@@ -143,7 +143,7 @@ class Slurm(launcher.Launcher):
         return task.SlurmTask(tuple(job.worker_command()), settings, each if self.gpus_per_node else 0)
 
     def _parameters(self, job: launcher.Job) -> dict[str, Any]:
-        """What `submitit.SlurmExecutor.update_parameters` is told; it calls most as `sbatch` does."""
+        """The arguments of `submitit.SlurmExecutor.update_parameters`, most of them named as options of `sbatch`."""
         memory_mb = None if self.memory_gb is None else f"{self.memory_gb * 1000:.0f}M"
         # Sites may choose otherwise: a job comes back after preemption, its first process decides when it ends, and
         # tasks get the CPUs that the job was given, which `srun` has not passed on by itself since Slurm 22.05.

@@ -32,7 +32,7 @@ class JobState:
 
 
 class SlurmWorkers(launcher.Workers):
-    """Jobs in the queue of a cluster, which are submitted anew where they were lost, or are gone and runs are left.
+    """Jobs in the queue of a cluster, submitted again where they were lost, or have ended and runs are open.
 
     `submit` submits so many, all of one `name`, and gives the log of each by its id.
     """
@@ -53,14 +53,14 @@ class SlurmWorkers(launcher.Workers):
         self.jobs: dict[str, Path] = {}  # those that are in the queue, and their logs
         self._states: dict[str, str] = {}  # theirs, when Slurm was last asked
         self._open = launcher.OpenRuns(results, sweep_name)
-        self._left: list[str] = []  # what it said last
+        self._left: list[str] = []  # what it returned last
         self._next_question = 0.0
         self._lost = 0  # workers that ended too early and may be replaced
         self._resubmissions, self._left_then = 0, 0
         self._add(count)
 
     def poll(self) -> bool:
-        """Look after the jobs; True while one is in the queue for runs that are left, or others train those."""
+        """See `launcher.Workers`: asks Slurm for the states of the jobs and submits again what was lost."""
         if self.meanwhile is not None:  # this machine trains nothing
             meanwhile, self.meanwhile = self.meanwhile, None
             meanwhile()
@@ -122,7 +122,7 @@ class SlurmWorkers(launcher.Workers):
             self._cancel("RUNNING", "--signal=INT")  # again where a job had not begun to listen: it is heard once
 
     def _ended(self, job: str, state: JobState | None) -> None:
-        """Say why a job ended too early, and count it as lost; not where another would end as it did."""
+        """Report why a job ended too early, and count it as lost unless another would end as it did."""
         log = self.jobs.pop(job)
         if state is None or state.name == "COMPLETED" or self.stopping:
             return

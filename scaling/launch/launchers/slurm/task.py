@@ -1,11 +1,11 @@
-"""What each process of a Slurm job does: it starts a worker, passes on what Slurm asks of it, and says how it ended.
+"""What each process of a Slurm job does: it starts a worker, forwards Slurm's signals to it, and exits as it did.
 
 Slurm sends a signal to every process of a job step or to its tasks alone, as the cluster tracks processes, and sends
-some twice; a worker takes a second SIGTERM for "stop at once". So its worker has Slurm's signals blocked, and is told
-once, by SIGHUP, to save its run and end. What follows depends on what was asked:
+some twice; a worker takes a second SIGTERM for "stop at once". So the worker has Slurm's signals blocked, and gets one
+SIGHUP, on which it saves its run and ends. What follows depends on the signal:
 
     SIGUSR2   the time is nearly up: submitit has the job requeued (SUBMITIT_PREEMPT_SIGNAL names another signal)
-    SIGTERM   the job is to make room, and still runs for its grace time: requeued at once, so that nobody waits longer.
+    SIGTERM   the job is to make room, and still runs for its grace time: requeued at once, so that the other can start.
               If it runs no more, Slurm ends it: what is cancelled stays so, what is preempted is requeued by Slurm
     SIGINT    its launcher, or a person, wants it to end: never requeued
 
@@ -73,16 +73,16 @@ class SlurmTask:
         return settings
 
     def _work(self, asked: list[int]) -> int:
-        """The worker's exit code, once it has ended; it is told to save and end where something is asked."""
+        """The worker's exit code, once it has ended; the first signal makes it save and end."""
         process, lives = os.environ["SLURM_PROCID"], os.environ.get("SLURM_RESTART_COUNT", "0")
         node, count = os.environ["SLURMD_NODENAME"], os.environ["SLURM_NTASKS"]
         _say(f"process {process} of {count} on {node}, requeued {lives} times")
         with _blocked(_signals()):
             worker = subprocess.Popen(self.command, env={**os.environ, **self.settings()}, stderr=subprocess.STDOUT)
-        told = False
+        forwarded = False
         while (code := worker.poll()) is None:
-            if asked and not told:
-                told = True
+            if asked and not forwarded:
+                forwarded = True
                 _say(f"{signal.Signals(asked[0]).name}: the worker is told to save its run and end")
                 worker.send_signal(signal.SIGHUP)
             time.sleep(POLL_SECONDS)

@@ -23,7 +23,7 @@ FOLDER = "/work"  # where workers run: with their text and caches, on the disk o
 # A worker saves its run after the dispatch that it is in. Of a spot node, GKE grants pods at most 15 s of its last 30:
 # cloud.google.com/kubernetes-engine/docs/concepts/spot-vms; what is deleted or drained otherwise has all of it.
 GRACE_SECONDS = 120
-# Device files belong to root, and Kubernetes gives them to no other user unless the node's runtime is told to:
+# Device files belong to root, and Kubernetes gives them to no other user unless the node's runtime is set so:
 # kubernetes.io/blog/2021/11/09/non-root-containers-and-devices.
 SECURITY = {"runAsUser": 0, "allowPrivilegeEscalation": False}
 KEPT_SECONDS = 24 * 3600  # how long a JobSet that has ended can still be looked at
@@ -109,7 +109,7 @@ def _jobset(settings: "Tpu", job: launcher.Job, number: int) -> dict[str, Any]:
 def _failure_policy() -> dict[str, Any]:
     """Refused: failed for good. Infrastructure: all pods anew, for ever. Any other end: anew, a few times.
 
-    What failed is told by the message of the job's failure, which names the rule of `_pod_failure_policy` by its
+    The message of the job's failure says what failed: it names the rule of `_pod_failure_policy` by its
     index; a failure that none of them matched has another reason (BackoffLimitExceeded), and counts.
     """
     matched = {"onJobFailureReasons": ["PodFailurePolicy"]}
