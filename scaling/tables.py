@@ -105,7 +105,7 @@ class Family(schema.Variant):
         """Numbers that the backward pass keeps of one token in one layer, without rematerialisation.
 
         `scores`: whether attention keeps its weights of every pair of positions (flash attention does not).
-        By default a bound: the stream, and the inputs and outputs of every matmul, twice; every vector once; the scores.
+        By default a bound: the stream and the inputs and outputs of every matmul twice, every vector once, the scores.
         """
         layer, vectors = _layer_floats(self)
         return 2 * (self.width + layer) + vectors + (_score_floats(self, context) if scores else 0)

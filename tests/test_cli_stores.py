@@ -1,13 +1,14 @@
 """The command line on stores: tables, plots and filters by config fields, damaged runs, data that has changed."""
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from scaling import config, store
+from scaling import cli, config, store
 from scaling.config import grids
 from scaling.data import corpus as corpora
 from scaling.planning import plan
@@ -15,13 +16,24 @@ from scaling.store import record
 from tests import test_cli
 
 Make = Callable[..., config.Run]
+Command = Callable[..., tuple[int, str]]
 
 
-def scaling(*arguments: object, cwd: Path, **env: str) -> str:
-    """What a command prints that ends well."""
-    ended = test_cli.scaling(*arguments, cwd=cwd, env=env)
-    assert ended.code == 0, ended
-    return ended.out
+@pytest.fixture
+def scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """`scaling ARGUMENTS…` in the folder of the test and this process; gives the exit code and what it printed."""
+
+    def run(*arguments: object) -> tuple[int, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["scaling", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+        except SystemExit as ended:
+            return int(ended.code or 0), "".join(capsys.readouterr())
+        return 0, "".join(capsys.readouterr())
+
+    return run
 
 
 class Corpus:
@@ -52,67 +64,90 @@ def swept(tiny: Make, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_runs_are_told_apart_by_the_fields_in_which_they_differ(swept: Path) -> None:
-    assert "optimizer.weight_decay" in scaling("status", "small", cwd=swept)
-    printed = scaling("table", "results", cwd=swept)
+def test_runs_are_told_apart_by_the_fields_in_which_they_differ(swept: Path, scaling: Command) -> None:
+    assert "optimizer.weight_decay" in scaling("status", "small")[1]
+    _, printed = scaling("table", "results")
     assert len(printed.splitlines()) == 25
     for name in ("t.csv", "t.parquet"):
-        assert f"24 rows of 39 columns in {name}" in scaling("table", "results", "--out", name, cwd=swept)
-    frame = pd.read_csv(swept / "t.csv")
-    pd.testing.assert_frame_equal(frame, pd.read_csv(swept / "t.csv"))
+        assert scaling("table", "results", "--out", name) == (0, f"24 rows of 39 columns in {name}\n")
     assert (swept / "t.csv").read_text() == printed
-    parquet = pd.read_parquet(swept / "t.parquet")
+    frame, parquet = pd.read_csv(swept / "t.csv"), pd.read_parquet(swept / "t.parquet")
     assert list(parquet) == list(frame)
     assert parquet["optimizer.weight_decay"].tolist() == frame["optimizer.weight_decay"].tolist()
     assert sorted(frame["model.width"].unique()) == [16, 24, 32, 48]
-    some = scaling("table", "results", "--where", "optimizer.weight_decay=0.1", "--where", "clip=null", cwd=swept)
-    assert len(some.splitlines()) == 13
-    again = scaling("table", "t.csv", "--where", "optimizer.weight_decay=0.1", cwd=swept)
-    assert len(again.splitlines()) == 13
-    ended = test_cli.scaling("table", "results", "--out", "t.xlsx", cwd=swept)
-    test_cli.refused(ended, "neither .csv nor .parquet")
-    test_cli.refused(test_cli.scaling("table", "results", "--where", "optimizer.decay=1", cwd=swept), "no column")
 
 
-def test_a_metric_is_drawn_over_a_field(swept: Path) -> None:
+@pytest.mark.parametrize(
+    ("data", "where", "rows"),
+    [
+        ("results", ("optimizer.weight_decay=0.1",), 12),
+        ("results", ("optimizer.weight_decay=0.1", "model.width=16"), 3),
+        ("results", ("clip=null", "model.tied=false", "model.norm=rmsnorm"), 24),  # in which no two runs differ
+        ("t.csv", ("optimizer.weight_decay=0.1",), 12),
+    ],
+)
+def test_runs_are_chosen_by_any_field(
+    swept: Path, scaling: Command, data: str, where: tuple[str, ...], rows: int
+) -> None:
+    scaling("table", "results", "--out", "t.csv")
+    code, printed = scaling("table", data, *(word for text in where for word in ("--where", text)))
+    assert (code, len(printed.splitlines())) == (0, rows + 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("table", "results", "--out", "t.xlsx"), "neither .csv nor .parquet"),
+        (("table", "results", "--out", "nowhere/t.csv"), "nowhere is no folder"),
+        (("table", "results", "--where", "optimizer.decay=1"), "no column 'optimizer.decay'"),
+        (("table", "results", "--where", "optimizer.weight_decay=2"), "leaves none of 24 rows"),
+        (("plot", "results", "--hue", "seed"), "--y and --hue belong to --x"),
+        (("plot", "results", "--x", "model.widht"), "no column 'model.widht'"),
+    ],
+)
+def test_what_is_not_there_is_refused(swept: Path, scaling: Command, arguments: tuple[str, ...], message: str) -> None:
+    code, said = scaling(*arguments)
+    assert code == 2
+    assert message in said
+
+
+def test_a_metric_is_drawn_over_a_field(swept: Path, scaling: Command) -> None:
     axes = ("--x", "optimizer.weight_decay", "--y", "perplexity", "--hue", "model.width")
-    path = swept / scaling("plot", "results", *axes, "--format", "png", cwd=swept).strip()
-    assert path.read_bytes().startswith(b"\x89PNG")
-    assert scaling("plot", "results", "--x", "optimizer.beta2", cwd=swept).endswith("loss_optimizer.beta2.pdf\n")
-    test_cli.refused(test_cli.scaling("plot", "results", "--hue", "seed", cwd=swept), "belong to --x")
+    _, path = scaling("plot", "results", *axes, "--format", "png")
+    assert (swept / path.strip()).read_bytes().startswith(b"\x89PNG")
+    assert scaling("plot", "results", "--x", "optimizer.beta2")[1].endswith("loss_optimizer.beta2.pdf\n")
 
 
-def test_a_fit_warns_of_pooled_settings_and_its_advice_ends_the_warning(swept: Path) -> None:
-    told = scaling("fit", "results", "--resamples", 20, cwd=swept)
+def test_a_fit_warns_of_pooled_settings_and_its_advice_ends_the_warning(swept: Path, scaling: Command) -> None:
+    _, told = scaling("fit", "results", "--resamples", 20)
     (warning,) = [line for line in told.splitlines() if "optimizer.weight_decay" in line]
-    assert "0 (12), 0.1 (12)" in warning or "0.0 (12), 0.1 (12)" in warning
     advice = warning.partition("e.g. ")[2].partition(",")[0].split()
     assert advice[0] == "--where"
-    assert "optimizer.weight_decay" not in scaling("fit", "results", "--resamples", 20, *advice, cwd=swept)
+    assert "optimizer.weight_decay" not in scaling("fit", "results", "--resamples", 20, *advice)[1]
 
 
-def test_a_damaged_store_is_shown_fitted_and_reported(swept: Path) -> None:
+def test_a_damaged_store_is_shown_fitted_and_reported(swept: Path, scaling: Command) -> None:
     results = store.Store(swept / "results")
     run_ids = [member["run_id"] for member in results.sweep("small")["members"]]
     shutil.rmtree(results.folder(run_ids[3]))
     path = results.folder(run_ids[5]) / "result.json"
     path.write_text(path.read_text()[:100])
-    assert "small: 22 finished, 2 damaged" in scaling("status", cwd=swept)
-    shown = scaling("status", "small", cwd=swept, COLUMNS="400")
+    assert "small: 22 finished, 2 damaged" in scaling("status")[1]
+    _, shown = scaling("status", "small")
     for run_id, name, remedy in ((run_ids[3], "config.json", "sweep again"), (run_ids[5], "result.json", "remove it")):
-        (line,) = [line for line in shown.splitlines() if line.startswith(run_id)]
-        assert f"damaged: {results.path}/runs/{run_id}/{name}" in line
+        row, line = [line for line in shown.splitlines() if line.startswith(run_id)]
+        assert "damaged" in row
+        assert f"is damaged: {results.path}/runs/{run_id}/{name}" in line
         assert remedy in line
-    scaling("table", "results", "--out", "t.csv", cwd=swept)
-    frame = pd.read_csv(swept / "t.csv").set_index("run_id")
+    scaling("table", "results", "--out", "t.csv")
+    text, frame = (swept / "t.csv").read_text(), pd.read_csv(swept / "t.csv").set_index("run_id")
     assert frame["status"].value_counts().to_dict() == {"finished": 22, "damaged": 2}
-    assert (swept / "t.csv").read_text().count(".0,") < 24 * 8  # whole numbers stay whole
-    filtered = ("--where", "optimizer.weight_decay=0.1")
-    assert "2 rows where status is damaged" in scaling("fit", "results", "--resamples", 20, cwd=swept)
-    assert "loss_compute" in scaling("plot", "results", "--format", "png", cwd=swept)
-    scaling("plot", "results", "--x", "tokens", *filtered, cwd=swept)
-    scaling("gc", "results", cwd=swept)
-    assert "22 finished of 24" in scaling("report", "results", "--out", "page", cwd=swept)
+    assert ",1280," in text  # whole numbers stay whole
+    assert ",1280.0," not in text
+    assert "2 rows where status is damaged" in scaling("fit", "results", "--resamples", 20)[1]
+    for arguments in (("plot", "results"), ("plot", "results", "--x", "tokens"), ("gc", "results")):
+        assert scaling(*arguments)[0] == 0
+    assert "22 finished of 24" in scaling("report", "results", "--out", "page")[1]
 
 
 def test_the_advice_after_an_edit_of_the_corpus_works_when_followed(tiny: Make, tmp_path: Path) -> None:
@@ -134,7 +169,8 @@ def test_the_advice_after_an_edit_of_the_corpus_works_when_followed(tiny: Make, 
     failed = results.status(old["run_id"])
     assert failed["status"] == "failed"
     assert "start the sweep again to plan runs on the new data" in failed["reason"]
-    said = scaling("sweep", "small.json", "--workers", 1, cwd=tmp_path)
-    assert "the data has changed since small was planned: 1 runs on the old data" in said
+    again = test_cli.scaling("sweep", "small.json", "--workers", 1, cwd=tmp_path)
+    assert again.code == 0, again
+    assert "the data has changed since small was planned: 1 runs on the old data" in again.out
     (new,) = store.Store(results.path).runs("small").to_dict("records")
     assert (new["status"], new["data_sha256"] == old["data_sha256"]) == ("finished", False)

@@ -68,6 +68,27 @@ def test_the_loss_in_chunks_is_the_whole_loss(chunk: int, z_loss: float) -> None
     np.testing.assert_allclose(plain, whole[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("chunk", [None, 1, 12])
+def test_weights_make_sums_of_the_tokens_that_have_them(chunk: int | None) -> None:
+    """Σ w·nats and Σ w·(nats + z·log²Z) with their gradients, against a softmax in plain JAX."""
+    (matrix, features, targets), z_loss = inputs(), 0.3
+    weights = jnp.asarray(np.random.default_rng(0).integers(0, 3, targets.shape), jnp.float32)
+
+    def plain(matrix: jax.Array, features: jax.Array) -> Any:
+        logits = features @ matrix
+        log_z = jax.nn.logsumexp(logits, axis=-1)
+        nats = log_z - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        return (weights * (nats + z_loss * log_z**2)).sum(), (weights * nats).sum()
+
+    def chunked(matrix: jax.Array, features: jax.Array) -> Any:
+        return cross_entropy.mean_loss(head, matrix, features, targets, z_loss, chunk, weights)
+
+    found, expected = (
+        jax.value_and_grad(function, argnums=(0, 1), has_aux=True)(matrix, features) for function in (chunked, plain)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-4), found, expected)
+
+
 def test_the_gradient_follows_what_is_done_with_the_loss() -> None:
     def twice(chunk: int | None) -> Callable[[jax.Array], jax.Array]:
         _, features, targets = inputs()

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from scaling import config
+from scaling import config, memory
 from scaling.training import mesh, processes, programs
 from tests import conftest, on_devices
 
@@ -32,17 +32,17 @@ def telling() -> Any:
     def broken() -> None:
         raise ValueError(f"in process {me}")
 
-    found = [processes.gather({"from": me, "some": [me] * 2}), processes.share({"of": me})]
-    if processes.leads():
+    found = [processes.gather({"from": me, "some": [me] * 2}), processes.broadcast({"of": me})]
+    if processes.is_leader():
         time.sleep(2.5)
-    found += [processes.share([me], meanwhile=lambda: waited.append(1)), processes.by_one(lambda: f"by {me}")]
+    found += [processes.broadcast([me], meanwhile=lambda: waited.append(1)), processes.by_leader(lambda: f"by {me}")]
     try:
-        processes.by_one(broken)
-    except (ValueError, processes.ToldError) as error:
+        processes.by_leader(broken)
+    except (ValueError, processes.LeaderError) as error:
         found.append(processes.describe(error))
-    processes.say(10 + me)
+    processes.announce(10 + me)
     processes.gather(None)
-    return [*found, sorted(processes.said()), processes.least(5 - me if me else None), len(waited)]
+    return [*found, sorted(processes.announced()), processes.least(5 - me if me else None), len(waited)]
 
 
 def failing() -> Any:
@@ -93,9 +93,9 @@ def fitting() -> Any:
     """The microbatch that is chosen where process 1 has far less memory than process 0."""
     run = config.Run.model_validate(conftest.TINY).edit({"batch_size": 64, "tokens": 64 * 16 * 20})
     auto = config.Execution(microbatch="auto")
-    needs = {size: step.memory.needed(run, auto, size, cpu=True, devices=2) for size in (64, 16)}
+    needs = {size: memory.needed(run, auto, size, cpu=True, devices=2) for size in (64, 16)}
     limit = needs[16] * 1.3 if processes.index() else 100 * needs[64]
-    os.environ[step.memory.LIMIT] = str(limit)
+    os.environ[memory.LIMIT] = str(limit)
     return programs.program(run, auto).microbatch
 
 
@@ -131,7 +131,7 @@ def test_processes_tell_each_other_small_values(found: dict[str, list[Any]]) -> 
         assert told[:4] == [[{"from": 0, "some": [0, 0]}, {"from": 1, "some": [1, 1]}], {"of": 0}, [0], "by 0"]
         assert told[5:7] == [[10, 11], 4]
     assert first[4] == "ValueError: in process 0"
-    assert second[4] == "ToldError: process 0: ValueError: in process 0"
+    assert second[4] == "LeaderError: process 0: ValueError: in process 0"
     assert (first[7], second[7] in (1, 2, 3)) == (0, True)
 
 
@@ -162,10 +162,10 @@ def test_a_process_alone_is_answered_at_once() -> None:
     anyone = mesh.AnyReduce(mesh.make(config.Mesh()))
     assert [anyone.poll([True, False]), anyone.poll([False, True])] == [[True, False], [False, True]]
     assert processes.gather(3) == [3]
-    assert processes.share("x") == "x"
-    assert processes.by_one(lambda: 4) == 4
+    assert processes.broadcast("x") == "x"
+    assert processes.by_leader(lambda: 4) == 4
     assert processes.together(lambda: 5, kind) == 5
-    assert processes.said() == []
+    assert processes.announced() == []
     assert processes.least(None) is None
 
 

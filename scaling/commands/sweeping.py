@@ -86,7 +86,7 @@ def status(store_path: str, name: str | None, follow: bool, rows: int) -> None:
         watch.follow(results, name)
     else:
         width = None if rich.get_console().is_terminal else 200  # what a pipe or a file takes whole
-        rich.console.Console(width=width).print(watch.table(results, name, rows))
+        watch.show(results, name, rows, rich.console.Console(width=width))
 
 
 def _counts(results: store.Store, sweep: str) -> str:

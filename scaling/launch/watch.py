@@ -16,6 +16,8 @@ from scaling.launch import rate_limiter
 from scaling.store import record, settings
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from scaling.launch import launcher
 
 ORDER = ("running", "failed", "damaged", "diverged", "finished", "planned")
@@ -33,7 +35,19 @@ def table(results: store.Store, sweep: str, rows: int | None = None) -> rich.tab
 
     The config fields in which the runs differ are columns, but those that others say.
     """
+    return _table(results, sweep, results.runs(sweep), rows)
+
+
+def show(results: store.Store, sweep: str, rows: int | None, console: rich.console.Console) -> None:
+    """Print the table, and what is wrong with damaged runs below it, with the remedies."""
     frame = results.runs(sweep)
+    console.print(_table(results, sweep, frame, rows))
+    for row in frame[frame["status"] == store.DAMAGED].iloc[:rows].to_dict("records"):
+        line = f"{row['run_id']} is damaged: {row['reason']}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(results: store.Store, sweep: str, frame: "pd.DataFrame", rows: int | None) -> rich.table.Table:
     counts = Counter(frame["status"])
     shown = (
         frame.sort_values("status", key=lambda column: column.map(ORDER.index), kind="stable").head(rows)
@@ -49,7 +63,8 @@ def table(results: store.Store, sweep: str, rows: int | None = None) -> rich.tab
         box=None,
         pad_edge=False,
     )
-    fields = settings.beside(_differing(results, frame[["run_id", "role"]].to_dict("records")), SHOWN)
+    runs, one_corpus = frame[["run_id", "role"]].to_dict("records"), frame["data_sha256"].nunique() < 2
+    fields = settings.beside(_differing(results, runs, one_corpus), SHOWN)
     for name in (*COLUMNS, *fields, *LATER):
         grid.add_column(name, justify="left" if name in (*LEFT, "status", "owner") else "right", no_wrap=True)
     for row in shown.to_dict("records"):
@@ -59,7 +74,8 @@ def table(results: store.Store, sweep: str, rows: int | None = None) -> rich.tab
 
 def _cells(results: store.Store, row: Mapping[str, Any], fields: Sequence[str]) -> list[rich.text.Text | str]:
     step, owner = _progress(results, row)
-    words = f"{row['status']}: {row['reason']}" if isinstance(row["reason"], str) else row["status"]
+    told = isinstance(row["reason"], str) and row["status"] != store.DAMAGED  # whose reasons stand below the table
+    words = f"{row['status']}: {row['reason']}" if told else row["status"]
     known = not math.isnan(row["params"])  # of a damaged run nothing may be known
     return [
         row["run_id"],
@@ -116,7 +132,7 @@ def follow(
     if console.is_terminal:
         with rich.live.Live(console=console, auto_refresh=False, transient=True) as live:
             _wait(results, sweep, launched, _Live(results, sweep, console, live).tick)
-        console.print(table(results, sweep))
+        show(results, sweep, None, console)
     else:
         _wait(results, sweep, launched, _Lines(results, sweep, console).tick)
     _tell(launched, console)
@@ -179,10 +195,10 @@ class _Lines:
         self.console.print(line, markup=False, highlight=False)
 
 
-def _differing(results: store.Store, rows: Sequence[Mapping[Any, Any]]) -> list[str]:
-    """The config fields in which runs differ, trunks and the place of the data left out."""
+def _differing(results: store.Store, rows: Sequence[Mapping[Any, Any]], one_corpus: bool) -> list[str]:
+    """The config fields in which runs differ, trunks left out."""
     run_ids = [row["run_id"] for row in rows if row.get("role") != "trunk"]
-    return results.settings.differing(run_ids, one_corpus=True)
+    return results.settings.differing(run_ids, one_corpus=one_corpus)
 
 
 def _told(results: store.Store, sweep: str) -> dict[str, str]:
@@ -190,7 +206,7 @@ def _told(results: store.Store, sweep: str) -> dict[str, str]:
     members = results.sweep(sweep)["members"]
     run_ids = [member["run_id"] for member in members]
     results.settings.read(results.files, run_ids)
-    differing = _differing(results, [{**member["labels"], "run_id": member["run_id"]} for member in members])
+    differing = _differing(results, [{**member["labels"], "run_id": member["run_id"]} for member in members], False)
     fields = settings.beside(differing, ("family", "width", "depth", "tokens"))
     told = {run_id: results.settings.of(run_id, fields).items() for run_id in run_ids}
     return {

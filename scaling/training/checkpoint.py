@@ -68,7 +68,7 @@ class Checkpoints:
         a checkpoint of another config, and where there are checkpoints and none can be read.
         """
         damaged = ""
-        for step, number in sorted(processes.by_one(lambda: self._found(at)), reverse=True):
+        for step, number in sorted(processes.by_leader(lambda: self._found(at)), reverse=True):
             place = self.directories[number]
             read, wrong = None, ""
             try:
@@ -165,7 +165,7 @@ class Checkpoints:
         """Write to a bucket, in the background where that takes a while."""
         self._wait()
         leaves = _whole(state)
-        if not processes.leads():
+        if not processes.is_leader():
             return
         if size_bytes(state) <= SMALL_BYTES:
             self._put(step, leaves, notes)
@@ -209,7 +209,7 @@ class Checkpoints:
     def remove(self) -> None:
         """Remove the checkpoints of all attempts: the run is over and nothing needs them."""
         self.close()
-        if processes.leads():
+        if processes.is_leader():
             for place in self.directories:
                 place.clear()
 
@@ -219,7 +219,7 @@ class Checkpoints:
         An attempt that has steps to keep which this one lacks stays.
         """
         self.close()
-        if not processes.leads():
+        if not processes.is_leader():
             return
         own = self.directories[-1].steps()
         for place in self.directories[:-1]:
@@ -262,7 +262,7 @@ def check_space(place: backends.Place, state: Any, keep: int = 0) -> None:
     folder = Path(place)
     count = KEPT + 1 + keep
     needed = count * size_bytes(state)
-    free = processes.by_one(lambda: cache.free_bytes(folder))
+    free = processes.by_leader(lambda: cache.free_bytes(folder))
     if needed > free:
         raise OSError(
             errno.ENOSPC,

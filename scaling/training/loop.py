@@ -26,7 +26,7 @@ def train(runs: Sequence[TrainingRun], execution: config.Execution, corpus: corp
     processes.gather(None)  # some compile longer than others wait for them at their first computation together
     checkpoint.check_space(runs[0].checkpoints[-1], [program.shapes] * len(runs), len(runs[0].branches))
     pack = TrainingPack(program, runs, execution, corpus)
-    most = processes.by_one(lambda: at_once(runs[0].run, len(runs), program.steps_per_dispatch))
+    most = processes.by_leader(lambda: at_once(runs[0].run, len(runs), program.steps_per_dispatch))
     for chunk, data in chunks.feed(chunks.planned(runs, most), program):
         chunk = chunk.of_those_going()
         if not any(chunk.counts):
@@ -110,9 +110,10 @@ class TrainingPack:
 
     def attend(self) -> None:
         """After a dispatch: validate, save and stop the runs for which it is time."""
-        due = [run for run in self.runs if run.going and run.at in run.ends]
+        going = [run for run in self.runs if run.going]
+        due = [run for run in going if run.at in run.ends]
         late, stopping = self._asked()
-        saving = [run for run in self.runs if run.going and (late or run in stopping or run.at in run.branches)]
+        saving = going if late else [run for run in going if run in stopping or run.at in run.branches]
         if due or saving:
             self.read()
         if any(run.going for run in due):

@@ -1,8 +1,9 @@
-"""What processes that compute together tell each other beside their arrays: small values, over JAX's own service.
+"""Small values that processes which compute together exchange beside their arrays, over JAX's own service.
 
 JAX's coordination service knows which processes there are, ends all of them where one dies, and keeps a table of keys
 that reaches every process whether or not its devices are busy. Each function here is called by all processes in the
-same order; a process alone is answered at once. Values are JSON. JAX is imported where it is used.
+same order; a process alone has its result at once. Values are JSON. Process 0 is the leader. JAX is imported where it
+is used.
 """
 
 import itertools
@@ -33,18 +34,18 @@ class PartedError(RuntimeError):
         self.kind = kind
 
 
-class ToldError(RuntimeError):
-    """Another process says that it could not do what this one needs of it."""
+class LeaderError(RuntimeError):
+    """The leader could not do what this process needs of it."""
 
 
-class _LeftError(PartedError):
+class _PeerFailedError(PartedError):
     """Another process has failed while this one waited for it."""
 
     def __init__(self, message: str):
         super().__init__(message, GONE)
 
 
-_turns = itertools.count()  # of what is told; all processes count alike
+_turns = itertools.count()  # of exchanges; all processes count alike
 _works = itertools.count(1)  # of what is done together
 _work = 0  # the present one
 _kept: list[int] = []  # turns whose keys are still in the table
@@ -69,7 +70,7 @@ def index() -> int:
     return jax.process_index() if jax.distributed.is_initialized() else 0
 
 
-def leads() -> bool:
+def is_leader() -> bool:
     """Whether this is the one process of all that writes what only one may write; true of a process alone."""
     return index() == 0
 
@@ -81,40 +82,40 @@ def gather(value: Any) -> list[Any]:
     turn = _turn()
     _client().key_value_set(f"{ROOM}/{turn}/{index()}", json.dumps(value))
     given = [json.loads(_wait(f"{ROOM}/{turn}/{i}")) for i in range(count())]
-    if leads():  # all have come to this turn, so that nobody reads those before it any more
+    if is_leader():  # all have come to this turn, so that nobody reads those before it any more
         for old in _kept[:-1]:
             _client().key_value_delete(f"{ROOM}/{old}")
     del _kept[:-1]
     return given
 
 
-def share(value: Any = None, meanwhile: Callable[[], object] = lambda: None) -> Any:
-    """What process 0 gives, for all. The others wait for it as long as it lives, and call `meanwhile` about once a
+def broadcast(value: Any = None, meanwhile: Callable[[], object] = lambda: None) -> Any:
+    """What the leader gives, for all. The followers wait for it as long as it lives, and call `meanwhile` about once a
     second."""
     if not several():
         return value
     turn = _turn()
-    if not leads():
+    if not is_leader():
         return json.loads(_wait(f"{ROOM}/{turn}/0", meanwhile))
     _client().key_value_set(f"{ROOM}/{turn}/0", json.dumps(value))
     return value
 
 
-def by_one(work: Callable[[], T]) -> T:
-    """What `work`, done by process 0, returns, for all. Where it raises, the others raise ToldError."""
+def by_leader(work: Callable[[], T]) -> T:
+    """What `work`, done by the leader, returns, for all. Where it raises, the followers raise LeaderError."""
     if not several():
         return work()
-    if not leads():
-        told = share()
-        if "error" in told:
-            raise ToldError(f"process 0: {told['error']}")
-        return told["value"]
+    if not is_leader():
+        message = broadcast()
+        if "error" in message:
+            raise LeaderError(f"process 0: {message['error']}")
+        return message["value"]
     try:
         value = work()
     except Exception as error:
-        share({"error": describe(error)})
+        broadcast({"error": describe(error)})
         raise
-    share({"value": value})
+    broadcast({"value": value})
     return value
 
 
@@ -123,14 +124,14 @@ def least(number: float | None) -> float | None:
     return min((known for known in gather(number) if known is not None), default=None)
 
 
-def say(value: Any) -> None:
-    """Let the other processes know something that they did not wait for; what is said last counts."""
-    _client().key_value_set(f"{ROOM}/said/{index()}", json.dumps(value), allow_overwrite=True)
+def announce(value: Any) -> None:
+    """Publish a value that the other processes do not wait for; the last one of each process counts."""
+    _client().key_value_set(f"{ROOM}/announced/{index()}", json.dumps(value), allow_overwrite=True)
 
 
-def said() -> list[Any]:
-    """What processes have said so far; nothing where this one is alone."""
-    return [json.loads(value) for _, value in _client().key_value_dir_get(f"{ROOM}/said")] if several() else []
+def announced() -> list[Any]:
+    """The values that processes have announced so far; none where this one is alone."""
+    return [json.loads(value) for _, value in _client().key_value_dir_get(f"{ROOM}/announced")] if several() else []
 
 
 def together(work: Callable[[], T], kind: Callable[[Exception], str]) -> T:
@@ -152,7 +153,7 @@ def together(work: Callable[[], T], kind: Callable[[Exception], str]) -> T:
             raise _parted() from error
         try:
             _all_done()
-        except _LeftError as error:
+        except _PeerFailedError as error:
             raise _parted() from error
         return value
     finally:
@@ -161,10 +162,10 @@ def together(work: Callable[[], T], kind: Callable[[Exception], str]) -> T:
 
 def _all_failed(error: Exception, kind: Callable[[Exception], str]) -> bool:
     """Whether all processes come here, each with an error of its own doing."""
-    own = not isinstance(error, _LeftError) and not (type(error).__name__ == DEVICE and kind(error) == GONE)
-    told = {"kind": kind(error), "own": own, "error": describe(error)}
+    own = not isinstance(error, _PeerFailedError) and not (type(error).__name__ == DEVICE and kind(error) == GONE)
+    failure = {"kind": kind(error), "own": own, "error": describe(error)}
     try:
-        _client().key_value_set(_failed(index()), json.dumps(told))
+        _client().key_value_set(_failed(index()), json.dumps(failure))
         _client().wait_at_barrier(_failed("all"), int(1000 * MEETING_SECONDS))
     except RuntimeError:
         return False
@@ -172,11 +173,11 @@ def _all_failed(error: Exception, kind: Callable[[Exception], str]) -> bool:
 
 
 def _all_done() -> None:
-    """Wait until all processes come here. Raises _LeftError where one has failed."""
+    """Wait until all processes come here. Raises _PeerFailedError where one has failed."""
     _client().key_value_set(f"{ROOM}/done/{_work}/{index()}", "")
     for i in range(count()):
         _wait(f"{ROOM}/done/{_work}/{i}")
-    if leads():
+    if is_leader():
         _client().key_value_delete(f"{ROOM}/done/{_work - 1}")
 
 
@@ -199,15 +200,15 @@ def _client() -> Any:
 
 
 def _wait(key: str, meanwhile: Callable[[], object] = lambda: None) -> str:
-    """A key's value, once it is there. Raises _LeftError where a process has failed in the present work."""
+    """A key's value, once it is there. Raises _PeerFailedError where a process has failed in the present work."""
     while True:
         try:
             return _client().blocking_key_value_get(key, int(1000 * LOOK_SECONDS))
         except RuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
-                raise _LeftError("process 0, by which the others tell each other, has ended") from error
+                raise _PeerFailedError("process 0, through which the others exchange values, has ended") from error
         if _work and _failures():
-            raise _LeftError("another process has failed")
+            raise _PeerFailedError("another process has failed")
         meanwhile()
 
 
@@ -227,12 +228,12 @@ def _parted() -> PartedError:
     except RuntimeError:  # process 0, which keeps the table, has ended
         failures = {}
     own = {i: each for i, each in failures.items() if each["own"]}
-    said = "; ".join(f"process {i}: {each['error']}" for i, each in (own or failures).items())
+    errors = "; ".join(f"process {i}: {each['error']}" for i, each in (own or failures).items())
     if own:
         return PartedError(
-            f"{len(own)} of {count()} processes failed by themselves ({said})", next(iter(own.values()))["kind"]
+            f"{len(own)} of {count()} processes failed by themselves ({errors})", next(iter(own.values()))["kind"]
         )
     silent = " and ".join(str(i) for i in range(count()) if i not in failures and i != index())
     if silent:
-        return PartedError(f"process {silent} of {count()} no longer answers ({said})", GONE)
-    return PartedError(f"a computation of {count()} processes failed ({said})", GONE)
+        return PartedError(f"process {silent} of {count()} no longer answers ({errors})", GONE)
+    return PartedError(f"a computation of {count()} processes failed ({errors})", GONE)

@@ -171,7 +171,7 @@ class TrainingRun:
             if keep:
                 self.save_checkpoint(program, pack)
             # else another may have the run by now, restoring what would be removed
-            if not processes.by_one(self.stop):
+            if not processes.by_leader(self.stop):
                 if keep or self.branches:
                     self.saved.remove_older_attempts()
                 else:

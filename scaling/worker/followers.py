@@ -68,7 +68,7 @@ def broadcast(pack: Pack) -> None:
         }
 
     members = [encoded(*each) for each in zip(pack.run_ids, pack.members, pack.stored, strict=True)]
-    processes.share({"members": members, "execution": pack.execution.model_dump(mode="json")})
+    processes.broadcast({"members": members, "execution": pack.execution.model_dump(mode="json")})
 
 
 def leader(work: Callable[[], int]) -> int:
@@ -76,9 +76,9 @@ def leader(work: Callable[[], int]) -> int:
     try:
         code = work()
     except BaseException as error:
-        processes.share({"end": protocol.REFUSED if isinstance(error, ValueError | OSError) else protocol.CRASHED})
+        processes.broadcast({"end": protocol.REFUSED if isinstance(error, ValueError | OSError) else protocol.CRASHED})
         raise
-    processes.share({"end": code})
+    processes.broadcast({"end": code})
     return code
 
 
@@ -95,12 +95,12 @@ def follower(
     def asked() -> bool:
         number = stop()
         if number is not None and not sent:
-            processes.say(number)
+            processes.announce(number)
             sent.append(number)
         return bool(sent)
 
     while True:
-        message = processes.share(meanwhile=asked)
+        message = processes.broadcast(meanwhile=asked)
         if "end" in message:
             return int(message["end"])
 

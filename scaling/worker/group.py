@@ -105,7 +105,7 @@ def _ended(work: Callable[[], int], log: Callable[[str], None]) -> int:
     try:
         code = work()
     except Exception as error:
-        if processes.leads():  # `followers.leader` has broadcast the end
+        if processes.is_leader():  # `followers.leader` has broadcast the end
             raise
         traceback.print_exc()
         parted = isinstance(error, processes.PartedError)

@@ -86,7 +86,7 @@ def main(
             print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", flush=True)
 
     def serve() -> int:
-        if processes.leads():
+        if processes.is_leader():
             return followers.leader(
                 lambda: work(results, sweep_name, log=log, retry_failed=retry_failed, trainer=trainer).exit_code
             )

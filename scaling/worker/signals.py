@@ -24,7 +24,7 @@ class Stop:
 
     def anywhere(self) -> bool:
         """Whether this process or another one of this worker was asked to stop."""
-        if not self() and (numbers := processes.said()):
+        if not self() and (numbers := processes.announced()):
             self.signal = numbers[0]
         return self.signal is not None
 

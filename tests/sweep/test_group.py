@@ -314,7 +314,7 @@ def test_half_an_environment_is_refused(clean: pytest.MonkeyPatch) -> None:
 
 CHILD = """
 import os, signal, sys, time
-from scaling.worker import group
+from scaling.worker import group, protocol
 group._join = lambda arguments, log: setattr(group, "_joined", True)
 stopped = []
 def work():
@@ -370,7 +370,7 @@ def running(pid: int) -> bool:
 )
 def test_a_worker_ends_as_its_child_does_but_for_aborts(parent: Any, body: str, code: int) -> None:
     process, _ = parent(
-        body.replace("raise", "from scaling.training import processes; processes.leads = lambda: False; raise")
+        body.replace("raise", "from scaling.training import processes; processes.is_leader = lambda: False; raise")
     )
     assert process.wait(LIMIT_SECONDS) == code
 

@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,13 +14,15 @@ from scaling.launch.launchers.slurm import task as slurm_task
 
 WORKER = """
 import os, signal, sys, time
+from pathlib import Path
 got = []
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP):
     signal.signal(number, lambda number, frame: got.append(signal.Signals(number).name))
-print("ready", os.getpid(), flush=True)
+Path("ready.draft").write_text(str(os.getpid()))
+os.rename("ready.draft", "ready")
 BODY
 """
-STOPS = "while not got: time.sleep(0.01)\ntime.sleep(0.3)\nprint(got, flush=True)\nsys.exit(129)"
+STOPS = "while not (got and Path('sent').exists()): time.sleep(0.01)\nprint(got, flush=True)\nsys.exit(129)"
 
 
 class Requeued(SystemExit):
@@ -47,16 +48,20 @@ def life(
             monkeypatch.setenv(f"SLURM_{name}", str(value))
         monkeypatch.setenv("SLURMD_NODENAME", "node1")
         monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
-        printed: list[str] = []
+        monkeypatch.chdir(tmp_path)
+        over = threading.Event()
+        for name in ("ready", "sent"):
+            (tmp_path / name).unlink(missing_ok=True)
 
         def signal_both() -> None:
-            while "ready" not in "".join(printed):
-                printed.append(capfd.readouterr().out)
-                time.sleep(0.02)
-            worker = int("".join(printed).partition("ready ")[2].split()[0])
+            while not (tmp_path / "ready").exists():
+                if over.wait(0.02):
+                    return
+            worker = int((tmp_path / "ready").read_text())
             for number in sent:
                 os.kill(worker, number)
                 os.kill(os.getpid(), number)
+            (tmp_path / "sent").touch()
 
         def requeue(number: int, frame: object) -> None:
             task.checkpoint()
@@ -73,10 +78,11 @@ def life(
         except SystemExit as end:
             how = f"exited {end.code}"
         finally:
+            over.set()
             thread.join()
             for number, handler in before.items():
                 signal.signal(number, handler)
-        return how, "".join(printed) + capfd.readouterr().out
+        return how, capfd.readouterr().out
 
     return run
 
