@@ -150,7 +150,9 @@ def load(path: str | os.PathLike[str], law: laws.Law | None = None) -> Fit:
         raise ValueError(f"{path} lacks {', '.join(missing)}: it is no whole saved fit; save the fit again")
     known = law or laws.LAWS.get(record["law"])
     if known is None or known.name != record["law"]:
-        raise ValueError(f"{path} was fitted with law {record['law']!r}; pass that law: load(path, law=...)")
+        raise ValueError(
+            f"{path} was fitted with law {record['law']!r}; pass that law: load(path, law=...), or --law FILE.py"
+        )
     if missing := sorted({*known.names} - {*record["params"]} | {*known.inputs, "loss"} - {*record["runs"]}):
         raise ValueError(f"{path} lacks {', '.join(missing)} of the law {known.name!r}; save the fit again")
     return Fit(

@@ -1,13 +1,16 @@
 """Reproductions: one file a paper, with its grid, its laws, its figures and its numbers beside ours.
 
 Who may import it: `scaling.cli` and people's scripts; it imports `analysis`, `scaling.launch` and `scaling.config`.
-A new paper is one file here that defines `PAPER`, a `papers.Paper`; it is found by its name and nothing else has to
-be edited. `papers` holds what all of them share, `running` trains one and writes its page.
+A new paper is one file that defines `PAPER`, a `papers.Paper`: here it is found by its name, anywhere else by its path,
+and nothing else has to be edited. `papers` holds what all of them share, `running` trains one and writes its page.
 """
 
 import importlib
 import pkgutil
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from scaling.config import loading
 
 if TYPE_CHECKING:
     from experiments import papers
@@ -20,11 +23,23 @@ def names() -> list[str]:
 
 
 def find(name: str) -> "papers.Paper":
-    """The experiment of that name. Raises ValueError, naming those that there are, where there is none."""
+    """The experiment of that name, or of a Python file that is not here.
+
+    Raises ValueError, naming those that there are, where there is none.
+    """
+    from experiments import papers
+
+    if (own := _own(name)) is not None:
+        paper = getattr(loading.module(own), "PAPER", None)
+        if not isinstance(paper, papers.Paper):
+            raise ValueError(f"{own} defines no PAPER; set PAPER to an experiments.papers.Paper at its top level")
+        return paper
     if name not in (known := names()):
-        raise ValueError(f"there is no experiment {name!r}; name one of {', '.join(known)}")
-    paper: papers.Paper = importlib.import_module(f"{__name__}.{name}").PAPER
-    return paper
+        raise ValueError(
+            f"there is no experiment {name!r}; name one of {', '.join(known)}, or give a Python file that defines PAPER"
+        )
+    found: papers.Paper = importlib.import_module(f"{__name__}.{name}").PAPER
+    return found
 
 
 def reproduce(name: str, scale: str, store: str, workers: int | None) -> int:
@@ -34,4 +49,9 @@ def reproduce(name: str, scale: str, store: str, workers: int | None) -> int:
     """
     from experiments import running
 
-    return running.reproduce(name, find(name), scale, store, workers)
+    return running.reproduce(name, find(name), scale, store, workers, _own(name))
+
+
+def _own(name: str) -> Path | None:
+    """The Python file that is named in the place of an experiment."""
+    return Path(name) if name.endswith(".py") else None

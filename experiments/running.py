@@ -16,13 +16,18 @@ from scaling.launch import stages
 HEADER = ("quantity", "paper", "where", "ours", "verdict", "what differs and why")
 
 
-def reproduce(name: str, paper: papers.Paper, scale: str, store_path: str, workers: int | None) -> int:
-    """Train, compare, write; 0, or 1 where runs are left without a result."""
+def reproduce(
+    name: str, paper: papers.Paper, scale: str, store_path: str, workers: int | None, file: Path | None = None
+) -> int:
+    """Train, compare, write; 0, or 1 where runs are left without a result.
+
+    `file` defines the paper, and workers read it too: what it trains may be defined there.
+    """
     if scale not in paper.scales:
         raise ValueError(f"{name} has no scale {scale!r}; its scales: {', '.join(paper.scales)}")
     sweeps = paper.sweeps(scale)
     for sweep in sweeps:
-        if not stages.run(sweep, store_path, workers=workers):
+        if not stages.run(sweep, store_path, workers=workers, config_path=file):
             print(f"not all runs of {sweep.name} have a result yet; start the same command again to go on")
             return 1
     results = store.Store(store_path)

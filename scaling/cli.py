@@ -96,7 +96,7 @@ def worker(
 
     Args:
         sweep: Name of a sweep in the store.
-        config: The Python file of the sweep, where it defines a model family of its own.
+        config: The Python file that defines the sweep's own families, trackers and the like.
     """
     from scaling.commands import sweeping
 
@@ -172,6 +172,7 @@ def predict(
     flops: float | None = None,
     at: arguments.At = (),
     inference_tokens: float | None = None,
+    law: arguments.OwnLaw = None,
 ) -> None:
     """Predict the loss of a saved fit at given parameters and tokens; or, at given FLOPs, the best way to spend them.
 
@@ -185,7 +186,7 @@ def predict(
 
     named = {"params": params, "tokens": tokens, "flops": flops}
     given = {name: value for name, value in named.items() if value is not None}
-    analysing.predict(fit, {**given, **analysing.numbers(at, "--at")}, inference_tokens)
+    analysing.predict(fit, {**given, **analysing.numbers(at, "--at")}, inference_tokens, law)
 
 
 def compare(
@@ -198,7 +199,7 @@ def compare(
     """Laws side by side on the same runs: the error of what they were not fitted to, then AIC and BIC.
 
     Args:
-        laws: Names of laws.
+        laws: Names of laws; of those of your own FILE.py, or FILE.py:NAME.
     """
     from scaling.commands import analysing
 
@@ -256,6 +257,7 @@ def plot(
     hue: str | None = None,
     out: Path = Path("figures"),
     format: Literal["pdf", "svg", "png"] = "pdf",
+    law: arguments.OwnLaw = None,
 ) -> None:
     """Draw the runs of a CSV or a store; or a saved fit (.json): residuals, likelihood profiles, curve or frontier.
 
@@ -270,7 +272,7 @@ def plot(
     """
     from scaling.commands import drawing
 
-    drawing.plot(table, x, y, hue, out, format)
+    drawing.plot(table, x, y, hue, out, format, law)
 
 
 def laws() -> None:
@@ -293,13 +295,13 @@ def report(table: Table, out: Path | None = None, title: str | None = None) -> N
 
 
 def reproduce(
-    name: Name, scale: Literal["cpu"] = "cpu", store: arguments.Store = RESULTS, workers: arguments.Workers = None
+    name: Name, scale: str = "cpu", store: arguments.Store = RESULTS, workers: arguments.Workers = None
 ) -> None:
     """Reproduce a paper at a given scale: its grid, its laws, its figure, its numbers beside ours.
 
     Args:
-        name: An experiment, for example kaplan2020 or hoffmann2022.
-        scale: How large: cpu is what two cores do in under 20 minutes.
+        name: An experiment, for example kaplan2020 or hoffmann2022, or a Python file of your own that defines PAPER.
+        scale: How large: cpu is what two cores do in under 20 minutes; papers of your own name their scales.
     """
     import experiments
 

@@ -11,6 +11,7 @@ import analysis
 from analysis import frontiers, laws, tables
 from scaling import schema, store
 from scaling.commands.arguments import Objective, RunTable, Table
+from scaling.config import loading
 from scaling.launch import environments
 
 
@@ -120,9 +121,35 @@ def options(table: Table, objective: Objective) -> dict[str, Any]:
     return made
 
 
-def needs(law: str, table: Table, given: dict[str, Any]) -> list[str]:
+def law_named(text: str) -> analysis.Law:
+    """The law of a name, or of FILE.py or FILE.py:NAME.
+
+    Raises ValueError where the file defines none, none of this name, several and none is named, or one that bears the
+    name of a law that ships.
+    """
+    file, _, name = text.partition(":")
+    if not file.endswith(".py"):
+        return laws.get(text)
+    defined = [value for value in vars(loading.module(Path(file))).values() if isinstance(value, analysis.Law)]
+    own = {law.name: law for law in defined if laws.LAWS.get(law.name) is not law}
+    if taken := [known for known in own if known in laws.LAWS]:
+        raise ValueError(f"{file} calls a law {taken[0]!r}, as one that ships is called; rename it")
+    if not own:
+        raise ValueError(f"{file} defines no law; define one at its top level with analysis.law(...)")
+    if name not in own and (name or len(own) > 1):
+        wrong = f"no law {name!r}" if name else f"{len(own)} laws"
+        raise ValueError(f"{file} defines {wrong}; name one of {', '.join(f'{file}:{known}' for known in own)}")
+    return own[name] if name else next(iter(own.values()))
+
+
+def saved_fit(path: Path, law: str | None) -> analysis.Fit:
+    """A saved fit; `law` says where its law is defined, if that does not ship."""
+    return analysis.load(path, None if law is None else law_named(law))
+
+
+def needs(law: analysis.Law, table: Table, given: dict[str, Any]) -> list[str]:
     """The columns that a table must have for a law."""
-    return [*(given.get(name, name) for name in laws.get(law).inputs), table.loss]
+    return [*(given.get(name, name) for name in law.inputs), table.loss]
 
 
 def saved(path: Path | None, what: str) -> None:
@@ -137,9 +164,9 @@ def saved(path: Path | None, what: str) -> None:
 def fit(table: Table, law: str, objective: Objective, resamples: int, save: Path | None) -> None:
     """Fit a law, print its parameters with intervals and its checklist."""
     saved(save, "fit")
-    given = options(table, objective)
-    frame, name = read(table, needs(law, table, given))
-    fitted = analysis.fit(law, frame, loss=table.loss, **given)
+    given, form = options(table, objective), law_named(law)
+    frame, name = read(table, needs(form, table, given))
+    fitted = analysis.fit(form, frame, loss=table.loss, **given)
     boot = fitted.bootstrap(resamples)
     if save is not None:
         fitted.save(save)  # before anything is printed: the reader of a pipe may have enough early
@@ -159,9 +186,9 @@ def fit(table: Table, law: str, objective: Objective, resamples: int, save: Path
         print(f"saved to {save}")
 
 
-def predict(path: Path, at: dict[str, float], inference_tokens: float | None) -> None:
+def predict(path: Path, at: dict[str, float], inference_tokens: float | None, law: str | None = None) -> None:
     """Print what a saved fit predicts, with 95% intervals of resampled runs."""
-    fitted = analysis.load(path)
+    fitted = saved_fit(path, law)
     if fitted.law.name == "hoffmann" and set(at) == {"flops"}:
         allocate(fitted, at["flops"], inference_tokens)
         return
@@ -193,9 +220,9 @@ def allocate(fitted: "analysis.Fit", flops: float, inference_tokens: float | Non
 
 def compare(table: Table, candidates: Sequence[str], objective: Objective, hold_out: str, origins: int) -> None:
     """Print laws side by side, the least held-out error first."""
-    given = options(table, objective)
+    given, forms = options(table, objective), [law_named(each) for each in candidates]
     frame, name = read(table, [table.loss])
-    found = analysis.compare(candidates, frame, hold_out=hold_out, origins=origins, loss=table.loss, **given)
+    found = analysis.compare(forms, frame, hold_out=hold_out, origins=origins, loss=table.loss, **given)
     print(f"{name}: {len(frame)} rows, held out by {hold_out}")
     print(found.summary())
     print(f"best: {found.best}: {found.fits[found.best].law.equation}")
@@ -203,18 +230,18 @@ def compare(table: Table, candidates: Sequence[str], objective: Objective, hold_
 
 def backtest(table: Table, law: str, objective: Objective, hold_out: str, origins: int) -> None:
     """Print how well the law fitted below predicts the runs above."""
-    given = options(table, objective)
-    frame, _ = read(table, needs(law, table, given))
-    found = analysis.backtest(law, frame, hold_out, origins=origins, loss=table.loss, **given)
+    given, form = options(table, objective), law_named(law)
+    frame, _ = read(table, needs(form, table, given))
+    found = analysis.backtest(form, frame, hold_out, origins=origins, loss=table.loss, **given)
     print(found.summary())
 
 
 def next_runs(table: Table, candidates: Path, law: str, at: dict[str, float], budget: float, cost: str) -> None:
     """Print which of the candidates to pay for next."""
-    columns = renamed(table)
-    frame, _ = read(table, needs(law, table, columns))
-    pool = analysis.read_csv(candidates, [columns.get(name, name) for name in laws.get(law).inputs])
-    found = analysis.next_runs(law, frame, pool, pd.DataFrame([at]), budget, cost, loss=table.loss, **columns)
+    columns, form = renamed(table), law_named(law)
+    frame, _ = read(table, needs(form, table, columns))
+    pool = analysis.read_csv(candidates, [columns.get(name, name) for name in form.inputs])
+    found = analysis.next_runs(form, frame, pool, pd.DataFrame([at]), budget, cost, loss=table.loss, **columns)
     print(found.summary())
 
 

@@ -37,7 +37,15 @@ Workers: TypeAlias = Annotated[
 ]
 RetryFailed: TypeAlias = Annotated[bool, tyro.conf.arg(help="Train again what failed before.")]
 Law: TypeAlias = Annotated[
-    str, tyro.conf.arg(help="Name of the law, for example hoffmann, kaplan, power_offset; `scaling laws` lists them.")
+    str,
+    tyro.conf.arg(
+        help="Name of the law, for example hoffmann, kaplan, power_offset; `scaling laws` lists them. One of your own "
+        "is FILE.py, or FILE.py:NAME where the file defines several."
+    ),
+]
+OwnLaw: TypeAlias = Annotated[
+    str | None,
+    tyro.conf.arg(help="FILE.py or FILE.py:NAME, where a law of your own was fitted: a saved fit has its name alone."),
 ]
 HoldOut: TypeAlias = Annotated[
     str, tyro.conf.arg(help="Column that says which runs are large; the largest are predicted from the others.")

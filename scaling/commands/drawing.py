@@ -47,15 +47,19 @@ def learning_rate_notes(results: store.Store, name: str) -> tuple[str, ...]:
     return (f"Learning rates: {rule.describe()} In this sweep: {span}.",)
 
 
-def plot(table: Table, x: str | None, y: str | None, hue: str | None, out: Path, suffix: str) -> None:
+def plot(
+    table: Table, x: str | None, y: str | None, hue: str | None, out: Path, suffix: str, law: str | None = None
+) -> None:
     """Draw a saved fit, or the runs of a CSV or a store: one column against another where `x` is given."""
     if x is None and (y, hue) != (None, None):
         raise ValueError("--y and --hue belong to --x, the column across; give it too")
     if table.file.suffix == ".json":
         if x is not None:
             raise ValueError(f"{table.file} is a saved fit, and --x draws runs; give the store or CSV of the runs")
-        drawn = of_fit(analysis.load(table.file))
+        drawn = of_fit(analysing.saved_fit(table.file, law))
         stem = table.file.stem
+    elif law is not None:
+        raise ValueError(f"--law belongs to a saved fit, and {table.data} holds runs; leave it out")
     elif x is not None:
         up = y or table.loss
         frame, stem = analysing.read(table, (), tuple(filter(None, (x, up, hue))))

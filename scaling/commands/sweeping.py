@@ -65,7 +65,7 @@ def work(store_path: str, name: str, config: Path | None, retry_failed: bool) ->
     from scaling.worker import main
 
     if config is not None:
-        loading.load(config)  # the kinds of families, trackers and the like that it defines
+        loading.module(config)  # the kinds of families, trackers and the like that it defines
     return main.main(store.Store(store_path), name, retry_failed=retry_failed)
 
 

@@ -1,10 +1,11 @@
-"""Reading sweeps from files: a Python file that defines `sweep()`, or JSON that was stored with a sweep or a run."""
+"""Reading a person's files: Python that defines `sweep()` or a kind of one's own, JSON stored with a sweep or a run."""
 
 import importlib.util
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from scaling import config, schema
@@ -34,20 +35,31 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> config.Sweep:
     return sweep.edit(dict(schema.parse_override(sweep, text) for text in overrides))
 
 
-def _from_python(path: Path) -> config.Sweep:
+def module(path: Path) -> ModuleType:
+    """The module of a Python file, which may import what lies beside it (`imports`); its kinds are known from then on.
+
+    Raises ValueError where there is no such file.
+    """
+    if path.suffix != ".py" or not path.is_file():
+        raise ValueError(f"there is no Python file {path}; give the path of one that ends in .py")
     imports.allow(path)
     name = f"scaling_sweep_{path.stem}_{schema.digest(str(path.absolute()))[:8]}"  # which no other module has
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # so that new families defined in it can be found by name
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, "sweep", None)):
+    made = importlib.util.module_from_spec(spec)
+    sys.modules[name] = made  # so that new families defined in it can be found by name
+    spec.loader.exec_module(made)
+    return made
+
+
+def _from_python(path: Path) -> config.Sweep:
+    made = module(path)
+    if not callable(getattr(made, "sweep", None)):
         raise ValueError(
             f"{path} has no function sweep(); define one that takes nothing and returns a scaling.config.Sweep"
         )
-    sweep = module.sweep()
+    sweep = made.sweep()
     if not isinstance(sweep, config.Sweep):
         raise ValueError(f"sweep() of {path} returns a {type(sweep).__name__}; it must return a scaling.config.Sweep")
     return sweep
