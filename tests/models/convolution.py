@@ -43,7 +43,7 @@ class Convolution(families.Family):
             def __call__(self, x: Float[Array, "batch time width"]) -> Float[Array, "batch time width"]:
                 taps, time = self.read(self.taps), x.shape[1]
                 padded = jnp.pad(x, ((0, 0), (self.count - 1, 0), (0, 0)))
-                mixed = sum(taps[i] * padded[:, i : i + time] for i in range(self.count))
+                mixed = jnp.stack([taps[i] * padded[:, i : i + time] for i in range(self.count)]).sum(axis=0)
                 return x + self.matmul(self.ops.gelu(mixed), self.mix)
 
         norm = layers.Norm(builder.within("norm"), epsilon=1e-6)
