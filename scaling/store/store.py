@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
 
+from scaling import schema
 from scaling.storage import atomic, backends, cache, errors, retry
 from scaling.store import layout, lease, settings
 from scaling.store.layout import Status, SweepMember, SweepRecord
@@ -45,7 +46,7 @@ class Store:
         self.local = self.files.local()
         self.heartbeat_seconds = heartbeat_seconds
         self.lease_seconds = lease_seconds
-        self.counted: dict[str, dict[str, Any]] = {}  # counted columns of runs without a result, kept by `frames`
+        self.counted: dict[str, dict[str, Any]] = {}  # by run id, of runs without a result: configs never change
         self.settings = settings.RunSettings()
         if self.local is None:
             return
@@ -288,19 +289,34 @@ class Store:
 
     def begun(self, run_id: str) -> bool:
         """Whether a run has a result, or a checkpoint to go on from."""
-        return self.result(run_id) is not None or self.has_checkpoint(run_id)
+        return self.readable_result(run_id) is not None or self.has_checkpoint(run_id)
 
     def statuses(self, sweep: str) -> dict[str, str]:
         """The status of each run of a sweep, by run id."""
         run_ids = [member["run_id"] for member in self.sweep(sweep)["members"]]
         rows = self.results(run_ids)
         found = {run_id: row["status"] for run_id, row in rows.items()}
-        left = [run_id for run_id in run_ids if run_id not in rows]
-        self.settings.read(self.files, left)
-        for run_id in left:
-            damaged = run_id in self.settings.damaged
-            found[run_id] = layout.DAMAGED if damaged else self.status(run_id)["status"]
+        for run_id in (run_id for run_id in run_ids if run_id not in rows):
+            found[run_id] = self.status(run_id)["status"]
+            if found[run_id] in (*layout.OPEN, "failed"):
+                try:
+                    self.counts(run_id)
+                except errors.UnreadableError:
+                    found[run_id] = layout.DAMAGED
         return {run_id: found[run_id] for run_id in run_ids}
+
+    def counts(self, run_id: str) -> dict[str, Any]:
+        """The counted columns of a run, from its config. Raises UnreadableError where it is damaged."""
+        if run_id not in self.counted:
+            from scaling.store import record
+
+            stored = self.config(run_id)
+            try:
+                self.counted[run_id] = {"run_id": run_id, **record.columns(*record.read(stored))}
+            except pydantic.ValidationError as error:
+                path = f"{self.path}/runs/{run_id}/config.json"
+                raise errors.UnreadableError(f"{path} is no run here: {schema.describe(error)}") from error
+        return self.counted[run_id]
 
     def open(self, run_ids: Iterable[str]) -> set[str]:
         """Those of the runs that are still to end: of ids that the store gave, or that it does not know yet."""
