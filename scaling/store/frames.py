@@ -8,7 +8,7 @@ import pandas as pd
 
 from scaling import store
 from scaling.storage import errors
-from scaling.store import columns
+from scaling.store import columns, record
 
 Row = dict[str, Any]
 
@@ -85,7 +85,7 @@ def _row(results: store.Store, sweep: str | None, member: store.SweepMember, end
 
 def _open(results: store.Store, run_id: str) -> Row:
     """The row of a run without a result. Raises UnreadableError where it is damaged."""
-    counted = results.counts(run_id)
+    counted = record.counted(results, run_id)
     status = results.status(run_id)
     ended = {"status": status["status"], "reason": status["reason"] or None}
     return {**counted, **dict.fromkeys(columns.MEASURED), "device": status["device"], "sweep": None, **ended}

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pydantic
 
-from scaling import schema
 from scaling.storage import atomic, backends, cache, errors, retry
 from scaling.store import layout, lease, settings
 from scaling.store.layout import Status, SweepMember, SweepRecord
@@ -293,6 +292,8 @@ class Store:
 
     def statuses(self, sweep: str) -> dict[str, str]:
         """The status of each run of a sweep, by run id."""
+        from scaling.store import record
+
         run_ids = [member["run_id"] for member in self.sweep(sweep)["members"]]
         rows = self.results(run_ids)
         found = {run_id: row["status"] for run_id, row in rows.items()}
@@ -300,23 +301,10 @@ class Store:
             found[run_id] = self.status(run_id)["status"]
             if found[run_id] in (*layout.OPEN, "failed"):
                 try:
-                    self.counts(run_id)
+                    record.counted(self, run_id)
                 except errors.UnreadableError:
                     found[run_id] = layout.DAMAGED
         return {run_id: found[run_id] for run_id in run_ids}
-
-    def counts(self, run_id: str) -> dict[str, Any]:
-        """The counted columns of a run, from its config. Raises UnreadableError where it is damaged."""
-        if run_id not in self.counted:
-            from scaling.store import record
-
-            stored = self.config(run_id)
-            try:
-                self.counted[run_id] = {"run_id": run_id, **record.columns(*record.read(stored))}
-            except pydantic.ValidationError as error:
-                path = f"{self.path}/runs/{run_id}/config.json"
-                raise errors.UnreadableError(f"{path} is no run here: {schema.describe(error)}") from error
-        return self.counted[run_id]
 
     def open(self, run_ids: Iterable[str]) -> set[str]:
         """Those of the runs that are still to end: of ids that the store gave, or that it does not know yet."""
