@@ -2,7 +2,7 @@
 
 A column with a dot in its name is a field under its dotted name (`optimizer.weight_decay`, `data.train_tokens`), which
 a table of runs has where runs differ in it. Fields at the top of a config have no dot; `TOP` are those without a
-column of their own among the fixed ones.
+column of their own among the fixed ones. The rules are those of `pooled` in `scaling.store.columns`.
 """
 
 import re

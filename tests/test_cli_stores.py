@@ -11,7 +11,7 @@ import pytest
 from scaling import cli, config, store
 from scaling.config import grids
 from scaling.data import corpus as corpora
-from scaling.planning import plan
+from scaling.planning import plan, registering
 from scaling.store import record
 from tests import test_cli
 
@@ -51,7 +51,7 @@ def swept(tiny: Make, tmp_path: Path) -> Path:
     sweep = config.Sweep(name="small", base=tiny(), grid=grids.Product(parts=(decays, widths, tokens)))
     results = store.Store(tmp_path / "results")
     resolved = plan.resolve(sweep, lambda data: Corpus, results)  # type: ignore[arg-type, return-value]
-    plan.register("small", sweep, resolved.runs, results)
+    registering.register("small", sweep, resolved.runs, results)
     for number, planned in enumerate(resolved.runs):
         run, run_id = planned.run, str(planned.run_id)
         counted = record.columns(run, Corpus())
@@ -161,7 +161,7 @@ def test_the_advice_after_an_edit_of_the_corpus_works_when_followed(tiny: Make, 
     (tmp_path / "small.json").write_text(sweep.to_json())
     results = store.Store(tmp_path / "results")
     resolved = plan.resolve(sweep, corpora.prepare, results)
-    plan.register("small", sweep, resolved.runs, results)
+    registering.register("small", sweep, resolved.runs, results)
     (old,) = results.runs("small").to_dict("records")
     for path in texts.iterdir():
         path.write_text(path.read_text().replace("first", "second"))

@@ -19,7 +19,7 @@ from scaling.checks import finding, machine, places, storing, tracker, versions
 from scaling.commands import doctor
 from scaling.config import grids
 from scaling.data import corpus
-from scaling.planning import plan
+from scaling.planning import plan, registering
 from scaling.storage import backends
 from scaling.training.trackers import wandb as wandb_tracker
 from tests import s3
@@ -340,7 +340,7 @@ def results(tmp_path: Path, tiny: Make) -> store.Store:
     )
     made = store.Store(tmp_path / "store")
     resolved = plan.resolve(sweep, lambda data: corpus.prepare(data, lambda line: None), made)
-    plan.register("mine", sweep, resolved.trunks + resolved.runs, made)
+    registering.register("mine", sweep, resolved.trunks + resolved.runs, made)
     return made
 
 

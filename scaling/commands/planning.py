@@ -11,7 +11,7 @@ from scaling import config, devices, human, memory, store
 from scaling.config import loading
 from scaling.data import corpus as corpora
 from scaling.launch.launchers import local
-from scaling.planning import plan, timing
+from scaling.planning import plan, report, timing
 
 COLUMNS = (
     "run", "model", "params", "non-emb.", "tokens", "epochs", "FLOPs", "6ND", "steps", "lr", "seed", "memory", "time",
@@ -34,9 +34,9 @@ def show(path: Path, overrides: Sequence[str], store_path: str, device: str) -> 
     for stage, runs in (("tune stage", resolved.tune), ("trunks", resolved.trunks), ("sweep", resolved.runs)):
         if not runs:
             continue
-        rows = [plan.row(p, rates.of(p.run, sweep.execution), sweep.execution, limit, device == "cpu") for p in runs]
+        rows = [report.row(p, rates.of(p.run, sweep.execution), sweep.execution, limit, device == "cpu") for p in runs]
         states = [_state(row["run_id"], results) for row in rows]
-        title, differing = f"{sweep.name}: {stage}, {len(rows)} runs", plan.settings(runs, SHOWN)
+        title, differing = f"{sweep.name}: {stage}, {len(rows)} runs", report.settings(runs, SHOWN)
         console.print(_table(title, rows, differing, states, bool(resolved.pending)))
         for row, state in zip(rows, states, strict=True):
             total["flops"] += row["flops_spent"]
@@ -50,14 +50,14 @@ def show(path: Path, overrides: Sequence[str], store_path: str, device: str) -> 
     )
     if resolved.trunks:
         console.print(saving(resolved))
-    packs = plan.packs(resolved, sweep.execution, device, limit)
+    packs = report.packs(resolved, sweep.execution, device, limit)
     if packs < len(resolved.all):
         console.print(f"{len(resolved.all)} runs train as {packs} programs on {device}, packed where that pays")
     if any(p.corpus is None for p in resolved.all):
         console.print(f"the text is not prepared: run names and epochs are known after `scaling prepare {path}`")
     if resolved.pending:
         console.print(f"learning rates of the sweep are those of the base run until it is tuned: {resolved.pending}")
-    for warning in plan.warnings(resolved, ladder):
+    for warning in report.warnings_of(resolved, ladder):
         console.print(f"warning: {warning}", markup=False)
 
 
@@ -76,7 +76,7 @@ def saving(resolved: plan.Plan) -> str:
     if not branches:
         return f"{len(resolved.trunks)} trunks have no run left to start"
     spent = sum(plan.flops_spent(p) for p in (*branches, *resolved.trunks))
-    whole = sum(plan.row(p, 1.0, config.Execution())["flops"] for p in branches)
+    whole = sum(report.row(p, 1.0, config.Execution())["flops"] for p in branches)
     return (
         f"{len(resolved.trunks)} trunks are the start of {len(branches)} runs: {spent:.3g} FLOPs instead of "
         f"{whole:.3g}, {1 - spent / whole:.0%} saved"

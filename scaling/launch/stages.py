@@ -9,7 +9,7 @@ from scaling.data import corpus as corpora
 from scaling.launch import launcher as launchers
 from scaling.launch import watch
 from scaling.launch.launchers import local
-from scaling.planning import plan, timing
+from scaling.planning import plan, registering, timing
 from scaling.storage import retry
 
 
@@ -36,7 +36,6 @@ def run(
     launcher = launcher or local.Local()
     prepare = functools.partial(corpora.prepare, log=log)
     resolved, workers, device = _resolve(sweep, prepare, results, launcher, workers)
-    stages = [(f"{sweep.name}.tune", resolved.tune)] if resolved.tune else []
     train = functools.partial(
         _train,
         results,
@@ -48,8 +47,9 @@ def run(
         config_path=config_path,
         log=log,
     )
-    for name, planned in stages:
-        if not train(name, planned):
+    if resolved.tune:
+        name = f"{sweep.name}.tune"
+        if not train(name, resolved.tune):
             return False
         resolved = plan.resolve(sweep, prepare, results)
         if resolved.pending:
@@ -70,8 +70,9 @@ def describe(
     """What `run` would start now, of its next stage, as text. Writes nothing; prepared text is used where there is."""
     results = store.Store(store_path)
     resolved, workers, _ = _resolve(sweep, corpora.find, results, launcher, workers)
-    stages = [(f"{sweep.name}.tune", resolved.tune)] if resolved.pending else []
-    name, planned = [*stages, (sweep.name, resolved.trunks + resolved.runs)][0]
+    name, planned = sweep.name, resolved.trunks + resolved.runs
+    if resolved.pending:
+        name, planned = f"{sweep.name}.tune", resolved.tune
     job = _job(results, sweep, workers, name, planned, config_path)
     return f"# {name}: {job.runs} of {len(planned)} runs are open\n{launcher.describe(job)}"
 
@@ -128,7 +129,7 @@ def _train(
     meanwhile: Callable[[], None] | None = None,
 ) -> bool:
     """Train one stage; True when every run of it has a result."""
-    message = plan.register(name, sweep, planned, results, timing.rates_if_known(device, results))
+    message = registering.register(name, sweep, planned, results, timing.rates_if_known(device, results))
     if message:
         log(message)
     if retry_failed:

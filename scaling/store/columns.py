@@ -19,8 +19,8 @@ class Column:
     """A column of a result, and of any table that the analysis reads.
 
     `origin`: the run's place in the store, its config and corpus, a measurement, or how it ended. `pooled` says whether
-    runs that differ in it may share a fit of a law that does not have it as an input. `fields` are the dotted config
-    fields that it stands for.
+    runs that differ in it may share a fit of a law that does not have it as an input, as `analysis.settings` has it.
+    `fields` are the dotted config fields that it stands for.
     """
 
     name: str

@@ -33,7 +33,7 @@ def train(runs: Sequence[TrainingRun], execution: config.Execution, corpus: corp
         if not any(chunk.counts):
             break
         pack.dispatch(chunk, data)
-        pack.attend()
+        pack.after_dispatch()
     return pack.close()
 
 
@@ -109,7 +109,7 @@ class TrainingPack:
         for run, count in zip(self.runs, chunk.counts, strict=True):
             run.at += count
 
-    def attend(self) -> None:
+    def after_dispatch(self) -> None:
         """After a dispatch: validate, save and stop the runs for which it is time."""
         going = [run for run in self.runs if run.going]
         due = [run for run in going if run.at in run.ends]

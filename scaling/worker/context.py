@@ -48,12 +48,12 @@ TRAINER = Trainer()
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class WorkerContext:
     """A worker's sweep and means, which its parts (`packs`, `endings`, `precompile`) share. `runs` are those left."""
 
     results: store.Store
     sweep_name: str
-    settings: config.Sweep
+    sweep: config.Sweep
     runs: queue.Queue
     trainer: Trainer
     about: Mapping[str, Any]  # `provenance.environment`
@@ -64,7 +64,7 @@ class Work:
     @property
     def execution(self) -> config.Execution:
         """How the sweep is computed."""
-        return self.settings.execution
+        return self.sweep.execution
 
     def check_memory(self) -> None:
         """Refuse the sweep where a run that is left cannot fit the devices. Raises ValueError."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from scaling import human, memory
 from scaling.store import lease as leases
 from scaling.store import record
+from scaling.training import processes
 from scaling.worker import context, faults, queue
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Endings:
     `broken` is whether a device or another process is gone, so that no training in this process can succeed.
     """
 
-    def __init__(self, work: context.Work):
+    def __init__(self, work: context.WorkerContext):
         self.work = work
         self.broken = False
         self._failure: tuple[OSError, float] | None = None  # the last error of infrastructure, and since when it fails
@@ -60,12 +61,15 @@ class Endings:
         reason = f"{type(error).__name__}: {error}"
         run_id, lease, kind = claim.run.run_id, claim.lease, faults.kind(error)
         claim.tracker.finish({"status": "failed", "reason": reason})
+        if isinstance(error, processes.PartedError) or (kind == "infrastructure" and not isinstance(error, OSError)):
+            self.broken = True
         if lease.lost:
             self.work.log(f"{run_id}: lost to another worker, and then failed: {reason}")
             return "lost"
         fewer = self._fewer(claim, sequences) if kind == "out_of_memory" else None
         if kind == "infrastructure":
-            self._note(error)
+            if isinstance(error, OSError):  # the next claim waits
+                self._failure = error, time.monotonic() if self._failure is None else self._failure[1]
             reason = f"{reason}; it is tried again"
             lease.release(reason, "infrastructure", traceback=trace)
         elif pack > 1:
@@ -101,13 +105,6 @@ class Endings:
         run, auto = claim.run.run, self.work.execution.edit({"microbatch": "auto"})
         sizes = memory.microbatches(run, auto, jax.device_count())
         return next((size for size in sizes if 2 * size <= sequences), None)
-
-    def _note(self, error: Exception) -> None:
-        """Note that infrastructure failed: the next claim waits, or another process must make it."""
-        if not isinstance(error, OSError):
-            self.broken = True
-        else:
-            self._failure = error, time.monotonic() if self._failure is None else self._failure[1]
 
     def _prune(self, trunk_id: str) -> None:
         """Remove the checkpoints of a trunk whose branches have all ended, but for the last, if it is kept."""

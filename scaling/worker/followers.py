@@ -12,43 +12,13 @@ from typing import TYPE_CHECKING, Any
 from scaling import config, store
 from scaling.store import record
 from scaling.training import processes
-from scaling.worker import context, faults, protocol
+from scaling.worker import context, faults, pack, protocol
 
 if TYPE_CHECKING:
-    from scaling.data import corpus as corpora
     from scaling.training import loop
 
-Before = Callable[["Pack", "corpora.Corpus"], object]
 
-
-@dataclasses.dataclass(frozen=True)
-class Pack:
-    """Runs to be trained together, with their ids, and the corpora that they were planned on."""
-
-    run_ids: Sequence[str]
-    members: "Sequence[loop.TrainingRun]"
-    stored: Sequence[record.Stored]
-    execution: config.Execution
-
-    def train(self, trainer: context.Trainer, log: Callable[[str], None], before: Before) -> "list[loop.Outcome]":
-        """Prepare the corpus, call `before` with it, and train.
-
-        Raises ValueError where the data has changed since the plan.
-        """
-        corpus = trainer.prepare(self.members[0].run.data, log)
-        for run_id, stored in zip(self.run_ids, self.stored, strict=True):
-            for name, planned in dataclasses.asdict(stored).items():
-                if getattr(corpus, name) != planned:
-                    raise ValueError(
-                        f"the corpus of run {run_id} has {name} {getattr(corpus, name)} and was planned with "
-                        f"{planned}; restore the data, or start the sweep again to plan runs on the new data"
-                    )
-        processes.gather(None)  # a barrier: other hosts may still prepare their corpus
-        before(self, corpus)
-        return trainer.train(self.members, self.execution, corpus)
-
-
-def broadcast(pack: Pack) -> None:
+def broadcast(sent: pack.Pack) -> None:
     """Send a pack to the followers, which train it too. Checkpoint directories are sent by name: stores differ."""
     if not processes.several():
         return
@@ -56,19 +26,19 @@ def broadcast(pack: Pack) -> None:
     def names(folders: Sequence[object]) -> list[str]:
         return [str(folder).rpartition("/")[2] for folder in folders]
 
-    def encoded(run_id: str, member: "loop.TrainingRun", stored: record.Stored) -> dict[str, Any]:
-        trunk = member.trunk
+    def encoded(packed: pack.PackedRun) -> dict[str, Any]:
+        training, trunk = packed.training, packed.training.trunk
         return {
-            "run_id": run_id,
-            "run": member.run.model_dump(mode="json"),
-            "attempts": names(member.checkpoints),
+            "run_id": packed.run_id,
+            "run": training.run.model_dump(mode="json"),
+            "attempts": names(training.checkpoints),
             "trunk": trunk and [trunk.run_id, names(trunk.checkpoints), trunk.step],
-            "branches": list(member.branches),
-            "stored": dataclasses.asdict(stored),
+            "branches": list(training.branches),
+            "stored": dataclasses.asdict(packed.stored),
         }
 
-    members = [encoded(*each) for each in zip(pack.run_ids, pack.members, pack.stored, strict=True)]
-    processes.broadcast({"members": members, "execution": pack.execution.model_dump(mode="json")})
+    members = [encoded(packed) for packed in sent.runs]
+    processes.broadcast({"members": members, "execution": sent.execution.model_dump(mode="json")})
 
 
 def leader(work: Callable[[], int]) -> int:
@@ -105,7 +75,7 @@ def follower(
             return int(message["end"])
 
         def train(message: dict[str, Any] = message) -> "list[loop.Outcome]":
-            return _decoded(message, results, asked).train(trainer, log, lambda pack, corpus: None)
+            return _decoded(message, results, asked).train(trainer, log, lambda *given: None)
 
         try:
             processes.together(train, faults.kind)
@@ -116,14 +86,14 @@ def follower(
             log(f"failed, as all processes did: {processes.describe(error)}")
 
 
-def _decoded(message: dict[str, Any], results: store.Store, asked: Callable[[], bool]) -> Pack:
+def _decoded(message: dict[str, Any], results: store.Store, asked: Callable[[], bool]) -> pack.Pack:
     """The pack of a message, with checkpoint directories in this process' own store."""
     from scaling.training import loop
 
     def folders(run_id: str, names: list[str]) -> list[Any]:
         return [results.run(run_id).sub(f"checkpoints/{name}").place() for name in names]
 
-    def member(one: dict[str, Any]) -> loop.TrainingRun:
+    def decoded(one: dict[str, Any]) -> pack.PackedRun:
         trunk = None
         if one["trunk"]:
             trunk_id, names, step = one["trunk"]
@@ -131,11 +101,9 @@ def _decoded(message: dict[str, Any], results: store.Store, asked: Callable[[], 
         run = config.Run.model_validate(one["run"])
         keep_nothing = lambda rows: None  # noqa: E731
         checkpoints = folders(one["run_id"], one["attempts"])
-        return loop.TrainingRun(run, checkpoints, keep_nothing, asked, trunk, one["branches"])
+        training = loop.TrainingRun(run, checkpoints, keep_nothing, asked, trunk, one["branches"])
+        return pack.PackedRun(one["run_id"], training, record.Stored(**one["stored"]))
 
-    return Pack(
-        [one["run_id"] for one in message["members"]],
-        [member(one) for one in message["members"]],
-        [record.Stored(**one["stored"]) for one in message["members"]],
-        config.Execution.model_validate(message["execution"]),
+    return pack.Pack(
+        [decoded(one) for one in message["members"]], config.Execution.model_validate(message["execution"])
     )

@@ -103,21 +103,21 @@ def _open(
     stop: signals.Stop,
     waiter: retry.Waiter,
     log: Callable[[str], None],
-) -> context.Work:
+) -> context.WorkerContext:
     """The work on a sweep of a store."""
-    settings = config.Sweep.model_validate(results.sweep(sweep_name)["config"])
+    sweep = config.Sweep.model_validate(results.sweep(sweep_name)["config"])
     queued, about = queue.Queue(results, sweep_name, log), provenance.environment()
-    return context.Work(results, sweep_name, settings, queued, trainer, about, stop, waiter, log)
+    return context.WorkerContext(results, sweep_name, sweep, queued, trainer, about, stop, waiter, log)
 
 
-def _retry_failed(opened: context.Work) -> None:
+def _retry_failed(opened: context.WorkerContext) -> None:
     """Let the failed runs of the sweep be claimed again; damaged ones stay as they are."""
     for queued in opened.runs.left():
         with contextlib.suppress(errors.UnreadableError):  # the queue logs it where it tries to claim the run
             opened.results.retry(queued.run_id)
 
 
-def _train_all(opened: context.Work, tally: Tally) -> None:
+def _train_all(opened: context.WorkerContext, tally: Tally) -> None:
     """Claim packs and train them until none can be claimed; then precompile the next stage and tidy the store."""
     stop, ends, precompiler = opened.stop, endings.Endings(opened), precompile.Precompiler(opened)
     trainer = packs.PackTrainer(opened, precompiler, ends)

@@ -10,7 +10,7 @@ from scaling.storage import retry
 from scaling.store import lease as leases
 from scaling.store import record
 from scaling.training import processes, trackers
-from scaling.worker import context, endings, faults, followers, precompile, queue
+from scaling.worker import context, endings, faults, followers, pack, precompile, queue
 
 if TYPE_CHECKING:
     from scaling.data import corpus as corpora
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 class PackTrainer:
     """Trains packs of runs and has `endings` store how each ended."""
 
-    def __init__(self, work: context.Work, precompiler: precompile.Precompiler, ends: endings.Endings):
+    def __init__(self, work: context.WorkerContext, precompiler: precompile.Precompiler, ends: endings.Endings):
         self.work = work
         self.precompiler = precompiler
         self.endings = ends
-        self.trackers = trackers.Trackers(work.settings.trackers, work.log)
+        self.trackers = trackers.Trackers(work.sweep.trackers, work.log)
         self._sequences = 0  # of one forward pass; at most, until the program is compiled
 
     def train(self, claims: Sequence[queue.Claim]) -> list[endings.Ended]:
@@ -37,7 +37,6 @@ class PackTrainer:
             outcomes = self._outcomes(training) if training else []
         except Exception as error:  # of the runs themselves, whatever it is: stored with them, and the others go on
             trace = traceback.format_exc()
-            self.endings.broken = isinstance(error, processes.PartedError)
             return ended + [
                 self.endings.fail(claim, error, trace, pack=len(training), sequences=self._sequences)
                 for claim in training
@@ -72,27 +71,23 @@ class PackTrainer:
 
     def _outcomes(self, claims: Sequence[queue.Claim]) -> "list[loop.Outcome]":
         """Train the runs, here and in the processes that compute with this one."""
-        queued, microbatch = [claim.run for claim in claims], claims[0].lease.microbatch
+        microbatch = claims[0].lease.microbatch
         execution = self.work.execution if microbatch is None else self.work.execution.edit({"microbatch": microbatch})
-        pack = followers.Pack(
-            [each.run_id for each in queued],
-            [self._training_run(claim) for claim in claims],
-            [each.stored for each in queued],
-            execution,
-        )
-        self._sequences = execution.sequences(queued[0].run.batch_size)
-        followers.broadcast(pack)
-        train = functools.partial(pack.train, self.work.trainer, self.work.log, self._before)
+        runs = [pack.PackedRun(claim.run.run_id, self._training_run(claim), claim.run.stored) for claim in claims]
+        together = pack.Pack(runs, execution)
+        self._sequences = execution.sequences(claims[0].run.run.batch_size)
+        followers.broadcast(together)
+        train = functools.partial(together.train, self.work.trainer, self.work.log, self._before)
         outcomes = processes.together(train, faults.kind)
         self.work.stop.anywhere()  # takes the number of the signal that stopped them, where another process got it
         return outcomes
 
-    def _before(self, pack: followers.Pack, corpus: "corpora.Corpus") -> None:
+    def _before(self, together: pack.Pack, corpus: "corpora.Corpus") -> None:
         """Have the program of a pack compiled, and note how many sequences it computes at once."""
-        run, members = pack.members[0].run, len(pack.members)
-        if pack.execution == self.work.execution:
+        run, members = together.runs[0].training.run, len(together.runs)
+        if together.execution == self.work.execution:
             self.precompiler.programs.compile(run, members)
-        self._sequences = self.work.trainer.program_of(run, pack.execution, members, corpus).microbatch
+        self._sequences = self.work.trainer.program_of(run, together.execution, members, corpus).microbatch
 
     def _training_run(self, claim: queue.Claim) -> "loop.TrainingRun":
         """The run for the loop. A branch whose trunk has no checkpoint for it is trained from its own start."""

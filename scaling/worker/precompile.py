@@ -50,8 +50,8 @@ class Programs:
         self.stop = stop
         self.log = log
         kept = os.environ.get(KEPT_IN)
-        alone = not processes.several()  # several compile together, and none may wait for another to have done it
-        self.folder = Path(kept) if kept and "://" not in kept and alone else None
+        one_process = not processes.several()  # several compile together, and none may wait for another to have done it
+        self.folder = Path(kept) if kept and "://" not in kept and one_process else None
         self._find = later
         self._later: list[config.Run] | None = None
 
@@ -114,7 +114,7 @@ class Programs:
             try:
                 mark.write(b"compiled")
             except OSError as error:
-                self._alone(error)
+                self._compile_without_marks(error)
 
     def _mark(self, run: config.Run, members: int) -> IO[bytes] | None:
         """The file that is locked while a program is compiled, and not empty afterwards; None where none is used."""
@@ -125,7 +125,7 @@ class Programs:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             return open(self.folder / f"{schema.digest(parts)[:16]}.mark", "ab", buffering=0)
         except OSError as error:
-            self._alone(error)
+            self._compile_without_marks(error)
             return None
 
     def _locked(self, mark: IO[bytes]) -> bool:
@@ -135,10 +135,10 @@ class Programs:
         except BlockingIOError:
             return False
         except OSError as error:  # some file systems of clusters have no locks
-            self._alone(error)
+            self._compile_without_marks(error)
         return True
 
-    def _alone(self, error: OSError) -> None:
+    def _compile_without_marks(self, error: OSError) -> None:
         self.log(f"each worker compiles for itself from here on: marks in {self.folder} cannot be kept ({error})")
         self.folder = None
 
@@ -146,9 +146,9 @@ class Programs:
 class Precompiler:
     """Compiles the programs of one worker's sweep: of the pack that trains, of the next one, and of the next stage."""
 
-    def __init__(self, work: context.Work):
+    def __init__(self, work: context.WorkerContext):
         self.work = work
-        self.programs = Programs(self._make, work.execution, self._alone, stop=work.stop, log=work.log)
+        self.programs = Programs(self._make, work.execution, self._runs_trained_alone, stop=work.stop, log=work.log)
 
     def start_next(self, claims: Sequence[queue.Claim]) -> threading.Thread | None:
         """A thread that compiles the program of the next runs while these train; None without a core to spare."""
@@ -174,14 +174,14 @@ class Precompiler:
         trainer = self.work.trainer
         trainer.program_of(run, self.work.execution, members, trainer.prepare(run.data, self.work.log))
 
-    def _alone(self) -> list[config.Run]:
+    def _runs_trained_alone(self) -> list[config.Run]:
         """Runs of the sweep, of this stage and the next, that train alone on this device."""
         import jax
 
         if processes.several():  # several compile together
             return []
         kind, runs = jax.local_devices()[0].device_kind, [queued.run for queued in self.work.runs.left()]
-        runs += [point.run for point in self.work.settings.points()]
+        runs += [point.run for point in self.work.sweep.points()]
         return [run for run in runs if packing.most(run, self.work.execution, kind, memory=1.0, limit=None) == 1]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from scaling import config, store
 from scaling.config import grids
 from scaling.data import corpus
-from scaling.planning import plan
+from scaling.planning import plan, registering
 
 NAME = "chaos"
 EVALUATIONS = 4  # of a run
@@ -58,5 +58,5 @@ def plant(path: Path, settings: config.Sweep) -> store.Store:
     """A store in which nothing of the sweep is trained. The text is prepared in the cache."""
     results = store.Store(path)
     planned = plan.resolve(settings, lambda data: corpus.prepare(data, lambda line: None), results)
-    plan.register(NAME, settings, planned.all, results)
+    registering.register(NAME, settings, planned.all, results)
     return results

@@ -13,10 +13,11 @@ import jsonschema
 import pytest
 import yaml
 
-from scaling import config, devices, store
+from scaling import config, devices
 from scaling.launch import fetch, launcher
 from scaling.launch.launchers import tpu
 from scaling.launch.launchers.tpu import gke, slices
+from scaling.store import layout
 from tests.launch import golden
 
 SCHEMA = json.loads((Path(__file__).parent / "schemas" / "jobset.json").read_text())
@@ -234,7 +235,7 @@ def test_a_folder_is_copied_whole_and_once(tmp_path: Path, monkeypatch: pytest.M
 
 # Names
 
-NAMES = st.from_regex(store.SWEEP_NAME, fullmatch=True)
+NAMES = st.from_regex(layout.SWEEP_NAME, fullmatch=True)
 
 
 @hypothesis.settings(deadline=None)

@@ -11,7 +11,7 @@ import pytest
 from scaling import config, store
 from scaling.config import grids
 from scaling.launch import watch
-from scaling.planning import plan
+from scaling.planning import plan, registering
 from scaling.storage import errors
 from scaling.store import gc, lease, record
 from scaling.worker import queue
@@ -77,7 +77,7 @@ def swept(results: store.Store, make_run: Make, identity: Any) -> Callable[[], s
     def start() -> str:
         resolved = plan.resolve(sweep, lambda data: identity, results)
         plan.check_memory(resolved.all, sweep.execution, 1e12, "cpu", results)
-        assert plan.register("small", sweep, resolved.all, results) == ""
+        assert registering.register("small", sweep, resolved.all, results) == ""
         return str(resolved.runs[0].run_id)
 
     return start

@@ -17,7 +17,7 @@ import pytest
 
 from scaling import config, store
 from scaling.config import grids
-from scaling.planning import plan
+from scaling.planning import plan, registering
 from scaling.storage import host
 from scaling.store import gc
 from scaling.store import lease as leases
@@ -135,7 +135,7 @@ def test_a_trunk_keeps_what_branches_without_a_result_start_from(
     axis = grids.Axis(field="tokens", values=tuple(32 * steps for steps in (20, 40, 80)))
     sweep = config.Sweep(name="small", base=make_run(schedule=WSD), grid=axis, execution=DROPS_LAST)
     resolved = plan.resolve(sweep, lambda data: identity, results)
-    plan.register("small", sweep, resolved.trunks + resolved.runs, results)
+    registering.register("small", sweep, resolved.trunks + resolved.runs, results)
     (trunk,), branches = [str(p.run_id) for p in resolved.trunks], [str(p.run_id) for p in resolved.runs]
     at = [20 - round(0.25 * 18), 40 - round(0.25 * 38), 80 - round(0.25 * 78)]
     assert at == [16, 30, 60]
@@ -516,7 +516,7 @@ def test_a_sweep_that_is_cleaned_midway_ends_with_the_same_results(
     for name in ("undisturbed", "disturbed"):
         results = store.Store(tmp_path / name, lease_seconds=0.0)  # who was killed is gone at once
         resolved = plan.resolve(sweep, lambda data: corpus.prepare(data, lambda line: None), results)
-        plan.register("mine", sweep, resolved.trunks + resolved.runs, results)
+        registering.register("mine", sweep, resolved.trunks + resolved.runs, results)
         spoil = Damage(results, rng)
         for _ in range(8 if name == "disturbed" else 0):
             with interrupted(rng, monkeypatch):

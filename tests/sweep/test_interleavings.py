@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from scaling import store
 from scaling.storage import backends, bucket, host, retry
+from scaling.store import layout
 from scaling.store import lease as leases
 
 RUNS = [f"{number:016x}" for number in range(2)]
@@ -372,7 +373,7 @@ class Interleavings(stateful.RuleBasedStateMachine):
 
     def measured(self, run: backends.Storage) -> Iterator[tuple[int, dict[str, Any]]]:
         for name in run.names("metrics"):
-            assert store.SEGMENT.fullmatch(name)
+            assert layout.SEGMENT.fullmatch(name)
             for line in run.read(f"metrics/{name}").splitlines():
                 yield int(name[:6]), json.loads(line)
 

@@ -9,7 +9,7 @@ from scaling import config, memory, store
 from scaling.commands import planning
 from scaling.launch import environments, stages
 from scaling.launch.launchers import local
-from scaling.planning import plan
+from scaling.planning import plan, report
 from scaling.worker import main
 
 Make = Callable[..., config.Run]
@@ -58,10 +58,10 @@ def test_a_plan_shows_the_microbatch_that_fits_and_refuses_what_does_not(
     run = make_run(batch_size=8, tokens=8 * 16 * 4)
     limit = memory.needed(run, config.Execution(), 4, cpu=True)
     planned = plan.Planned(run, {"family": "transformer"}, None, None)
-    row = plan.row(planned, 1e9, config.Execution(), limit, cpu=True)
+    row = report.row(planned, 1e9, config.Execution(), limit, cpu=True)
     assert (row["microbatch"], row["memory_bytes"]) == (4, limit)
     assert planning._parts(row) == " (4 of 8)"
-    assert planning._parts(plan.row(planned, 1e9, config.Execution())) == ""
+    assert planning._parts(report.row(planned, 1e9, config.Execution())) == ""
     file = tmp_path / "sweep.json"
     large = make_run(model__width=65536, model__depth=64, model__heads=512)
     file.write_text(config.Sweep(name="s", base=large).to_json())

@@ -13,7 +13,7 @@ import pytest
 
 from scaling import config, counting, devices, store
 from scaling.config import grids, rates
-from scaling.planning import plan
+from scaling.planning import plan, registering, report
 
 Make = Callable[..., config.Run]
 WIDTHS = (8, 12, 16, 24, 32)
@@ -25,11 +25,11 @@ def ladder(*widths: int) -> grids.Ladder:
 
 def planned(run: config.Run, of: grids.Grid, corpus: Any = None, **rule: Any) -> tuple[plan.Plan, list[dict[str, Any]]]:
     made = plan.resolve(config.Sweep(name="s", base=run, grid=of, **rule), lambda data: corpus, None)
-    return made, [plan.row(p, 1e9, config.Execution()) for p in made.runs]
+    return made, [report.row(p, 1e9, config.Execution()) for p in made.runs]
 
 
 def warned(run: config.Run, of: grids.Grid, corpus: Any = None, **rule: Any) -> list[str]:
-    return plan.warnings(*planned(run, of, corpus, **rule))
+    return report.warnings_of(*planned(run, of, corpus, **rule))
 
 
 def budgets_around(ratio: float, *widths: int) -> grids.IsoFlop:
@@ -229,15 +229,15 @@ def test_registering_a_plan_twice_keeps_the_runs_it_has(make_run: Make, identity
     made = plan.resolve(sweep, lambda data: identity, results)
     assert not (tmp_path / "store").exists()
     for _ in range(2):
-        plan.register("s", sweep, made.runs, results)
+        registering.register("s", sweep, made.runs, results)
     assert [m["run_id"] for m in results.sweep("s")["members"]] == [p.run_id for p in made.runs]
     assert len(results.run_ids()) == 2
     wider = plan.resolve(sweep.edit({"grid": ladder(8, 16, 24)}), lambda data: identity, results)
-    plan.register("s", sweep, wider.runs, results)
+    registering.register("s", sweep, wider.runs, results)
     with pytest.raises(
         ValueError, match="a sweep 's' of 3 runs, 1 of which are not in this one; give this sweep another"
     ):
-        plan.register("s", sweep, made.runs, results)
+        registering.register("s", sweep, made.runs, results)
     assert len(results.sweep("s")["members"]) == 3
 
 
@@ -250,7 +250,7 @@ def test_a_sweep_started_again_after_its_data_changed_plans_runs_on_the_new_data
 
     def start(corpus: Any, sweep: config.Sweep = sweep) -> tuple[str, list[str]]:
         made = plan.resolve(sweep, lambda data: corpus, results)
-        told = plan.register("s", sweep, made.runs, results)
+        told = registering.register("s", sweep, made.runs, results)
         return told, [member["run_id"] for member in results.sweep("s")["members"]]
 
     _, old = start(identity)
@@ -278,7 +278,7 @@ def test_each_text_of_a_sweep_gives_its_own_runs(make_run: Make) -> None:
     made = plan.resolve(sweep, lambda data: texts[data.train_tokens], None)
     assert [p.corpus.unique_tokens for p in made.runs] == [1024, 2048]
     assert len({p.run_id for p in made.runs}) == 2
-    rows = [plan.row(p, 1e9, sweep.execution) for p in made.runs]
+    rows = [report.row(p, 1e9, sweep.execution) for p in made.runs]
     assert rows[0]["epochs"] == pytest.approx(2 * rows[1]["epochs"])
 
 
@@ -308,7 +308,7 @@ THOUSAND = """
 import sys, time
 sys.path.insert(0, {tests!r})
 from scaling import config
-from scaling.config import grids; from scaling.planning import plan; from scaling import store
+from scaling.config import grids; from scaling.planning import plan; from scaling import store, registering, report
 run = config.Run.from_json({run!r})
 sizes = grids.Ladder(sizes=tuple(grids.Size(width=8 * i, depth=1, heads=2) for i in range(1, 21)))
 whole = grids.Product(parts=(
@@ -319,8 +319,8 @@ results = store.Store({store!r})
 begun = time.process_time()
 sweep = config.Sweep(name="s", base=run, grid=whole)
 made = plan.resolve(sweep, lambda data: Identity, results)
-rows = [plan.row(p, 1e9, sweep.execution) for p in made.runs]
-plan.warnings(made, rows)
+rows = [report.row(p, 1e9, sweep.execution) for p in made.runs]
+report.warnings_of(made, rows)
 [results.status(row["run_id"]) for row in rows]
 spent = time.process_time() - begun
 unique = {{row["run_id"] for row in rows}}

@@ -10,7 +10,7 @@ import pytest
 
 from scaling import config, store
 from scaling.config import grids
-from scaling.planning import packing, plan
+from scaling.planning import packing, plan, registering
 from scaling.storage import retry
 from scaling.training import loop
 from scaling.worker import context, main, precompile, protocol, queue, signals
@@ -35,7 +35,7 @@ def planned(results: store.Store, make_run: Make, identity: Any) -> Callable[...
         )
         found: Callable[[config.Data], Any] = lambda data: identity  # noqa: E731
         resolved = plan.resolve(sweep, found, results)
-        plan.register("small", sweep, resolved.trunks + resolved.runs, results)
+        registering.register("small", sweep, resolved.trunks + resolved.runs, results)
         return resolved
 
     return register
@@ -243,10 +243,10 @@ def test_the_next_program_is_compiled_while_runs_train(
             compiled.append((run.model.width, members))
 
     stop = signals.Stop()
-    work = context.Work(
+    work = context.WorkerContext(
         results=results,
         sweep_name="small",
-        settings=config.Sweep(name="small", base=make_run()),
+        sweep=config.Sweep(name="small", base=make_run()),
         runs=queue.Queue(results, "small", print),
         trainer=Compiling(lambda *_: []),
         about={},

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from scaling import config, store
-from scaling.store import record
+from scaling.store import columns, record
 from scaling.worker import endings, queue
 from tests.sweep import trainers
 
@@ -160,7 +160,7 @@ def test_runs_have_the_columns_of_the_contract_whatever_their_status(
     for name in ("params", "tokens", "flops", "loss", "loss_se", "seconds", "learning_rate", "epochs", "flops_budget"):
         assert pd.api.types.is_numeric_dtype(frame[name]), name
     assert set(frame["sweep"]) == {"small"}
-    counted = [name for name in store.COLUMNS if name not in ("parent_run_id", "reason", "device", *store.MEASURED)]
+    counted = [name for name in store.COLUMNS if name not in ("parent_run_id", "reason", "device", *columns.MEASURED)]
     assert not frame[counted].isna().any().any()
 
 

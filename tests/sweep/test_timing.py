@@ -9,7 +9,7 @@ import pytest
 
 from scaling import config, counting, store
 from scaling.config import families, grids
-from scaling.planning import plan, timing
+from scaling.planning import plan, registering, timing
 from scaling.storage import atomic
 from scaling.store import record
 
@@ -125,9 +125,9 @@ def test_a_prediction_stays_as_first_made(results: store.Store, make_run: Make, 
     made = plan.resolve(sweep, lambda data: identity, results)
     ended(results, make_run(seed=1), identity, seconds=5.0)
     rates = timing.Rates("cpu", "", {"": ((1.0, 1e6),)})
-    plan.register("new", sweep, made.runs, results, rates)
-    plan.register("new", sweep, made.runs, results, timing.Rates("cpu", "", {"": ((1.0, 1e7),)}))
-    plan.register("new", sweep, made.runs, results)
+    registering.register("new", sweep, made.runs, results, rates)
+    registering.register("new", sweep, made.runs, results, timing.Rates("cpu", "", {"": ((1.0, 1e7),)}))
+    registering.register("new", sweep, made.runs, results)
     frame = results.runs("new").set_index("seed")
     assert frame["predicted_seconds"][0] == pytest.approx(work_of(make_run()) / 1e6)
     assert frame["predicted_seconds"].isna()[1]  # it had ended before anything was predicted
