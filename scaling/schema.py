@@ -13,9 +13,9 @@ ADDED = "added"  # marks, in a field's metadata, one that is younger than stored
 
 
 def added(default: Any) -> Any:
-    """A field that a config gets after runs of it are stored: at this default it is left out of names and records.
+    """A field that a config gets after runs of it are stored: at this default it is left out of run ids and records.
 
-    So old names stay and old records are read; the default must never change.
+    So old ids stay and old records are read; the default must never change.
     """
     return pydantic.Field(default=default, json_schema_extra={ADDED: True})
 
@@ -44,7 +44,7 @@ class Config(pydantic.BaseModel):
         return cls.model_validate_json(text)
 
     def identity(self) -> dict[str, Any]:
-        """What names and records hold of it, as JSON values: all fields but those `added` that are at their default."""
+        """What run ids and records hold of it, as JSON values: all fields but those `added` that are at their default."""
         return {
             name: _identity(getattr(self, name))
             for name, field in type(self).model_fields.items()

@@ -54,7 +54,7 @@ def show(path: Path, overrides: Sequence[str], store_path: str, device: str) -> 
     if packs < len(resolved.all):
         console.print(f"{len(resolved.all)} runs train as {packs} programs on {device}, packed where that pays")
     if any(p.corpus is None for p in resolved.all):
-        console.print(f"the text is not prepared: run names and epochs are known after `scaling prepare {path}`")
+        console.print(f"the text is not prepared: run ids and epochs are known after `scaling prepare {path}`")
     if resolved.pending:
         console.print(f"learning rates of the sweep are those of the base run until it is tuned: {resolved.pending}")
     for warning in report.warnings_of(resolved, ladder):

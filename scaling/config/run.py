@@ -91,7 +91,7 @@ class Run(schema.Config):
         return self.model.weights(self.vocabulary_size, self.context)
 
     def run_id(self, data_sha256: str) -> str:
-        """The name of this run: 16 hex digits that follow from all that determines its result.
+        """The run id: 16 hex digits that follow from all that determines its result.
 
         Data count by their content, not by where they lie.
         """
