@@ -1,7 +1,6 @@
 """A family of one's own: what it may leave out, and what it is refused for before it trains."""
 
 import importlib.util
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,10 +14,9 @@ from scaling import cli, config, counting
 from scaling.config import families
 from scaling.models import checks
 from scaling.training import programs
-from tests import conftest
+from tests import extending
 from tests.models import small
 
-OWN = Path(__file__).with_name("convolution.py")
 SEES = ("(self.count - 1, 0)", "(self.count - 2, 1)")  # one position ahead
 
 
@@ -28,7 +26,7 @@ def load(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     names = []
 
     def imported(*changes: tuple[str, str]) -> Any:
-        text = OWN.read_text()
+        text = extending.FILES["convolution.py"]
         for old, new in changes:
             assert old in text
             text = text.replace(old, new)
@@ -121,19 +119,12 @@ def test_a_leak_is_refused_on_the_command_line_and_nothing_trains(
     load: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load(SEES)
-    path = tmp_path / "own_family.py"
-    run = {**conftest.TINY, "model": {"kind": "convolution", "width": 16, "depth": 1}}
-    path.write_text(
-        f"{path.read_text()}\n\ndef sweep():\n    from scaling import config\n"
-        f"    run = config.Run.model_validate_json({json.dumps(run)!r})\n"
-        "    return config.Sweep(name='own', base=run)\n"
-    )
     families.Family.group.pop("convolution")
-    monkeypatch.setattr(sys, "argv", ["scaling", "train", str(path)])
+    monkeypatch.setattr(sys, "argv", ["scaling", "train", str(tmp_path / "own_family.py")])
     monkeypatch.setattr(jax.stages.Lowered, "compile", lambda *_: pytest.fail("a step was compiled"))
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2
     shown = " ".join(capsys.readouterr().err.split())
-    assert "Convolution is not causal: in a sequence of 16 tokens" in shown
+    assert "Convolution is not causal: in a sequence of 32 tokens" in shown
     assert "mask what mixes over time, or set causal = False" in shown
