@@ -8,7 +8,7 @@ STAMP := .venv/installed
 
 export SCALING_CACHE ?= $(CURDIR)/.cache
 
-.PHONY: demo test test-oldest test-slow check install clean anew
+.PHONY: demo test test-oldest test-engines check install clean anew
 
 install: $(STAMP)
 
@@ -31,8 +31,11 @@ check: install
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/python -m pytest -m 'not slow and not engines' --numprocesses auto --dist loadfile
-	$(BIN)/python -m pytest -m 'engines and not slow'
+	$(BIN)/python -m pytest -m 'not engines' --numprocesses auto --dist loadfile --durations 20
+
+# Schedulers, servers, groups of processes and chaos, one at a time.
+test-engines: install
+	$(BIN)/python -m pytest -m engines --durations 20
 
 # Python 3.11 has an older JAX than the others: every test module is imported, and those marked `smoke` are run.
 test-oldest: install
@@ -41,9 +44,6 @@ test-oldest: install
 	elif .ci/venv .venv-$(OLDEST) $(OLDEST); then \
 	    .venv-$(OLDEST)/bin/python -m pytest -m smoke; \
 	else [ $$? = 3 ] && echo "make test-oldest is skipped"; fi
-
-test-slow: install
-	$(BIN)/python -m pytest -m slow
 
 clean:
 	rm -rf .venv .venv-$(OLDEST) .cache results

@@ -123,7 +123,7 @@ def test_the_next_runs_are_chosen_from_a_table(tmp_path: Path, capsys: pytest.Ca
 
 def test_a_saved_fit_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     analysis.fit("hoffmann", table()).save(tmp_path / "fit.json")
-    drawing.plot(Table(tmp_path / "fit.json"), tmp_path / "figures", "pdf")
+    drawing.plot(Table(tmp_path / "fit.json"), None, None, None, tmp_path / "figures", "pdf")
     written = capsys.readouterr().out.split()
     assert [Path(name).name for name in written] == ["fit_residuals.pdf", "fit_profiles.pdf", "fit_fitted_law.pdf"]
     assert all(Path(name).read_bytes().startswith(b"%PDF") for name in written)
@@ -136,12 +136,12 @@ def test_the_runs_of_a_table_are_drawn(tmp_path: Path, capsys: pytest.CaptureFix
     frame["tokens"] = np.repeat(np.geomspace(1e12, 1e14, 5), 6) / 6 / frame["params"]
     frame["loss"] = 3 / best**0.05 + 0.05 * np.log(frame["params"] / best) ** 2
     frame.to_csv(tmp_path / "runs.csv", index=False)
-    drawing.plot(Table(tmp_path / "runs.csv"), tmp_path / "figures", "svg")
+    drawing.plot(Table(tmp_path / "runs.csv"), None, None, None, tmp_path / "figures", "svg")
     names = ["runs_loss_compute.svg", "runs_loss_params.svg", "runs_isoflop.svg"]
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted(names)
     assert "6 · params · tokens (Kaplan" in capsys.readouterr().out
     table().assign(params=lambda f: 1e5 * np.arange(1, len(f) + 1)).to_csv(tmp_path / "odd.csv", index=False)
-    drawing.plot(Table(tmp_path / "odd.csv"), tmp_path / "odd", "svg")
+    drawing.plot(Table(tmp_path / "odd.csv"), None, None, None, tmp_path / "odd", "svg")
     assert "no iso-FLOP curves: approach 2" in capsys.readouterr().out
     assert not (tmp_path / "odd" / "odd_isoflop.svg").exists()
 

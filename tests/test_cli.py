@@ -99,6 +99,7 @@ def test_help_is_quick_and_imports_nothing_heavy(tmp_path: Path) -> None:
         "compare",
         "backtest",
         "next",
+        "table",
         "plot",
         "report",
         "reproduce",
@@ -258,7 +259,6 @@ def test_a_traceback_is_there_for_who_asks(file: Path) -> None:
 # Fit and predict
 
 
-@pytest.mark.smoke
 def test_a_planted_law_is_fitted_saved_and_predicts(tmp_path: Path) -> None:
     lines = [
         f"{n:.0f},{d:.0f},{1.7 + 400 / n**0.34 + 410 / d**0.28}"

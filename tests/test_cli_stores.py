@@ -144,7 +144,8 @@ def test_a_damaged_store_is_shown_fitted_and_reported(swept: Path, scaling: Comm
     assert frame["status"].value_counts().to_dict() == {"finished": 22, "damaged": 2}
     assert ",1280," in text  # whole numbers stay whole
     assert ",1280.0," not in text
-    assert "2 rows where status is damaged" in scaling("fit", "results", "--resamples", 20)[1]
+    fitted = scaling("fit", "results", "--resamples", 20)[1]
+    assert "22 used of 24; dropped: 2 where status is damaged" in fitted
     for arguments in (("plot", "results"), ("plot", "results", "--x", "tokens"), ("gc", "results")):
         assert scaling(*arguments)[0] == 0
     assert "22 finished of 24" in scaling("report", "results", "--out", "page")[1]

@@ -88,7 +88,7 @@ def test_the_bound_of_any_family_is_above_what_was_counted_in_buffers(family: fa
 
 
 def test_stages_follow_the_way_from_input_to_output() -> None:
-    order = {}
+    order: dict[int, list[str]] = {}
     for weight in families.Transformer.modern(16, 2, 2).weights(small.VOCABULARY, small.CONTEXT):
         order.setdefault(weight.stage, []).append(weight.name.removeprefix("layers."))
     assert [names for _, names in sorted(order.items())] == [

@@ -18,6 +18,8 @@ from scaling import config, memory
 from scaling.training import mesh, processes, programs
 from tests import conftest, on_devices
 
+pytestmark = pytest.mark.engines  # several processes that compute together
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -24,11 +24,7 @@ def show(path: Path, overrides: Sequence[str], store_path: str, device: str) -> 
     sweep = loading.load(path, overrides)
     results = store.Store(store_path)
     resolved = plan.resolve(sweep, corpora.find, results)
-    limit = devices.memory_bytes(device)
-    if device == "cpu":
-        mesh = sweep.execution.mesh
-        workers = local.default_workers(plan.largest_need(resolved.all, sweep.execution), mesh)
-        limit = memory.share(min(workers or len(devices.cores()), len(resolved.all))) / mesh.least
+    limit = _limit(sweep, resolved, device)
     plan.check_memory(resolved.all, sweep.execution, limit, device, results)
     rates = timing.rates(device, results)
     console = rich.console.Console(width=None if rich.get_console().is_terminal else 200)
@@ -63,6 +59,15 @@ def show(path: Path, overrides: Sequence[str], store_path: str, device: str) -> 
         console.print(f"learning rates of the sweep are those of the base run until it is tuned: {resolved.pending}")
     for warning in plan.warnings(resolved, ladder):
         console.print(f"warning: {warning}", markup=False)
+
+
+def _limit(sweep: config.Sweep, resolved: plan.Plan, device: str) -> float | None:
+    """Bytes that a device has for arrays, of a CPU the share of each worker; None where that is not known."""
+    if device != "cpu":
+        return devices.memory_bytes(device)
+    mesh = sweep.execution.mesh
+    workers = local.default_workers(plan.largest_need(resolved.all, sweep.execution), mesh)
+    return memory.share(min(workers or len(devices.cores()), len(resolved.all))) / mesh.least
 
 
 def saving(resolved: plan.Plan) -> str:

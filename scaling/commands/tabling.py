@@ -67,17 +67,24 @@ def _flat(frame: pd.DataFrame) -> pd.DataFrame:
 
 def table(frame: pd.DataFrame) -> rich.table.Table:
     """What tells runs apart: the columns and config fields in which they differ, and what was measured."""
-    varying = [str(name) for name in frame if name not in LATER and len(frame[name].map(str).unique()) > 1]
-    said = [name for name in varying if name in MAIN or name in {c.name for c in columns.TABLE if c.fields}]
-    fields = settings.beside([name for name in varying if name not in columns.COLUMNS], said)
-    names = ["run_id", *said, *fields, *(name for name in LATER if name in frame and frame[name].notna().any())]
     shown = rich.table.Table(box=None, pad_edge=False)
-    for name in (name for name in names if name in frame):
+    names = _apart(frame)
+    for name in names:
         number = pd.api.types.is_numeric_dtype(frame[name])
         shown.add_column(name, justify="right" if number else "left", overflow="fold")
-    for row in frame[[name for name in names if name in frame]].to_dict("records"):
+    for row in frame[names].to_dict("records"):
         shown.add_row(*(_cell(str(name), value) for name, value in row.items()))
     return shown
+
+
+def _apart(frame: pd.DataFrame) -> list[str]:
+    """The columns of a table for a terminal."""
+    varying = [str(name) for name in frame if name not in LATER and len(frame[name].map(str).unique()) > 1]
+    fixed = {*MAIN, *(column.name for column in columns.TABLE if column.fields)}
+    said = [name for name in varying if name in fixed]
+    fields = settings.beside([name for name in varying if name not in columns.COLUMNS], said)
+    later = [name for name in LATER if name in frame and frame[name].notna().any()]
+    return [name for name in dict.fromkeys(("run_id", *said, *fields, *later)) if name in frame]
 
 
 def _cell(name: str, value: Any) -> str:

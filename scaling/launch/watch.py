@@ -42,7 +42,7 @@ def show(results: store.Store, sweep: str, rows: int | None, console: rich.conso
     """Print the table, and what is wrong with damaged runs below it, with the remedies."""
     frame = results.runs(sweep)
     console.print(_table(results, sweep, frame, rows))
-    for row in frame[frame["status"] == store.DAMAGED].iloc[:rows].to_dict("records"):
+    for row in frame[frame["status"] == store.DAMAGED][:rows].to_dict("records"):
         line = f"{row['run_id']} is damaged: {row['reason']}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

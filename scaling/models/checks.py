@@ -45,7 +45,7 @@ def check_causal(family: tables.Family, context: int, compiler_options: Mapping[
 
     Later tokens are changed and earlier features compared, in a copy of the family of width 16, one layer and at most
     96 positions, or in the family itself where its rules forbid that size. It is done once a process for each form of a
-    family and takes 0.3 s of a CPU, for large models too: to trace and compile the copy.
+    family and takes 0.2 to 0.5 s of a CPU, for large models too: to trace and compile the copy.
     """
     _check_causal(_shrunken(family), min(context, CONTEXT), tuple(sorted(compiler_options.items())))
 

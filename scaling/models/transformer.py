@@ -60,7 +60,7 @@ class Mlp(layers.Layer):
         return self.matmul(hidden, self.down, self.down_bias)
 
 
-class Block(layers.Layer):
+class TransformerBlock(layers.Layer):
     """One layer: x + m · attention(norm(x)), then x + m · mlp(norm(x)), m the residual multiplier."""
 
     def __init__(self, builder: builders.Builder, family: families.Transformer):
@@ -91,7 +91,7 @@ class TransformerModel(language.LanguageModel):
     family: families.Transformer
 
     def __init__(self, builder: builders.Builder, family: families.Transformer):
-        stack = Block(builder.within("layers"), family)
+        stack = TransformerBlock(builder.within("layers"), family)
         super().__init__(builder, stack, layers.Norm(builder.within("norm"), family.epsilon))
 
     def block_arguments(

@@ -93,7 +93,7 @@ class Storage(abc.ABC):
         return None
 
     def place(self) -> "Place":
-        """Its path where it is a folder, else itself: for those who write large files in their own way."""
+        """Its path where it is a folder, else itself: for code that writes large files by itself."""
         return self.local() or self
 
     def exists(self, key: str) -> bool:

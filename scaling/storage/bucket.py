@@ -17,8 +17,8 @@ from scaling.storage import atomic, retry
 from scaling.storage.backends import Storage
 
 EXTRAS = {"s3": "s3", "gs": "gcs"}  # of this package, by protocol
-# Packages whose errors tell of the service, or of the way to it; any other is a bug, for which nobody is to wait.
-TELLING = ("aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "gcsfs", "google", "requests")
+# Packages whose errors come from the service or the network; an error of any other is a bug and is not retried.
+SERVICE_PACKAGES = ("aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "gcsfs", "google", "requests")
 PACE_SECONDS = 10.0  # metrics are written so often at most, and before every checkpoint
 CLOCK_SECONDS = 300.0  # how long the service's clock is extrapolated by this process's
 MANY = 32  # files from which on one listing is cheaper than a question for each
@@ -29,7 +29,7 @@ class Service:
 
     def __init__(self, protocol: str):
         self.protocol = protocol
-        self.clock: tuple[float, float] | None = None  # monotonic time of asking, and how far the service is ahead
+        self.clock: tuple[float, float] | None = None  # monotonic time of a request, and the service's clock minus it
         self._fs: Any = None
 
     @property
@@ -190,6 +190,6 @@ def _translated() -> Iterator[None]:
         name, code = type(error).__name__, getattr(error, "code", None)
         if "Credential" in name or code in (401, 403):
             raise PermissionError(f"{name}: {error}; give the credentials of the bucket in the environment") from error
-        if type(error).__module__.partition(".")[0] not in TELLING:
+        if type(error).__module__.partition(".")[0] not in SERVICE_PACKAGES:
             raise
         raise retry.UnreachableError(f"{name}: {error}") from error

@@ -19,3 +19,7 @@ class DiskSpaceError(OSError):
 
 class UnreadableError(ValueError):
     """A file of a store is damaged, missing from a run, or written by another version: it cannot be read here."""
+
+
+class OtherVersionError(UnreadableError):
+    """A file of a store is of another version, which this one must not clean up after."""

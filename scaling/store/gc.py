@@ -104,8 +104,8 @@ class Copy:
 def find(results: store.Store, run_ids: Collection[str] | None = None) -> Found:
     """What can be removed now, of all runs or of those given. Writes nothing.
 
-    Raises ValueError where a sweep is of another version or cannot be read, and where a folder is a link, which may
-    lead out of the store.
+    Raises ValueError where a sweep cannot be read, where a sweep, or a run with checkpoints, is of another version, and
+    where a folder is a link, which may lead out of the store.
     """
     run_ids = results.run_ids() if run_ids is None else run_ids
     needs = _needs(results, run_ids)
@@ -136,6 +136,8 @@ def _removals(results: store.Store, run_id: str, needs: Needs) -> tuple[str, lis
     try:
         why = "" if run_id in needs.ended else _left(results, results.run(run_id))
         return why, [] if why else _of_run(results, run_id, needs)
+    except errors.OtherVersionError:
+        raise
     except errors.UnreadableError:
         return damaged, []
 
@@ -216,23 +218,30 @@ def _needs(results: store.Store, run_ids: Collection[str]) -> Needs:
         branches |= {(run_id, trunk) for run_id, trunk in members.items() if trunk in mine}
     last |= mine - listed
     known = mine | {run_id for run_id, _ in branches}
-    ended = results.ended(known)
-    damaged: set[str] = set()
-    for run_id in known - ended:
-        try:
-            ended |= {run_id} if results.result(run_id) is not None else set()
-        except errors.UnreadableError:
-            damaged.add(run_id)
+    ended, damaged = _ended(results, known)
     leaves: dict[str, set[int]] = {}
-    for run_id, trunk in branches:
+    for run_id, trunk in sorted(branches):
         try:
             if run_id not in ended | damaged:
                 leaves.setdefault(trunk, set()).add(_steps(results, run_id)[1])
+        except errors.OtherVersionError:
+            raise
         except errors.UnreadableError:
             damaged.add(run_id)
     damaged |= {trunk for run_id, trunk in branches if run_id in damaged}
     steps = {trunk: frozenset(steps) for trunk, steps in leaves.items()}
     return Needs(frozenset(ended), frozenset(last), steps, frozenset(damaged))
+
+
+def _ended(results: store.Store, run_ids: Collection[str]) -> tuple[set[str], set[str]]:
+    """The runs with a result, and those of which it is not known."""
+    ended, damaged = results.ended(run_ids), set()
+    for run_id in set(run_ids) - ended:
+        try:
+            ended |= {run_id} if results.result(run_id) is not None else set()
+        except errors.UnreadableError:
+            damaged.add(run_id)
+    return ended, damaged
 
 
 def _steps(results: store.Store, run_id: str) -> tuple[int, int]:
@@ -250,20 +259,23 @@ def _of_run(results: store.Store, run_id: str, needs: Needs) -> list[Removal]:
     copies, halves = _contents(run)
     if not copies and not halves:
         return []
-    steps, _ = _steps(results, run_id)
-    wanted = set(needs.leaves.get(run_id, ()))
     row = results.result(run_id)
-    if row is not None and row["status"] == "finished" and run_id in needs.last:
-        wanted.add(steps)
-    kept = {copy for step in wanted for copy in _best(run, [copy for copy in copies if copy.step == step])}
-    reason = "the run has ended"
+    steps, _ = _steps(results, run_id)
+    last = row is not None and row["status"] == "finished" and run_id in needs.last
+    wanted = needs.leaves.get(run_id, frozenset()) | (frozenset({steps}) if last else frozenset())
+    kept, reason = _kept(run, copies, wanted), "the run has ended"
     if row is None:
         newest = _newest(run, copies) if len(copies) > 1 else copies
-        kept |= {copy for copy in copies if copy in newest or not any(later > copy for later in newest)}
+        kept |= {*newest, *(copy for copy in copies if not newest or copy > max(newest))}
         reason = "later steps are there"
     gone = [(copy.key, reason) for copy in copies if copy not in kept]
     gone += [(key, "half written, or half removed") for key in halves]
     return [Removal(f"{whole}/{key}", run.size(key), why) for key, why in gone]
+
+
+def _kept(run: backends.Storage, copies: Iterable[Copy], wanted: Iterable[int]) -> set[Copy]:
+    """Of each wanted step the best copies."""
+    return {copy for step in wanted for copy in _best(run, [copy for copy in copies if copy.step == step])}
 
 
 def _contents(run: backends.Storage) -> tuple[list[Copy], list[str]]:

@@ -60,16 +60,16 @@ PLANNED = Status(
 
 
 def check_format(path: str, value: Mapping[str, Any]) -> None:
-    """Raises UnreadableError for what another version wrote."""
+    """Raises OtherVersionError for what another version wrote."""
     if value.get("format") != FORMAT:
         written = value.get("format")
-        raise errors.UnreadableError(
+        raise errors.OtherVersionError(
             f"{path} has format {written!r} and this version reads format {FORMAT}; use the version that wrote it"
         )
 
 
 def check_config(path: str, value: Mapping[str, Any]) -> None:
-    """Raises UnreadableError where a config.json is of another version, or holds no run and no identity of data."""
+    """Raises UnreadableError where a config.json is of another version, or lacks the run or its data."""
     check_format(path, value)
     for part in ("run", "data"):
         if not isinstance(value.get(part), Mapping):

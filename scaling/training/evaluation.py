@@ -113,7 +113,7 @@ class Sums:
         return self.values.sum() * (self.positions if self.weights is None else 1)
 
     def mean(self) -> tuple[float, float]:
-        """The mean and its standard error over examples: positions of one are kin.
+        """The mean and its standard error over examples: positions within one are correlated.
 
         With weights the error is that of a ratio of means by linearisation (Cochran, Sampling Techniques, chapter 6).
         """

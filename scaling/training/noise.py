@@ -5,7 +5,7 @@ one example, B_simple = tr Σ / |G|² (eq. 2.9) is the batch at which noise and 
 estimated without bias from squared norms of gradients at two batch sizes (appendix A.1), and averaged over steps
 before they are divided: a mean of ratios would be biased, and has no mean where |G|² is small.
 
-An example is a sequence here, since its tokens are kin; the scale is told in tokens, sequences times context. It is
+An example is a sequence here, since its tokens are correlated; the scale is in tokens, sequences times context. It is
 that of the gradient as backpropagation gives it, before clipping and before the optimizer's rescaling.
 """
 

@@ -1,4 +1,4 @@
-"""How attempts at runs end: results published, failures stored, leases released so that what may pass is tried again.
+"""How attempts at runs end: results published, failures stored, leases released so that the run is tried again.
 
 What becomes of a run whose training raises depends on what was raised (`faults.kind`). Infrastructure: its lease is
 released and it is tried again, without limit. Out of memory: tried once more with at most half the microbatch. A bug:

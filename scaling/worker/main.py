@@ -118,7 +118,7 @@ def _retry_failed(opened: context.Work) -> None:
 
 
 def _train_all(opened: context.Work, tally: Tally) -> None:
-    """Claim packs and train them until none can be claimed; then compile ahead and remove what nothing needs."""
+    """Claim packs and train them until none can be claimed; then precompile the next stage and tidy the store."""
     stop, ends, precompiler = opened.stop, endings.Endings(opened), precompile.Precompiler(opened)
     trainer = packs.PackTrainer(opened, precompiler, ends)
     owner = f"{socket.gethostname()}:{os.getpid()}"

@@ -46,7 +46,7 @@ class PackTrainer:
         return ended + [self.endings.end(claim, outcome) for claim, outcome in zip(training, outcomes, strict=True)]
 
     def _start(self, claim: queue.Claim, index: int) -> queue.Claim:
-        """The claim with a tracker that has been started for its run."""
+        """The claim with its tracker, which has started the run."""
         queued, work = claim.run, self.work
         work.log(f"{queued.run_id} attempt {claim.lease.attempt}: {record.describe(queued.counted)}")
         name, resolved = record.name_of(queued.counted, queued.run_id), dict(queued.counted)
@@ -114,7 +114,7 @@ class PackTrainer:
     def _save(self, lease: leases.Lease, write: Callable[[], None]) -> None:
         """Write a checkpoint, after the metrics of the steps before it; retried while the disk is full.
 
-        A superseded attempt writes none: its successor may have ended the run, and nobody would remove the checkpoint.
+        A superseded attempt writes none: its successor may have ended the run, and no process would remove it.
         """
         lease.flush()
         if processes.several():  # they write one checkpoint together, and no process may repeat its part alone

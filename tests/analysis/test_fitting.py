@@ -140,6 +140,7 @@ def test_a_law_of_ones_own_fits_saves_and_loads(tmp_path, planted) -> None:
         analysis.law(saturating, equation="", source="", parameters=dict(mine.parameters) | {"beta": parameter(0, 1)})
 
 
+@pytest.mark.smoke
 def test_a_saved_fit_is_the_same_fit(tmp_path, sweep) -> None:
     fit = analysis.fit("hoffmann", sweep)
     fit.save(tmp_path / "fit.json")

@@ -30,7 +30,7 @@ def test_a_short_chaos_loses_nothing() -> None:
         assert int(line.removeprefix(f"  {kind}").split()[0]) > 0, line
 
 
-@pytest.mark.slow
+@pytest.mark.engines
 @pytest.mark.timeout(3600)
 def test_ten_minutes_of_chaos_lose_nothing() -> None:
     chaos(timeout=3500)

@@ -229,9 +229,9 @@ def test_synthetic_corpus_has_the_length_it_says(cache_folder):
 def test_python_source_is_found_quickly(python_data):
     seconds = []
     for _ in range(5):
-        begun = time.perf_counter()
+        begun = time.process_time()
         found = text.find(python_data)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.process_time() - begun)
     assert found.unique_tokens > 4e6
     assert min(seconds) < 0.05
 

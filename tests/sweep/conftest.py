@@ -1,4 +1,4 @@
-"""Stores of small runs that nobody needs to train: what a sweep's plan would have written."""
+"""Stores of small runs, as the plan of a sweep writes them."""
 
 from collections.abc import Callable
 from pathlib import Path

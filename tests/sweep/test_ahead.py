@@ -81,7 +81,7 @@ def test_a_compilation_that_fails_or_dies_is_taken_over(folder: Path, make_run: 
     made: list[int] = []
     programs(made, []).compile(run, 1)
     assert made == [8]
-    with open(next(folder.iterdir()), "ab") as mark:  # nobody's lock on what is compiled delays anyone
+    with open(next(folder.iterdir()), "ab") as mark:  # a lock on what is compiled delays no other
         fcntl.flock(mark, fcntl.LOCK_EX)
         programs(made, []).compile(run, 1)
     assert made == [8, 8]

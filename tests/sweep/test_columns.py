@@ -10,6 +10,7 @@ import pytest
 from analysis import checks
 from analysis import settings as analysis_settings
 from scaling import config, counting, human, store
+from scaling.commands import tabling
 from scaling.launch import watch
 from scaling.store import columns, record
 
@@ -171,3 +172,11 @@ def test_columns_count_what_their_names_say(make_run: Make, identity: Any) -> No
 )  # fmt: skip
 def test_numbers_are_short(shown: str, text: str) -> None:
     assert shown == text
+
+
+def test_a_table_for_a_terminal_shows_what_tells_runs_apart(results: store.Store, make_run: Make, fill: Fill) -> None:
+    runs = [make_run(optimizer__weight_decay=0.1), make_run(optimizer__weight_decay=0.2, seed=1)]
+    shown = tabling.table(put(results, fill, runs))
+    headers = [str(column.header) for column in shown.columns]
+    assert headers == ["run_id", "seed", "optimizer.weight_decay", "status"]
+    assert list(shown.columns[2].cells) == ["0.1", "0.2"]

@@ -20,6 +20,8 @@ from scaling.training import loop
 from scaling.worker import group, protocol
 from tests import conftest, on_devices, waiting
 
+pytestmark = pytest.mark.engines  # several processes that compute together
+
 Make = Callable[..., config.Run]
 ROOT = Path(__file__).parents[2]
 EXECUTION = {"evaluations": 2, "steps_per_dispatch": 4, "checkpoint_seconds": 0.01}
@@ -249,7 +251,6 @@ def test_while_the_first_process_waits_for_a_trunk_the_others_wait_and_may_be_st
     assert results.status(branch)["attempt"] == 0
 
 
-@pytest.mark.slow
 def test_a_process_that_dies_while_nothing_is_computed_ends_the_others_in_a_minute(
     results: store.Store, tiny: Make, start: Callable[..., Processes]
 ) -> None:

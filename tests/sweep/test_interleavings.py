@@ -30,7 +30,7 @@ MOSTLY_ONE = st.sampled_from([RUNS[0], RUNS[0], RUNS[0], RUNS[1]])  # workers ar
 WORKERS = range(3)
 LEASE_SECONDS = 60.0
 FATES = ("go on",) * 6 + ("full disk", "die")  # what may become of an operation
-LOST = "lost reply"  # it is done, and nobody says so: as over a network
+LOST = "lost reply"  # it is done, and its reply is lost, as over a network
 
 
 class DeathError(BaseException):
@@ -366,8 +366,8 @@ class Interleavings(stateful.RuleBasedStateMachine):
             begins_anew = not attempt.owner or attempt.ended == "published"  # a retry, or a result
             if begins_anew or int(attempt.owner.partition(":")[0]) < when:
                 when, microbatch, alone = -1, None, False
-            assert microbatch in (None, attempt.microbatch), "nobody remembers that it did not fit"
-            assert attempt.alone or not alone, "nobody remembers that it is to be tried alone"
+            assert microbatch in (None, attempt.microbatch), "the microbatch was not carried over"
+            assert attempt.alone or not alone, "that it is to be trained alone was not carried over"
             when, microbatch, alone = self.asked.get((run_id, attempt.attempt), (when, microbatch, alone))
 
     def measured(self, run: backends.Storage) -> Iterator[tuple[int, dict[str, Any]]]:

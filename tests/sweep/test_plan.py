@@ -258,7 +258,7 @@ def test_a_sweep_started_again_after_its_data_changed_plans_runs_on_the_new_data
     assert told.startswith("the data has changed since s was planned: 2 runs on the old data")
     assert not {*old} & {*new}
     assert results.sweeps() == ["s"]  # nothing was measured on the old data
-    results.run(new[0]).create("result.json", '{"status": "finished"}')
+    results.run(new[0]).create("result.json", '{"status": "finished", "parent_run_id": null}')
     told, again = start(identity, sweep.edit({"execution.pack": 1}))
     assert again == old
     assert told.endswith("they are the sweep s.cccccccc")

@@ -139,8 +139,7 @@ def test_branches_of_a_diverged_trunk_diverge_with_it(results: store.Store, plan
         trained.extend(m.run.steps for m in members)
         return [loop.Outcome("diverged", "training loss is nan at step 3", 3, 1.0) for m in members]
 
-    trainer = trainers.Fake(diverge)
-    assert main.work(results, "small", trainer=trainer, log=lambda line: None).diverged == 6
+    assert main.work(results, "small", trainer=trainers.Fake(diverge), log=lambda line: None).diverged == 6
     assert trained == [30, 30]
     frame = results.runs("small")
     branches = frame[frame["role"] == "branch"]
@@ -159,8 +158,7 @@ def test_branches_that_leave_before_the_trunk_diverged_are_trained(results: stor
             return [loop.Outcome("diverged", "training loss is nan at step 25", 25, 1.0) for m in members]
         return [loop.Outcome("finished", "", m.run.steps, 1.0, 2.0, 0.1, 2.0) for m in members]
 
-    trainer = trainers.Fake(diverge)
-    tally = main.work(results, "small", trainer=trainer, log=lambda line: None)
+    tally = main.work(results, "small", trainer=trainers.Fake(diverge), log=lambda line: None)
     assert (tally.diverged, tally.finished) == (4, 2)
     assert trained == [30, 30, 20, 20]
 
@@ -177,8 +175,7 @@ def test_a_sweep_may_grow_or_go_on_without_its_trunks(results: store.Store, plan
 
 def test_no_trunk_is_trained_for_one_short_run(results: store.Store, planned: Any) -> None:
     planned(trunks="off")
-    trainer = trainers.Fake(train(results, []))
-    main.work(results, "small", trainer=trainer, log=lambda line: None)
+    main.work(results, "small", trainer=trainers.Fake(train(results, [])), log=lambda line: None)
     grown = planned(more=(30,))
     assert grown.trunks == ()
     assert sum(results.result(str(p.run_id)) is None for p in grown.runs) == 2
@@ -210,8 +207,7 @@ def test_workers_leave_each_other_their_share_of_a_pack(
     monkeypatch.setenv(protocol.WORKERS, "2")
     planned(pack=8)
     order: list[list[tuple[int, int]]] = []
-    trainer = trainers.Fake(train(results, order))
-    main.work(results, "small", trainer=trainer, log=lambda line: None)
+    main.work(results, "small", trainer=trainers.Fake(train(results, order)), log=lambda line: None)
     assert [len(pack) for pack in order] == [1] * 6
 
 
@@ -226,8 +222,7 @@ def test_a_pack_that_fails_is_tried_run_by_run(results: store.Store, planned: An
             raise RuntimeError("planted")
         return good(members, execution, corpus)
 
-    trainer = trainers.Fake(fail)
-    tally = main.work(results, "small", trainer=trainer, log=lambda line: None)
+    tally = main.work(results, "small", trainer=trainers.Fake(fail), log=lambda line: None)
     assert (tally.finished, tally.failed) == (2, 2)
     assert order == [[(0, 40), (1, 40)], [(0, 40)], [(1, 40)], [(0, 20), (1, 20)], [(0, 20)], [(1, 20)]]
     for one in resolved.runs:
@@ -270,8 +265,7 @@ def test_the_next_program_is_compiled_while_runs_train(
 
 def test_what_a_trunk_left_is_removed_with_its_last_branch(results: store.Store, planned: Any) -> None:
     resolved = planned()
-    trainer = trainers.Fake(train(results, []))
-    main.work(results, "small", trainer=trainer, log=lambda line: None)
+    main.work(results, "small", trainer=trainers.Fake(train(results, [])), log=lambda line: None)
     for trunk in resolved.trunks:
         (folder,) = results.checkpoints(str(trunk.run_id))
         assert [path.name for path in folder.iterdir()] == [str(trunk.run.steps)]  # the last one is kept

@@ -92,9 +92,8 @@ def test_a_diverged_run_is_a_row_without_a_loss(
     results: store.Store, make_run: Make, fill: Fill, log: list[str]
 ) -> None:
     (run_id,) = fill(results, [make_run()])
-    trainer = trainers.alone(
-        lambda *_, **__: trainers.outcome("diverged", step=10, reason="training loss is nan at step 10")
-    )
+    diverged = trainers.outcome("diverged", step=10, reason="training loss is nan at step 10")
+    trainer = trainers.alone(lambda *_, **__: diverged)
     assert main.work(results, "small", trainer=trainer, log=log.append).diverged == 1
     row = results.result(run_id)
     assert row is not None
@@ -116,8 +115,7 @@ def test_a_signal_saves_the_run_and_releases_it(
         return trainers.outcome("stopped", step=7, reason="asked to stop")
 
     before = signal.getsignal(number)
-    trainer = trainers.alone(train)
-    tally = main.work(results, "small", trainer=trainer, log=log.append)
+    tally = main.work(results, "small", trainer=trainers.alone(train), log=log.append)
     assert signal.getsignal(number) == before
     assert (tally.stopped, tally.exit_code) == (1, code)
     assert started == [0]
@@ -140,8 +138,7 @@ def test_a_worker_whose_launcher_is_gone_stops(
         assert stop()
         return trainers.outcome("stopped", reason="asked to stop")
 
-    trainer = trainers.alone(train)
-    assert main.work(results, "small", trainer=trainer, log=print).exit_code == 129
+    assert main.work(results, "small", trainer=trainers.alone(train), log=print).exit_code == 129
 
 
 def test_a_worker_that_lost_its_run_stops_and_publishes_nothing(
@@ -166,8 +163,7 @@ def test_a_worker_that_lost_its_run_stops_and_publishes_nothing(
             raise RuntimeError("in the way of the other")
         return trainers.outcome("finished", loss=2.0)
 
-    trainer = trainers.alone(train)
-    assert main.work(results, "small", trainer=trainer, log=log.append).lost == 3
+    assert main.work(results, "small", trainer=trainers.alone(train), log=log.append).lost == 3
     assert [results.result(run_id) for run_id in run_ids] == [None] * 3
     assert [results.status(run_id)["owner"] for run_id in run_ids] == ["other"] * 3
     assert all(other.publish({"status": "finished", "reason": None}) for other in others)
@@ -276,8 +272,7 @@ def test_a_tracker_that_fails_warns_once_and_training_goes_on(results: store.Sto
             record([{"kind": "train", "step": step, "tokens": 1, "flops": 1.0, "loss": 1.0}])
         return trainers.outcome("finished", loss=2.0)
 
-    trainer = trainers.alone(train)
-    assert main.work(results, "small", trainer=trainer, log=log.append).finished == 2
+    assert main.work(results, "small", trainer=trainers.alone(train), log=log.append).finished == 2
     told = [line for line in log if "no network" in line]
     assert len(told) == 1
     assert "training goes on" in told[0]
@@ -302,8 +297,7 @@ def test_out_of_memory_is_tried_once_more_with_half_the_microbatch(
             raise XlaRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes")
         return trainers.outcome("finished", step=run.steps, loss=2.0)
 
-    trainer = trainers.alone(train)
-    tally = main.work(results, "small", trainer=trainer, log=log.append)
+    tally = main.work(results, "small", trainer=trainers.alone(train), log=log.append)
     assert (tally.finished, tally.failed, tally.exit_code) == (1, 1, 0)
     assert sorted(tried, key=str) == [(0, "auto"), (0, 1), (1, "auto"), (1, 1)] or sorted(tried, key=str) == [
         (0, 1), (0, "auto"), (1, 1), (1, "auto"),
@@ -346,8 +340,7 @@ def test_infrastructure_is_tried_again_as_often_as_it_takes(
             raise errors.pop(0)
         return trainers.outcome("finished", step=run.steps, loss=2.0)
 
-    trainer = trainers.alone(train)
-    assert main.work(results, "small", trainer=trainer, log=log.append).finished == 1
+    assert main.work(results, "small", trainer=trainers.alone(train), log=log.append).finished == 1
     assert results.status(run_id)["faults"] == {"infrastructure": 3}
     assert sum("paused, and trying again until it passes" in line for line in log) == 1
 
@@ -361,8 +354,7 @@ def test_a_device_that_is_gone_ends_the_worker_to_be_started_again(
     def train(*_: Any, **__: Any) -> Any:
         raise XlaRuntimeError("UNAVAILABLE: the device is gone")
 
-    trainer = trainers.alone(train)
-    assert main.work(results, "small", trainer=trainer, log=log.append).exit_code == protocol.AGAIN
+    assert main.work(results, "small", trainer=trainers.alone(train), log=log.append).exit_code == protocol.AGAIN
     assert results.status(first)["reason"].endswith("the device is gone; it is tried again")
     assert results.status(second)["attempt"] == 0
 
@@ -382,8 +374,7 @@ def test_a_run_that_kills_its_workers_waits_for_all_others(
         order.append(run.tokens)
         return trainers.outcome("finished", step=run.steps, loss=2.0)
 
-    trainer = trainers.alone(train)
-    assert main.work(results, "small", trainer=trainer, log=log.append).finished == 2
+    assert main.work(results, "small", trainer=trainers.alone(train), log=log.append).finished == 2
     assert order == [640, 1280]
     assert results.status(killer)["faults"] == {"vanished": leases.SUSPECT}
 
@@ -407,8 +398,7 @@ def test_a_store_that_is_away_is_waited_for_and_nothing_is_lost(
         monkeypatch.setattr(atomic, "create", on_a_full_disk)
         return trainers.outcome("finished", step=run.steps, loss=2.0)
 
-    trainer = trainers.alone(train)
-    assert main.work(results, "small", trainer=trainer, log=log.append).finished == 1
+    assert main.work(results, "small", trainer=trainers.alone(train), log=log.append).finished == 1
     assert results.status(run_id)["status"] == "finished"
     assert any("No space left on device" in line for line in log)
     assert any(line.startswith("going on after a pause of") for line in log)
@@ -429,8 +419,7 @@ def test_a_checkpoint_on_a_full_disk_is_written_when_there_is_room(
         members[0].save(write)
         return [loop.Outcome("finished", "", 20, 1.0, 2.0, 0.1, 2.0)]
 
-    trainer = trainers.Fake(train)
-    assert main.work(results, "small", trainer=trainer, log=log.append).finished == 1
+    assert main.work(results, "small", trainer=trainers.Fake(train), log=log.append).finished == 1
     assert written == [0, 1, 2]
 
 
@@ -454,8 +443,7 @@ def test_sigterm_while_the_store_is_away_ends_the_worker(
         if line.startswith("paused"):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    trainer = trainers.alone(train)
-    assert main.work(results, "small", trainer=trainer, log=note).exit_code == 143
+    assert main.work(results, "small", trainer=trainers.alone(train), log=note).exit_code == 143
     assert any("could not be released" in line for line in log)
 
 
@@ -492,9 +480,8 @@ def test_what_a_killed_worker_left_of_a_run_goes_when_the_run_has_ended(
             (folder / "leases" / name).write_text("{")
         return trainers.outcome("finished", step=run.steps, loss=2.0)
 
-    trainer = trainers.alone(train)
     (open_still / "leases").mkdir()
-    assert main.work(results, "small", trainer=trainer, log=log.append).finished == 1
+    assert main.work(results, "small", trainer=trainers.alone(train), log=log.append).finished == 1
     assert not (ended / "checkpoints").exists()
     assert sorted(os.listdir(ended / "leases")) == ["000001.json", "000002.json"]
     assert (open_still / "checkpoints" / "000001" / "5.draft").exists()  # the run may go on
@@ -513,6 +500,5 @@ def test_an_attempt_that_lost_its_run_writes_no_checkpoint(
         members[0].save(lambda: written.append("late"))
         return [loop.Outcome("stopped", "asked to stop", 7, 1.0)]
 
-    trainer = trainers.Fake(train)
-    assert main.work(results, "small", trainer=trainer, log=log.append).lost == 1
+    assert main.work(results, "small", trainer=trainers.Fake(train), log=log.append).lost == 1
     assert written == ["its own"]

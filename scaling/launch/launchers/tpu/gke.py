@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 CONTAINER = "worker"
 CONFIG = "/etc/scaling"  # where the sweep's Python file is, and what it imports from beside it
-CONFIG_BYTES = 1_000_000  # of its text: etcd keeps no object of more than 1.5 MiB, a ConfigMap has at most 1 MiB
+# Bytes of its text at most: `kubectl apply` keeps a copy of a ConfigMap, as JSON, in its annotations, which may have
+# 256 KiB in all.
+CONFIG_BYTES = 200_000
 FOLDER = "/work"  # where workers run: with their text and caches, on the disk of the node
 # A worker saves its run after the dispatch that it is in. Of a spot node, GKE grants pods at most 15 s of its last 30:
 # cloud.google.com/kubernetes-engine/docs/concepts/spot-vms; what is deleted or drained otherwise has all of it.
