@@ -12,10 +12,6 @@ from scaling import tables
 
 Remat = Literal["none", "full", "dots"]
 
-# A training step is a forward pass and a backward pass, which multiplies twice for every multiplication forward where
-# all weights learn: for the gradient of the weights, and for the gradient of the activations.
-PASSES = 3
-
 # The largest logits, in float32 on one device, that are held whole. Chunks of this size are matmuls of thousands of
 # rows at every vocabulary in use, and their weight's gradient, read and written once a chunk, is small beside them.
 LOGITS_BYTES = 2**29
@@ -96,14 +92,20 @@ def _stack(weight: tables.Weight) -> str:
     return weight.name.split(".")[0] if weight.stack else ""
 
 
-def flops_per_token(model: tables.Family, vocabulary_size: int, context: int) -> float:
-    """Exact training FLOPs a token, with the head, without recomputation: 3 · (2 · weights in matmuls + mixing_flops)
+def passes(model: tables.Family, vocabulary_size: int, context: int) -> Matmuls:
+    """Exact FLOPs a token of each pass, without recomputation, where attention meets only the keys that it must."""
+    return matmuls(model, vocabulary_size, context, model.mixing_flops(context))
 
-    where all weights learn (`matmuls`). A decoder's attention meets (context + 1) / 2 keys a query:
-    4 · depth · attention_width · (context + 1) / 2 forward (the causal half of the count in Hoffmann et al. 2203.15556,
-    appendix F, and Chowdhery et al. 2204.02311, appendix B). Norms, softmax and the optimizer are not counted.
+
+def flops_per_token(model: tables.Family, vocabulary_size: int, context: int) -> float:
+    """Exact training FLOPs a token, with the head, without recomputation.
+
+    Where all weights learn they are 3 · (2 · weights in matmuls + mixing_flops), else see `matmuls`. A decoder's
+    attention meets (context + 1) / 2 keys a query: 4 · depth · attention_width · (context + 1) / 2 forward (the causal
+    half of the count in Hoffmann et al. 2203.15556, appendix F, and Chowdhery et al. 2204.02311, appendix B). Norms,
+    softmax and the optimizer are not counted.
     """
-    return matmuls(model, vocabulary_size, context, model.mixing_flops(context)).total
+    return passes(model, vocabulary_size, context).total
 
 
 def flops(model: tables.Family, vocabulary_size: int, context: int, tokens: float) -> float:
@@ -122,8 +124,8 @@ def flops_hardware(
     """What the device multiplies: the whole attention square, and forward matmuls repeated by remat.
 
     "full" repeats the layers but for the projection that ends each: the backward pass does not need its result, which
-    is only added to the stream. "dots" repeats attention alone. `remat` is `execution.remat`; the ledger of a law is
-    `flops`, this one is for the share of a device's peak.
+    is only added to the stream. "dots" repeats attention alone. `remat` is `execution.remat`. Laws and MFU use
+    `flops`; this count equals the matmuls of the compiled step.
     """
     found = matmuls(model, vocabulary_size, context, model.mixing_flops_square(context))
     again = found.mixing if remat == "dots" else 0.0

@@ -1,4 +1,6 @@
-"""Counts, sizes and times as a person reads them."""
+"""Counts, sizes, times and measurements as a person reads them."""
+
+import math
 
 
 def count(value: float) -> str:
@@ -21,6 +23,16 @@ def duration(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.1f} min"
     return f"{seconds / 3600:,.1f} h"
+
+
+def measured(value: float | None, error: float | None) -> str:
+    """A measurement with its standard error: 2.0130 ± 0.0042; without an error that is missing, nothing for no value.
+
+    Missing is None or NaN.
+    """
+    if value is None or math.isnan(value):
+        return ""
+    return f"{value:.4f}" if error is None or math.isnan(error) else f"{value:.4f} ± {error:.4f}"
 
 
 def value(given: object) -> str:

@@ -1,7 +1,7 @@
 """Where the implementation of a config is: a module of the kind's name, found by being there and imported when used.
 
-A config names what it needs, and the rooms that implement it lie below the configs and import them. This is the only
-way from a config down to its implementation.
+A config names what it needs, and the packages that implement it import the configs. This is the only way from a config
+down to its implementation.
 """
 
 import functools
@@ -14,7 +14,7 @@ from typing import Any
 
 from scaling import schema
 
-ROOMS = {
+PACKAGES = {
     "Data": "scaling.data",
     "Family": "scaling.models",
     "Launcher": "scaling.launch.launchers",
@@ -39,20 +39,19 @@ def import_members(package: str) -> None:
         importlib.import_module(f"{package}.{name}")
 
 
-def kinds(group: str) -> list[str]:
-    """The kinds of a group that the project implements, sorted, without importing one."""
-    return list(members(ROOMS[group]))
-
-
 def module(group: str, kind: str) -> ModuleType | None:
     """The module that implements a kind; None where the project has none."""
-    return importlib.import_module(f"{ROOMS[group]}.{kind}") if kind in kinds(group) else None
+    return importlib.import_module(f"{PACKAGES[group]}.{kind}") if kind in members(PACKAGES[group]) else None
 
 
 def implementation(variant: schema.Variant) -> ModuleType | None:
-    """The module that implements a variant, or the class that it inherits from; None where the project has none."""
+    """The module that implements a variant, or the class that it inherits from; None where the project has none.
+
+    Only of the project's own classes: a user's kind may have the name of any module in the package.
+    """
     group = type(variant).group_name()
     bases = (base for base in type(variant).__mro__ if issubclass(base, schema.Variant))
+    bases = (base for base in bases if base.__module__.startswith(f"{__package__}."))
     found = (module(group, base.model_fields["kind"].default) for base in bases)
     return next((one for one in found if one is not None), None)
 

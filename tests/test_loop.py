@@ -302,11 +302,17 @@ def test_a_checkpoint_of_another_config_is_refused(whole: Trained, tiny: Make, t
 
 
 def test_a_full_disk_is_refused_before_training(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    corpora.prepare(tiny().data, lambda line: None)
+    corpus = corpora.prepare(tiny().data, lambda line: None)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(OSError, match=r"checkpoints of this run need .* GB .* has 1e-06 GB free; free some space"):
         train(tiny(), tmp_path / "new")
+    pack = [
+        loop.TrainingRun(tiny(seed=seed), [tmp_path / str(seed)], lambda rows: None, lambda: False, branches=kept)
+        for seed, kept in enumerate([(), (3, 5)])
+    ]
+    with pytest.raises(OSError, match=rf"\({checkpoint.KEPT + 3} × "):
+        loop.train(pack, SEVEN, corpus)
     assert list(tmp_path.iterdir()) == []
 
 

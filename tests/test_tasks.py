@@ -7,9 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pydantic
 import pytest
 
-from scaling import config
+from scaling import config, registry
+from scaling.config import families
 from scaling.data import corpus as corpora
 from scaling.training import evaluation, loop, programs, steps
 from tests import extending
@@ -29,6 +31,19 @@ class Weighted(OWN.Regression):
 
     def measure(self, model: Any, batch: dict[str, Any], options: Any) -> dict[str, Any]:
         return {"loss": super().measure(model, batch, options)["loss"]}
+
+
+@pytest.mark.parametrize(
+    ("group", "module"),
+    [(config.Data, "corpus"), (config.Data, "text"), (config.Task, "cross_entropy"), (families.Family, "builder")],
+)
+def test_a_kind_of_ones_own_may_have_the_name_of_any_module(
+    group: Any, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group, "group", {})
+    own = pydantic.create_model("Own", __base__=group, __module__=__name__, kind=(str, module))
+    assert registry.implementation(own.model_construct()) is None
+    assert registry.implementation(config.Text.model_construct()) is not None
 
 
 def run_of(task: config.Task, **changes: Any) -> config.Run:

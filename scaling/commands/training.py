@@ -170,7 +170,7 @@ def progress(row: Mapping[str, Any], steps: int) -> str:
 
 def evaluated(row: Mapping[str, Any]) -> str:
     """A validation in a line, with the noise scale where it was measured."""
-    line = f"validation at step {row['step']:,}: loss {row['loss']:.4f} ± {row['loss_se']:.4f}"
+    line = f"validation at step {row['step']:,}: loss {human.measured(row['loss'], row['loss_se'])}"
     if "noise_scale_steps" not in row:
         return line
     over = f"over {row['noise_scale_steps']} steps"
@@ -188,7 +188,7 @@ def summary(outcome: "loop.Outcome", speeds: Sequence[float], flops_per_token: f
     device = jax.local_devices()[0]
     lines = [f"{outcome.status} {outcome.reason}".rstrip() + f" at step {outcome.step:,} in {outcome.seconds:.1f} s"]
     if outcome.loss is not None:
-        lines[0] += f": loss {outcome.loss:.4f} ± {outcome.loss_se:.4f}"
+        lines[0] += f": loss {human.measured(outcome.loss, outcome.loss_se)}"
         if outcome.bits_per_byte is not None:
             lines[0] += f", {outcome.bits_per_byte:.4f} bits a byte"
     steady = speeds[1:] or speeds  # the first dispatch warms up

@@ -5,4 +5,4 @@ from scaling import registry
 
 def kinds() -> list[str]:
     """The kinds of launchers that the project has."""
-    return registry.kinds("Launcher")
+    return list(registry.members(registry.PACKAGES["Launcher"]))

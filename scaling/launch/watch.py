@@ -85,7 +85,7 @@ def _cells(results: store.Store, row: Mapping[str, Any], fields: Sequence[str]) 
         f"{row['flops']:.3g}" if known else "",
         *(human.value(row[name]) for name in ("learning_rate", "seed", *fields)),
         step,
-        loss(row),
+        human.measured(row["loss"], row["loss_se"]),
         "" if math.isnan(row["seconds"]) else f"{row['seconds']:.1f}",
         rich.text.Text(words, STYLES[row["status"]]),
         owner,
@@ -107,14 +107,6 @@ def summary(counts: Mapping[str, int]) -> str:
     """`12 finished, 2 running, 32 planned`."""
     order = ("finished", "diverged", "failed", "damaged", "running", "planned")
     return ", ".join(f"{counts[name]} {name}" for name in order if name in counts) or "no runs"
-
-
-def loss(row: Mapping[str, Any]) -> str:
-    """`2.0130 ± 0.0042`, or nothing where there is none."""
-    value, error = row["loss"], row["loss_se"]
-    if value is None or math.isnan(value):
-        return ""
-    return f"{value:.4f}" if error is None or math.isnan(error) else f"{value:.4f} ± {error:.4f}"
 
 
 def follow(
@@ -188,7 +180,8 @@ class _Lines:
         row = None if status == store.DAMAGED else self.results.result(run_id)
         if row is None:
             return f"{status}: {self.results.status(run_id)['reason']}"
-        how = f"loss {loss(row)}" if status == "finished" else f"{status}: {row['reason']}"
+        loss = human.measured(row["loss"], row["loss_se"])
+        how = f"loss {loss}" if status == "finished" else f"{status}: {row['reason']}"
         return f"{record.describe(row)}{self.settings[run_id]} {how} ({row['seconds']:.0f} s)"
 
     def _print(self, line: str) -> None:

@@ -354,10 +354,13 @@ def register(
     return told
 
 
+NOT_OF_RUNS = ("execution", "trackers", "tracking")  # fields of a sweep; stores of before have `tracking`
+
+
 def _grid(stored: Mapping[str, Any]) -> dict[str, Any]:
     """What determines the runs of a stored sweep, but for the content of its data."""
     fields_of = schema.dotted(config.Sweep, stored)
-    return {name: value for name, value in fields_of.items() if name.split(".")[0] not in ("execution", "tracking")}
+    return {name: value for name, value in fields_of.items() if name.split(".")[0] not in NOT_OF_RUNS}
 
 
 def _set_aside(

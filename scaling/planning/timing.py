@@ -108,17 +108,17 @@ def measured(device: str, results: store.Store) -> tuple[dict[str, Points], int]
             name = row["sweep"]
             if name not in evaluations:
                 evaluations[name] = results.sweep(name)["config"]["execution"]["evaluations"] if name in sweeps else 1
-            tokens = results.config(run_id)["run"]["data"].get("validation_tokens", 0)
+            run, _ = record.read(results.config(run_id))
         except ValueError:  # a damaged run of any sweep: those who read it say so, an estimate does without
             continue
-        per_token = row["flops"] / row["tokens"]
         times = validations(evaluations[name], row["flops_spent"] / row["flops"], row["status"] == "finished")
-        work = row["flops_spent"] + times * tokens * per_token / counting.PASSES
+        forward = counting.passes(run.model, run.vocabulary_size, run.context).forward
+        work = row["flops_spent"] + times * run.data.validation_positions(run.context) * forward
         if not work:
             continue
         count += 1
         for key in (row["precision"], ""):
-            place = sums[key][per_token * row["batch_tokens"]]
+            place = sums[key][row["flops"] / row["tokens"] * row["batch_tokens"]]
             place[0] += work
             place[1] += row["seconds"]
     points = {key: tuple((step, w / s) for step, (w, s) in sorted(sizes.items())) for key, sizes in sums.items()}
@@ -127,9 +127,9 @@ def measured(device: str, results: store.Store) -> tuple[dict[str, Points], int]
 
 def work(run: config.Run, execution: config.Execution, flops_spent: float) -> float:
     """FLOPs of training a run, of which `flops_spent` are its own steps', with those of its validations."""
-    per_token = counting.flops_per_token(run.model, run.vocabulary_size, run.context)
-    times = validations(execution.evaluations, flops_spent / (per_token * run.tokens), True)
-    return flops_spent + times * run.data.validation_positions(run.context) * per_token / counting.PASSES
+    passes = counting.passes(run.model, run.vocabulary_size, run.context)
+    times = validations(execution.evaluations, flops_spent / (passes.total * run.tokens), True)
+    return flops_spent + times * run.data.validation_positions(run.context) * passes.forward
 
 
 def validations(evaluations: int, share: float, finished: bool) -> int:

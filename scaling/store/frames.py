@@ -5,9 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import pandas as pd
-import pydantic
 
-from scaling import schema, store
+from scaling import store
 from scaling.storage import errors
 from scaling.store import columns, record
 
@@ -81,25 +80,15 @@ def _row(results: store.Store, sweep: str | None, member: store.SweepMember, end
         row = ended.get(run_id) or results.result(run_id) or _open(results, run_id)
     except errors.UnreadableError as error:
         row = {"run_id": run_id, "sweep": None, **_damaged(error)}
-    except pydantic.ValidationError as error:
-        reason = f"{results.path}/runs/{run_id}/config.json is no run here: {schema.describe(error)}"
-        row = {"run_id": run_id, "sweep": None, **_damaged(reason)}
     return {**columns.derived(row), **member["labels"], **({} if sweep is None else {"sweep": sweep})}
 
 
 def _open(results: store.Store, run_id: str) -> Row:
     """The row of a run without a result. Raises UnreadableError where it is damaged."""
-    counted = _counted(results, run_id)
+    counted = record.counted(results, run_id)
     status = results.status(run_id)
     ended = {"status": status["status"], "reason": status["reason"] or None}
     return {**counted, **dict.fromkeys(columns.MEASURED), "device": status["device"], "sweep": None, **ended}
-
-
-def _counted(results: store.Store, run_id: str) -> Row:
-    """The counted columns of a run that has no result, from its config, which never changes."""
-    if run_id not in results.counted:
-        results.counted[run_id] = {"run_id": run_id, **record.columns(*record.read(results.config(run_id)))}
-    return results.counted[run_id]
 
 
 def _damaged(reason: object) -> Row:

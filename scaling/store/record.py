@@ -7,9 +7,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from scaling import config, counting, human, store
+import pydantic
+
+from scaling import config, counting, human, schema, store
 from scaling.storage import errors
-from scaling.store import columns as tables
+from scaling.store import columns as table
 
 
 class Identity(Protocol):
@@ -56,6 +58,18 @@ def read(record: Mapping[str, Any]) -> tuple[config.Run, Stored]:
             "version; start the run's sweep again, which writes it anew, or stores the run under its own id"
         )
     return run, corpus
+
+
+def counted(results: store.Store, run_id: str) -> dict[str, Any]:
+    """The columns of a run that follow from its config. Raises UnreadableError where that is damaged."""
+    if run_id not in results.counted:
+        stored = results.config(run_id)
+        try:
+            results.counted[run_id] = {"run_id": run_id, **columns(*read(stored))}
+        except pydantic.ValidationError as error:
+            path = f"{results.path}/runs/{run_id}/config.json"
+            raise errors.UnreadableError(f"{path} is no run here: {schema.describe(error)}") from error
+    return results.counted[run_id]
 
 
 def columns(run: config.Run, corpus: Identity) -> dict[str, Any]:
@@ -132,4 +146,4 @@ def result_row(counted: Mapping[str, Any], labels: Mapping[str, Any], measured: 
     `flops` are those of the whole run, which count for a law; `flops_spent` those of the steps that it trained itself.
     """
     place = {key: labels[key] for key in ("family", "role", "parent_run_id") if key in labels}
-    return tables.ordered({**counted, **place, **measured})
+    return table.ordered({**counted, **place, **measured})

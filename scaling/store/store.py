@@ -45,7 +45,7 @@ class Store:
         self.local = self.files.local()
         self.heartbeat_seconds = heartbeat_seconds
         self.lease_seconds = lease_seconds
-        self.counted: dict[str, dict[str, Any]] = {}  # counted columns of runs without a result, kept by `frames`
+        self.counted: dict[str, dict[str, Any]] = {}  # by run id, of runs without a result: configs never change
         self.settings = settings.RunSettings()
         if self.local is None:
             return
@@ -288,18 +288,22 @@ class Store:
 
     def begun(self, run_id: str) -> bool:
         """Whether a run has a result, or a checkpoint to go on from."""
-        return self.result(run_id) is not None or self.has_checkpoint(run_id)
+        return self.readable_result(run_id) is not None or self.has_checkpoint(run_id)
 
     def statuses(self, sweep: str) -> dict[str, str]:
         """The status of each run of a sweep, by run id."""
+        from scaling.store import record
+
         run_ids = [member["run_id"] for member in self.sweep(sweep)["members"]]
         rows = self.results(run_ids)
         found = {run_id: row["status"] for run_id, row in rows.items()}
-        left = [run_id for run_id in run_ids if run_id not in rows]
-        self.settings.read(self.files, left)
-        for run_id in left:
-            damaged = run_id in self.settings.damaged
-            found[run_id] = layout.DAMAGED if damaged else self.status(run_id)["status"]
+        for run_id in (run_id for run_id in run_ids if run_id not in rows):
+            found[run_id] = self.status(run_id)["status"]
+            if found[run_id] in (*layout.OPEN, "failed"):
+                try:
+                    record.counted(self, run_id)
+                except errors.UnreadableError:
+                    found[run_id] = layout.DAMAGED
         return {run_id: found[run_id] for run_id in run_ids}
 
     def open(self, run_ids: Iterable[str]) -> set[str]:

@@ -20,8 +20,6 @@ from scaling.data import batches
 from scaling.data import corpus as corpora
 from scaling.training import loop, mesh, programs, states, steps
 
-FORWARD_SHARE = 1 / counting.PASSES  # of the exact FLOPs of a step; the rest is the backward pass
-
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -84,15 +82,15 @@ def measure(run: config.Run, execution: config.Execution, corpus: corpora.Corpus
         "data": sent,
     }
     seconds = {name: value / count for name, value in _medians(timed, rounds).items()}
-    flops = run.batch_tokens * counting.flops_per_token(run.model, run.vocabulary_size, run.context)
+    counted = counting.passes(run.model, run.vocabulary_size, run.context)
     peak = devices.peak_flops(jax.local_devices()[0].device_kind)
     return Breakdown(
         parts=(
-            Part("forward", seconds["forward"], flops * FORWARD_SHARE),
-            Part("backward", seconds["gradient"] - seconds["forward"], flops * (1 - FORWARD_SHARE)),
+            Part("forward", seconds["forward"], run.batch_tokens * counted.forward),
+            Part("backward", seconds["gradient"] - seconds["forward"], run.batch_tokens * counted.backward),
             Part("optimizer", seconds["step"] - seconds["gradient"], None),
         ),
-        step=Part("step", seconds["step"], flops),
+        step=Part("step", seconds["step"], run.batch_tokens * counted.total),
         data=Part("data", seconds["data"], None),
         peak=devices.measured_cpu_flops() if peak is None else peak * jax.device_count(),
         steps=count,

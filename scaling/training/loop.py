@@ -24,7 +24,8 @@ def train(runs: Sequence[TrainingRun], execution: config.Execution, corpus: corp
     """Train runs that share a program until each finishes, diverges, or is stopped, saved so that it can go on."""
     program = program_of(runs[0].run, execution, len(runs), corpus)
     processes.gather(None)  # some compile longer than others wait for them at their first computation together
-    checkpoint.check_space(runs[0].checkpoints[-1], [program.shapes] * len(runs), len(runs[0].branches))
+    kept = max(len(run.branches) for run in runs)
+    checkpoint.check_space(runs[0].checkpoints[-1], [program.shapes] * len(runs), kept)
     pack = TrainingPack(program, runs, execution, corpus)
     most = processes.by_leader(lambda: at_once(runs[0].run, len(runs), program.steps_per_dispatch))
     for chunk, data in chunks.feed(chunks.planned(runs, most), program):

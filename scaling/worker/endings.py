@@ -10,7 +10,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
-from scaling import memory
+from scaling import human, memory
 from scaling.store import lease as leases
 from scaling.store import record
 from scaling.worker import context, faults, queue
@@ -128,7 +128,5 @@ def result_row(queued: queue.QueuedRun, sweep_name: str, outcome: "loop.Outcome"
 
 
 def _shown_loss(row: dict[str, Any]) -> str:
-    if row["loss"] is None:
-        return ""
-    error = "" if row["loss_se"] is None else f" ± {row['loss_se']:.4f}"
-    return f" loss {row['loss']:.4f}{error} in {row['seconds']:.0f} s"
+    loss = human.measured(row["loss"], row["loss_se"])
+    return f" loss {loss} in {row['seconds']:.0f} s" if loss else ""

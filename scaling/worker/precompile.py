@@ -10,6 +10,7 @@ mark outlives its program, or where a lock is held for too long, two processes c
 """
 
 import fcntl
+import functools
 import os
 import threading
 import time
@@ -76,11 +77,11 @@ class Programs:
         """Compile or load a program, unless another process compiles it now."""
         mark = self._mark(run, members)
         if mark is None:
-            self.make(run, members)
+            self._compiles(lambda: self.make(run, members))
             return
         with mark:
             if _compiled(mark) or self._locked(mark):
-                self._make(run, members, mark)
+                self._compiles(lambda: self._make(run, members, mark))
 
     def compile_later(self) -> bool:
         """Compile one program that is needed later and that no process compiles; False where none is left."""
@@ -94,13 +95,18 @@ class Programs:
             with mark:
                 if _compiled(mark) or not self._locked(mark):
                     continue
-                try:
-                    self._make(run, 1, mark)
-                except Exception as error:  # the training that needs it fails too, and its run is stored as failed
-                    self.log(f"a program could not be compiled ahead: {type(error).__name__}: {error}")
-                    continue
-                return True
+                if self._compiles(functools.partial(self._make, run, 1, mark)):
+                    return True
         return False
+
+    def _compiles(self, make: Callable[[], object]) -> bool:
+        """Whether a program could be compiled before it is needed; where not, the log says why."""
+        try:
+            make()
+        except Exception as error:  # the training that needs it fails too, and its run is stored as failed
+            self.log(f"a program could not be compiled ahead: {type(error).__name__}: {error}")
+            return False
+        return True
 
     def _make(self, run: config.Run, members: int, mark: IO[bytes]) -> None:
         self.make(run, members)

@@ -110,8 +110,11 @@ def test_a_program_that_cannot_be_compiled_ahead_harms_nobody(folder: Path, make
     assert one.compile_later()
     assert not one.compile_later()
     one.compile(needed, 1)
+    one.compile_unless_another_does(bad, 1)
+    one.folder = None
+    one.compile_unless_another_does(bad, 1)
     assert made == [24, 8]
-    assert told == ["a program could not be compiled ahead: ValueError: does not fit"]
+    assert told == ["a program could not be compiled ahead: ValueError: does not fit"] * 3
 
 
 def test_who_waits_for_a_program_stops_when_asked_to_and_compiles_where_the_other_hangs(

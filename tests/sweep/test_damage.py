@@ -106,13 +106,19 @@ def test_a_damaged_run_is_one_row_and_its_remedy_works(
     assert remedy in frame["reason"][first]
     assert frame["loss"][other] == 3.0
     measured = case == "the config of a finished run"
-    status = "finished" if measured else "planned" if case == "an edited config" else "damaged"
+    status = "finished" if measured else "damaged"
     assert results.statuses("small") == {first: status, other: "finished"}
     assert (frame["loss"][first] == 2.0) == measured  # what can be read is kept
     assert results.curves("small")["run_id"].nunique() == (2 if state == "finished" else 1) + (state == "unsealed")
     assert watch.table(results, "small").row_count == 2
-    assert [item.run_id for item in queue.Queue(results, "small").left() if item.run_id != first] == []
-    taken = list(queue.Queue(results, "small").claims("me", {}, lambda item: 1, lambda: False))
+    taken: list[list[queue.Claim]] = []
+    if (state == "open" and first in results.settings.damaged) or case == "an edited config":
+        with pytest.raises(errors.UnreadableError, match=told):  # no other run is open: a worker could only skip all
+            queue.Queue(results, "small", print)
+    else:
+        runs = queue.Queue(results, "small", print)
+        assert {run.run_id for run in runs.left()} <= {first}
+        taken = list(runs.claims("me", {}, lambda item: 1, lambda: False))
     assert bool(taken) == (case == "an unreadable status")  # which the owner writes anew
     for (claim,) in taken:
         claim.lease.release("stopped")
@@ -134,7 +140,7 @@ def test_a_damaged_run_is_one_row_and_its_remedy_works(
     if state == "finished":
         assert dict(results.runs("small").set_index("run_id")["loss"]) == {first: 2.0, other: 3.0}
     else:
-        assert [item.run_id for item in queue.Queue(results, "small").left()] == [first]
+        assert [item.run_id for item in queue.Queue(results, "small", print).left()] == [first]
         finish(results, first, 2.0)
 
 
@@ -177,4 +183,5 @@ def test_a_result_that_cannot_be_read_is_no_result(results: store.Store, make_ru
     with pytest.raises(errors.UnreadableError, match="holds list, not an object"):
         results.result(run_id)
     assert results.readable_result(run_id) is None
+    assert not results.begun(run_id)
     assert results.status(run_id)["status"] == store.DAMAGED

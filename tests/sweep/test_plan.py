@@ -259,7 +259,9 @@ def test_a_sweep_started_again_after_its_data_changed_plans_runs_on_the_new_data
     assert not {*old} & {*new}
     assert results.sweeps() == ["s"]  # nothing was measured on the old data
     results.run(new[0]).create("result.json", '{"status": "finished", "parent_run_id": null}')
-    told, again = start(identity, sweep.edit({"execution.pack": 1}))
+    stored = results.sweep("s")  # as one that was written before trackers were a list
+    results.add_sweep("s", {**stored["config"], "tracking": {"kind": "none"}}, stored["members"])
+    told, again = start(identity, sweep.edit({"execution.pack": 1, "trackers": [{"kind": "tensorboard"}]}))
     assert again == old
     assert told.endswith("they are the sweep s.cccccccc")
     assert [member["run_id"] for member in results.sweep("s.cccccccc")["members"]] == new

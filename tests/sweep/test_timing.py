@@ -1,5 +1,6 @@
 """Predicted times: rates by size from results, what is assumed without any, and predictions that stay as made."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from scaling import config, counting, store
-from scaling.config import grids
+from scaling.config import families, grids
 from scaling.planning import plan, timing
 from scaling.storage import atomic
 from scaling.store import record
@@ -26,13 +27,31 @@ def ended(
     row |= {"bits_per_byte": 2.0, "seconds": seconds, "device": "cpu", "status": "finished", "reason": None}
     row["flops_spent"] *= share
     row |= changes
-    atomic.create(results.folder(kept["run_id"]) / "result.json", atomic.dumps({k: row[k] for k in store.COLUMNS}))
+    atomic.create(results.folder(kept["run_id"]) / "result.json", atomic.dumps(row))
 
 
 def work_of(run: config.Run) -> float:
     """Training, and one validation forward."""
     per_token = counting.flops_per_token(run.model, 256, run.context)
     return per_token * (run.tokens + run.data.validation_tokens / 3)
+
+
+class Fixed(families.Transformer):
+    """A transformer that learns its head alone: a step is little more than its forward pass."""
+
+    kind: Any = "fixed"
+
+    def weights(self, vocabulary_size: int, context: int) -> tuple[families.Weight, ...]:
+        table = super().weights(vocabulary_size, context)
+        return tuple(dataclasses.replace(one, learns=one.role == "output") for one in table)
+
+
+def test_a_validation_costs_the_forward_pass_of_any_family(make_run: Make) -> None:
+    plain = make_run()
+    fixed = plain.edit({"model": Fixed(**plain.model.model_dump(exclude={"kind"}))})
+    assert counting.flops(fixed.model, 256, 16, 1.0) < counting.flops(plain.model, 256, 16, 1.0)
+    forward = counting.flops(plain.model, 256, 16, plain.data.validation_tokens) / 3
+    assert timing.work(fixed, ONCE, 0.0) == timing.work(plain, ONCE, 0.0) == pytest.approx(forward)
 
 
 @pytest.fixture
