@@ -48,8 +48,8 @@ class Backtest:
         """One line an origin, the error beside the noise between seeds; then what was left out, and warnings."""
         beside = f"seed noise {self.noise.sd:.4f}" if self.noise.sd > 0 else "seed noise not measured"
         head = f"{self.law.name}: {self.law.equation}; fitted below, predicted above, by {self.hold_out}; {beside}"
-        left_out = [f"left out: {told}" for told in self.excluded]
-        return "\n".join([head, *self.by_origin(), *left_out, *(f"warning: {told}" for told in self.warnings)])
+        left_out = [f"left out: {text}" for text in self.excluded]
+        return "\n".join([head, *self.by_origin(), *left_out, *(f"warning: {text}" for text in self.warnings)])
 
     def by_origin(self) -> list[str]:
         """One line an origin."""
@@ -100,7 +100,7 @@ def backtest(
         raise errors.Refused(f"all {len(size)} runs share one {hold_out!r}: nothing is left to fit below; add budgets")
     checks.column(chosen.frame, loss, "the held-out loss", (options.get("scale") or form.scale) != "linear")
     checks.one_of_each(chosen.frame, form.varies)
-    told: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     tables: list[pd.DataFrame] = []
     for smallest_held in steps[: min(origins, len(steps) - 1)]:
         below = group < smallest_held
@@ -117,12 +117,12 @@ def backtest(
         except errors.Refused as reason:
             if not tables:
                 raise
-            told.append({"origin": origin, "fitted": int(below.sum()), "refused": str(reason)})
+            rows.append({"origin": origin, "fitted": int(below.sum()), "refused": str(reason)})
             continue
         table.insert(0, "origin", origin)
         table.insert(1, "reach", size[above] / origin)
         tables.append(table)
-        told.append(
+        rows.append(
             {
                 "origin": origin,
                 "fitted": int(below.sum()),
@@ -142,7 +142,7 @@ def backtest(
         level,
         options.get("scale") or form.scale,
         pd.concat(tables, ignore_index=True),
-        pd.DataFrame(told),
+        pd.DataFrame(rows),
         noise.seed_noise(frame, loss) if cluster is None else unmeasured,
         checks.left_out(chosen),
         checks.mixture(chosen.frame, {*form.inputs, *(options.get(name, name) for name in form.inputs)})[0],

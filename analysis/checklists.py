@@ -16,13 +16,13 @@ if typing.TYPE_CHECKING:
 
 def checklist(fit: "fitting.Fit") -> str:
     """The checklist of Li et al. 2025, arXiv 2502.18969, one line each."""
-    residuals, told = fit.residuals, fit.diagnostics
+    residuals, found = fit.residuals, fit.diagnostics
     spread = fit.criterion.transform(fit.runs["loss"].to_numpy())
     r2 = 1 - np.sum(residuals**2) / max(np.sum((spread - spread.mean()) ** 2), 1e-300)
     quantity = {"log": "log L", "log1p": "log(1 + y)", "linear": "y"}[fit.criterion.scale]
     lines = [
         f"form: {fit.law.equation}  [{fit.law.source}; {fit.law.validated}]",
-        f"free parameters: {', '.join(_told(fit, name) for name in fit.params if name not in fit.fixed)}",
+        f"free parameters: {', '.join(_describe(fit, name) for name in fit.params if name not in fit.fixed)}",
         *([f"fixed: {', '.join(f'{k} = {v:.6g}' for k, v in fit.fixed.items())}"] if fit.fixed else []),
         *fit.facts,
         f"checkpoints: {fit.clusters} runs, several rows each, resampled by run"
@@ -33,7 +33,7 @@ def checklist(fit: "fitting.Fit") -> str:
         "optimizer: variable projection on a grid of starts, then projected Newton, float64, exact derivatives",
         f"starts: {fit.starts.reached} of {fit.starts.count} refined starts reached the best minimum",
         f"status: {fit.status}; largest gradient {fit.starts.gradient:.2g} of the objective, condition number "
-        f"{told.condition:.3g}",
+        f"{found.condition:.3g}",
         f"goodness of fit: rms residual of {quantity} {np.sqrt(np.mean(residuals**2)):.3g}, largest "
         f"{np.abs(residuals).max():.3g}, R² {r2:.5f}",
         *(f"warning: {warning}" for warning in fit.warnings),
@@ -41,13 +41,13 @@ def checklist(fit: "fitting.Fit") -> str:
     return "\n".join(lines)
 
 
-def _told(fit: "fitting.Fit", name: str) -> str:
+def _describe(fit: "fitting.Fit", name: str) -> str:
     """A parameter to the digits that the data support, or that they do not determine it."""
-    told = fit.diagnostics
-    value, error = fit.params[name], told.standard_error[name]
+    found = fit.diagnostics
+    value, error = fit.params[name], found.standard_error[name]
     if fit.law.parameter(name).log:
         error *= abs(value)
-    if any(name in group for group in told.undetermined):
+    if any(name in group for group in found.undetermined):
         return f"{name} not determined (about {value:.1g})"
     return f"{name} = {rounded(value, error)}" + (f" ± {error:.2g}" if error > 0 else "")
 
@@ -102,10 +102,10 @@ def _undetermined(fit: "fitting.Fit") -> Iterator[str]:
 
 def _other_minima(fit: "fitting.Fit") -> Iterator[str]:
     """Minima that an F test at 95% does not tell from the best one."""
-    told = fit.diagnostics
-    quantile = scipy.stats.f.ppf(0.95, 1, max(len(fit.runs) - len(told.free), 1))
+    found = fit.diagnostics
+    quantile = scipy.stats.f.ppf(0.95, 1, max(len(fit.runs) - len(found.free), 1))
     for value, params in fit.starts.others:
-        if 2 * (value - fit.objective) < quantile * told.stiffness * told.variance:
+        if 2 * (value - fit.objective) < quantile * found.stiffness * found.variance:
             where = ", ".join(f"{name} = {params[name]:.4g}" for name in params if name not in fit.fixed)
             yield (
                 f"poorly identified: another minimum, its objective {value / fit.objective - 1:.2%} higher, lies at "

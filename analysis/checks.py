@@ -15,7 +15,7 @@ from analysis import errors, forms, settings, shapes
 
 ONE_EACH = ("tokenizer_id", "vocabulary_size", "context", "precision", "validation_id")
 EPOCHS_WARN, EPOCHS_REFUSE = 1.0, 4.0  # Muennighoff et al. 2023, arXiv 2305.16264: little lost up to about 4 epochs
-TOLD = ("family", "parametrization", "optimizer", "schedule", "batch_tokens")  # what a law may hold of only one of
+REPORTED = ("family", "parametrization", "optimizer", "schedule", "batch_tokens")  # what a law may hold of only one of
 KINDS = ("family", "parametrization", "optimizer")  # mixed, these change the law itself
 NUMERIC = (
     "params", "params_non_embedding", "params_with_head", "tokens", "unique_tokens", "flops", "flops_6nd",
@@ -73,7 +73,7 @@ def _statuses(frame: pd.DataFrame) -> dict[str, int]:
     """How many rows are left out by each status, of damaged ones with what is wrong with them."""
     dropped: dict[str, int] = {}
     for status, count in frame["status"].value_counts(dropna=False).items():
-        told = f"status is {status}"
+        reason = f"status is {status}"
         if (
             status == DAMAGED
             and "reason" in frame
@@ -81,8 +81,8 @@ def _statuses(frame: pd.DataFrame) -> dict[str, int]:
         ):
             reasons = why.astype(str).drop_duplicates()
             more = f"; and {len(reasons) - REASONS} more reasons" if len(reasons) > REASONS else ""
-            told += f" ({'; '.join(reasons.iloc[:REASONS])}{more})"
-        dropped[told] = int(count)
+            reason += f" ({'; '.join(reasons.iloc[:REASONS])}{more})"
+        dropped[reason] = int(count)
     return dropped
 
 
@@ -132,7 +132,7 @@ def numbers(frame: pd.DataFrame, name: str) -> np.ndarray:
     raw = frame[name]
     values = pd.to_numeric(raw, errors="coerce")
     if (text := values.isna() & raw.notna()).any():
-        raise errors.Refused(f"column {name!r} holds {raw[text].iloc[0]!r}, not a number; mend or drop that row")
+        raise errors.Refused(f"column {name!r} holds {raw[text].iloc[0]!r}, not a number; fix or drop that row")
     return values.to_numpy(dtype=np.float64)
 
 
@@ -160,7 +160,7 @@ def one_of_each(frame: pd.DataFrame, varies: Sequence[str] = ()) -> tuple[str, .
 def mixture(frame: pd.DataFrame, inputs: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Warnings and notes on what kinds of runs, and with which settings, share a law of these inputs."""
     warnings, notes = [], []
-    for name in TOLD:
+    for name in REPORTED:
         if name not in frame.columns or frame[name].isna().all():
             notes.append(f"one {name}: not checked (no column)")
             continue
@@ -282,10 +282,10 @@ def measurements(
     if "learning_rate" not in law.inputs:
         warnings += learning_rates(chosen.frame)
     notes = [*chosen.notes, *one_of_each(chosen.frame, law.varies)]
-    told = [mixture(chosen.frame, {*law.inputs, *names.values()})]
+    reported = [mixture(chosen.frame, {*law.inputs, *names.values()})]
     if "tokens" in law.inputs and "unique_tokens" not in law.inputs:
-        told.append(epochs(chosen.frame))
-    for more, other in told:
+        reported.append(epochs(chosen.frame))
+    for more, other in reported:
         warnings += more
         notes += other
     if not set(fixed) & set(law.nonlinear):
@@ -365,10 +365,10 @@ def conventions(frame: pd.DataFrame, names: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         stated = f"{name.split('_')[0]}_convention"
         if stated in frame.columns and frame[stated].notna().any():
-            told = ", ".join(sorted(map(str, frame[stated].dropna().unique())))
+            text = ", ".join(sorted(map(str, frame[stated].dropna().unique())))
         elif "run_id" in frame.columns and name in meaning:
-            told = meaning[name]
+            text = meaning[name]
         else:
-            told = "convention not stated by the table"
-        lines.append(f"{name}: {told}")
+            text = "convention not stated by the table"
+        lines.append(f"{name}: {text}")
     return tuple(lines)

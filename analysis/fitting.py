@@ -182,12 +182,12 @@ def inputs(fit: Fit, at: pd.DataFrame | Mapping[str, Any]) -> dict[str, np.ndarr
         try:
             found[name] = np.asarray(at[key], dtype=np.float64)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{key} = {at[key]!r} holds what is no number; mend or drop it") from error
+            raise ValueError(f"{key} = {at[key]!r} holds what is no number; fix or drop it") from error
         positive = name not in fit.law.real
         if (bad := ~(np.isfinite(found[name]) & ((found[name] > 0) | (not positive)))).any():
             raise ValueError(
                 f"{key} = {found[name][bad].flat[0]:g}: prediction by {fit.law.name!r} needs "
-                f"{'positive ' * positive}finite numbers; mend or drop it"
+                f"{'positive ' * positive}finite numbers; fix or drop it"
             )
     return found
 

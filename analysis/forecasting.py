@@ -101,7 +101,7 @@ class Forecast:
             raise ValueError(f"the forecast needs {self.x!r}; got {', '.join(map(str, at))}; add it")
         values = np.asarray(at[self.x], dtype=np.float64)
         if (bad := ~(np.isfinite(values) & (values > 0))).any():
-            raise ValueError(f"{self.x} = {values[bad].flat[0]:g}: must be positive and finite; mend or drop it")
+            raise ValueError(f"{self.x} = {values[bad].flat[0]:g}: must be positive and finite; fix or drop it")
         return values
 
     def _centre(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

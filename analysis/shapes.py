@@ -3,7 +3,7 @@
 import numpy as np
 
 TURN = 5.0  # a rise or fall of so many deviations of the scatter is a turn
-TOLD = 3  # turns that a warning names
+NAMED = 3  # turns that a warning names
 FEWEST = 8  # distinct x below which a curve's shape is not judged
 
 
@@ -48,8 +48,8 @@ def turning(x: np.ndarray, y: np.ndarray, scatter: float, x_name: str, y_name: s
     found = turns(x, y, max(TURN * scatter, 1e-9))
     if not found:
         return ()
-    named = "; ".join(f"at {x_name} = {at:.4g} ({y_name} = {value:.4g})" for at, value in found[:TOLD])
-    more = f"; and {len(found) - TOLD} more" if len(found) > TOLD else ""
+    named = "; ".join(f"at {x_name} = {at:.4g} ({y_name} = {value:.4g})" for at, value in found[:NAMED])
+    more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
     return (
         f"{y_name} is not monotone in {x_name}: it turns {named}{more}; a monotone law does not hold across a turn: "
         "use the points after the last one, or a broken law",

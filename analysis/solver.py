@@ -299,7 +299,7 @@ def _within(
     held: np.ndarray,
     damping: np.ndarray,
 ) -> np.ndarray:
-    """The step, between `least` and `most`: coordinates that would cross go to their bound, the others step anew.
+    """The step, between `least` and `most`: coordinates that would cross go to their bound, the others step again.
 
     Clipping alone leaves the others where they would be without the bound, and that need not be downhill.
     """

@@ -26,7 +26,7 @@ def read_csv(path: str | os.PathLike[str], required: Sequence[str] = REQUIRED) -
     except pd.errors.EmptyDataError as error:
         raise errors.Refused(f"{source} is empty; it needs a header with {', '.join(required)}") from error
     except pd.errors.ParserError as error:
-        raise errors.Refused(f"{source} cannot be read as CSV ({str(error).strip()}); mend that line") from error
+        raise errors.Refused(f"{source} cannot be read as CSV ({str(error).strip()}); fix that line") from error
     except UnicodeDecodeError as error:
         raise errors.Refused(
             f"{source} is not UTF-8 text ({error.reason} at byte {error.start}); export it as CSV"

@@ -325,7 +325,7 @@ def trained(settings: Settings, folder: Path) -> Sides:
     seconds, results = bench.ours()
     peaks.append(devices.measured_cpu_flops(seconds=0.5))
     print(f"  scaling sweep: {seconds:.1f} s; {shares(results)}", flush=True)
-    if tuned:  # the ladder's learning rates are known only now
+    if tuned:  # the grid's learning rates are known only now
         runs = bench.planned(results)
         chosen = _chosen(settings, runs)
     for item in chosen if tuned else chosen[1::2]:

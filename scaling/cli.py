@@ -122,7 +122,7 @@ def status(
 
 
 def doctor(store: str | None = None, tracker: Trackers = ()) -> None:
-    """Check devices, versions, folders, tracker and a store for what a sweep needs, and say what to mend.
+    """Check devices, versions, folders, tracker and a store for what a sweep needs, and say what to fix.
 
     A line a check: ok, warning or wrong. Ends with exit code 1 where anything is wrong.
 

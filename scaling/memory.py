@@ -70,7 +70,7 @@ def microbatches(run: config.Run, execution: config.Execution, devices: int = 1)
     """What `execution.microbatch` may be for a run, largest first: one size, or for "auto" all that can be."""
     if execution.microbatch != "auto":
         return [execution.microbatch or run.batch_size]
-    execution.sequences(run.batch_size)  # refuses what no microbatch mends
+    execution.sequences(run.batch_size)  # refuses what no microbatch fixes
     mesh = execution.mesh
     shards = (mesh.data or max(1, devices // (mesh.fsdp * mesh.tensor))) * mesh.fsdp
     sizes = [size for size in range(run.batch_size, 0, -1) if run.batch_size % size == 0 and size % shards == 0]

@@ -140,7 +140,7 @@ def test_where_every_checkpoint_is_damaged_the_error_says_so(tmp_path: Path) -> 
     shutil.rmtree(tmp_path / "3")
     (tmp_path / "3").mkdir()
     with pytest.raises(
-        ValueError, match=r"none of the checkpoints of this run can be read; remove them to start it anew"
+        ValueError, match=r"none of the checkpoints of this run can be read; remove them to start it again"
     ):
         restored([tmp_path])
 

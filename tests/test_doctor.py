@@ -55,7 +55,7 @@ def levels(found: list[finding.Finding]) -> dict[str, str]:
         (CPU, (2, 0, ["jax_cuda12_plugin"]), {}, "wrong", "JAX_PLATFORMS=cuda python"),
         (CPU, (0, 4, []), {}, "wrong", "pip install 'scaling[tpu]'"),
         (CPU, (0, 4, ["libtpu"]), {}, "wrong", "JAX_PLATFORMS=tpu python"),
-        (machine.Seen(error="RuntimeError: planted"), (0, 0, []), {}, "wrong", "RuntimeError: planted; mend"),
+        (machine.Seen(error="RuntimeError: planted"), (0, 0, []), {}, "wrong", "RuntimeError: planted; fix"),
         (machine.Seen(error="planted"), (0, 0, []), {"JAX_PLATFORMS": "cuda"}, "wrong", "JAX_PLATFORMS=cuda allows"),
         (machine.Seen(error="in use"), (1, 0, []), {}, "wrong", "ask again when it has ended"),
     ],

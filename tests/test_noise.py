@@ -53,7 +53,7 @@ def test_the_scale_is_a_ratio_of_means_and_its_error_is_honest() -> None:
     assert {each.noise_scale_steps for each in found} == {100}
 
 
-def test_where_the_signal_drowns_no_scale_is_told() -> None:
+def test_no_scale_where_the_estimate_of_the_signal_is_not_positive() -> None:
     assert noise.scale(np.array([1.0, -2.0]), np.array([3.0, 3.0]), 8) == noise.Scale(None, None, 2)
     assert noise.scale(np.array([2.0]), np.array([3.0]), 8) == noise.Scale(12.0, None, 1)
 

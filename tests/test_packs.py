@@ -100,7 +100,7 @@ def alone(varied: list[config.Run], tmp_path_factory: pytest.TempPathFactory) ->
 def test_a_pack_gives_each_member_what_it_gets_alone(
     varied: list[config.Run], alone: list[Traced], tmp_path: Path
 ) -> None:
-    """Also with members of other lengths: who has done its steps waits."""
+    """Also with members of other lengths: one that has finished its steps is unchanged."""
     packed = [Traced(run, tmp_path / str(i)) for i, run in enumerate(varied)]
     train(*packed)
     for found, expected in zip(packed, alone, strict=True):

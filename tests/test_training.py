@@ -128,7 +128,7 @@ def test_rows_are_told_in_the_units_they_are_in() -> None:
     row = {"step": 5, "loss": 1.0, "loss_se": 0.1, "noise_scale_steps": 5, "noise_scale_tokens": 12345.0}
     assert "scale 12.3k ± 200 tokens over 5 steps" in training.evaluated({**row, "noise_scale_tokens_se": 200.0})
     assert training.evaluated({"step": 5, "loss": 1.0, "loss_se": math.nan}) == "validation at step 5: loss 1.0000"
-    assert "noise drowns the signal" in training.evaluated({**row, "noise_scale_tokens": None})
+    assert "not measurable over 5 steps" in training.evaluated({**row, "noise_scale_tokens": None})
     told = training.summary(loop.Outcome("diverged", "loss is inf", 7, 2.0), [100.0, 400.0, 600.0], 1e6)
     assert told[0] == "diverged loss is inf at step 7 in 2.0 s"
     assert told[1].startswith("median of 2 dispatches: 500 tokens/s, 0.5 GFLOP/s, ")

@@ -12,7 +12,7 @@ from analysis import errors
 from analysis.datasets.entry import Entry
 
 FOLDER = "datasets"
-PATIENCE_S = 60.0  # without a byte from the server
+TIMEOUT_SECONDS = 60.0  # without a byte from the server
 
 
 def kept(entry: Entry) -> pathlib.Path:
@@ -45,7 +45,7 @@ def fetch(entry: Entry) -> bytes:
 
 def _download(entry: Entry, path: pathlib.Path) -> bytes:
     try:
-        with urllib.request.urlopen(entry.url, timeout=PATIENCE_S) as answer:
+        with urllib.request.urlopen(entry.url, timeout=TIMEOUT_SECONDS) as answer:
             return bytes(answer.read())
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError):

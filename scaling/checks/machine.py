@@ -78,7 +78,7 @@ def devices(seen: Seen, has: Hardware, environment: Mapping[str, str]) -> list[f
     """Whether JAX finds devices, and all the accelerators that there are."""
     check = "devices"
     if seen.error:
-        remedy = "mend the installation (`python -c 'import jax; jax.devices()'` shows all of it)"
+        remedy = "fix the installation (`python -c 'import jax; jax.devices()'` shows all of it)"
         if environment.get("JAX_PLATFORMS"):
             remedy = f"JAX_PLATFORMS={environment['JAX_PLATFORMS']} allows nothing else: unset it, or {remedy}"
         if has.gpus or has.tpus:

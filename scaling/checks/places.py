@@ -24,7 +24,7 @@ def room(check: str, place: Path, needed: float | None = None, what: str = "") -
     free = shutil.disk_usage(there).free
     size = f"{place}: {free / 1e9:.1f} GB free"
     if not os.access(there, os.W_OK | os.X_OK):
-        return [finding.wrong(check, f"{place} may not be written", "choose another folder, or mend its rights")]
+        return [finding.wrong(check, f"{place} may not be written", "choose another folder, or fix its permissions")]
     if needed is not None and free < needed:
         return [
             finding.wrong(check, f"{size}, and {what} need {needed / 1e9:.3g} GB", "free some, or use a larger disk")

@@ -45,7 +45,7 @@ def _away(files: backends.Storage, error: OSError) -> finding.Finding:
     return finding.wrong(
         "store",
         f"{files} cannot be reached: {type(error).__name__}: {error}",
-        "mend the mount or the connection; for a bucket see AWS_ENDPOINT_URL and its credentials",
+        "fix the mount or the connection; for a bucket see AWS_ENDPOINT_URL and its credentials",
     )
 
 
@@ -108,7 +108,7 @@ def written(results: stores.Store) -> list[finding.Finding]:
         except OSError as error:
             if isinstance(error, PermissionError) or error.errno == errno.EROFS:
                 return [_read_only(results, str(error))]
-            return [finding.wrong("write", f"nothing can be written to {results.path}: {error}", "mend that first")]
+            return [finding.wrong("write", f"nothing can be written to {results.path}: {error}", "fix that first")]
         found = [first, *([links(scratch)] if results.local is not None else [])]
         if any(each.level == "wrong" for each in found):
             return found
@@ -125,7 +125,7 @@ def _read_only(results: stores.Store, error: str) -> finding.Finding:
     return finding.wrong(
         "write",
         f"{results.path} is read-only here ({error}): reports and fits work, and no worker can train into it",
-        "mend its rights, or give another --store",
+        "fix its permissions, or give another --store",
     )
 
 

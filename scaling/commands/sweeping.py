@@ -54,7 +54,7 @@ def run(
 def _import_report() -> None:
     """What the report imports takes some seconds, which a core has while the last runs train on the others.
 
-    What fails here fails again, and is told, when the report is made: the runs are not to suffer from it.
+    A failure is ignored here, so that the runs go on; the report raises it again.
     """
     with contextlib.suppress(ImportError):
         from scaling.commands import drawing  # noqa: F401

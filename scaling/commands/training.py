@@ -139,7 +139,7 @@ class Watch:
 
         if self.dispatches == WARM:
             options = jax.profiler.ProfileOptions()
-            options.python_tracer_level = 0  # the interpreter's calls would drown the ops
+            options.python_tracer_level = 0  # the interpreter's calls would hide the ops
             jax.profiler.start_trace(folder, create_perfetto_trace=True, profiler_options=options)
             self.tracing = True
         elif self.dispatches == WARM + TRACED:
@@ -175,7 +175,7 @@ def evaluated(row: Mapping[str, Any]) -> str:
         return line
     over = f"over {row['noise_scale_steps']} steps"
     if row["noise_scale_tokens"] is None:
-        return f"{line}; gradient noise scale not to be told {over}: noise drowns the signal"
+        return f"{line}; gradient noise scale not measurable {over}: the estimate of |G|² is not positive"
     error = row["noise_scale_tokens_se"]
     spread = "" if error is None else f" ± {human.count(error)}"
     return f"{line}; gradient noise scale {human.count(row['noise_scale_tokens'])}{spread} tokens {over}"
@@ -195,11 +195,11 @@ def summary(outcome: "loop.Outcome", speeds: Sequence[float], flops_per_token: f
     if steady:
         rate = statistics.median(steady) * flops_per_token
         peak = devices.peak_flops(device.device_kind)
-        told = "of a matrix product by NumPy here" if peak is None else "of the peak in bf16 (MFU)"
+        of_what = "of a matrix product by NumPy here" if peak is None else "of the peak in bf16 (MFU)"
         peak = devices.measured_cpu_flops() if peak is None else peak * jax.device_count()
         lines.append(
             f"median of {len(steady)} dispatches: {statistics.median(steady):,.0f} tokens/s, "
-            f"{rate / 1e9:,.1f} GFLOP/s, {rate / peak:.1%} {told}"
+            f"{rate / 1e9:,.1f} GFLOP/s, {rate / peak:.1%} {of_what}"
         )
     used = (device.memory_stats() or {}).get("peak_bytes_in_use")
     if used is not None:

@@ -68,7 +68,7 @@ class StepLaw(Rule):
 
 
 class Tuned(Rule):
-    """A grid of learning rates trained first; the minimum of a parabola in log lr is taken for the ladder.
+    """A grid of learning rates trained first; the minimum of a parabola in log lr is taken for the grid.
 
     Every model of the sweep is tuned on `tokens` tokens, or only those of `at`: then one optimum, the geometric mean
     over the sizes of `at`, is transferred to all sizes, which needs parametrization 'mup'.

@@ -118,9 +118,9 @@ class Linear(Schedule):
 
 
 class Wsd(Schedule):
-    """Warm-up, stable, decay: a cooldown to zero over the last share of the steps after warm-up
+    """Warm-up, stable, decay: a cooldown to zero over the last share of the steps after warm-up, linear or as 1 − √t.
 
-    (Hägele et al. 2405.18392), linear or as 1 − √t."""
+    Hägele et al. 2405.18392."""
 
     kind: Literal["wsd"] = "wsd"
     cooldown: Fraction = 0.2

@@ -18,7 +18,7 @@ from scaling.worker import protocol
 def worker() -> dict[str, str]:
     """What workers find in their environment beside the launcher's; what is set there already is kept.
 
-    glibc gives JAX's temporary buffers huge pages, which it would else fault in anew at every dispatch; compiled
+    glibc gives JAX's temporary buffers huge pages, which it would else fault in again at every dispatch; compiled
     programs are kept between processes, in a folder that nobody else may read or write.
     """
     settings = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "PYTHONUNBUFFERED": "1", **compiled_programs()}

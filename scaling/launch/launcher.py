@@ -19,7 +19,7 @@ from scaling.storage import retry
 from scaling.worker import protocol
 
 POLL_SECONDS = 0.2
-REFUSED = protocol.REFUSED  # for errors of its user, which trying again does not mend
+REFUSED = protocol.REFUSED  # for errors of its user, which trying again does not fix
 STOPPED = tuple(128 + number for number in protocol.SIGNALS)  # exit codes of workers that were asked to stop
 RESTARTS = 3  # crashes of one worker after which it is given up
 

@@ -1,4 +1,4 @@
-"""Workers in slots, each of which holds one: started, started anew where they crash or are lost, and given up."""
+"""Workers in slots, each of which holds one: started, started again where they crash or are lost, and given up."""
 
 import abc
 import dataclasses
@@ -43,7 +43,7 @@ S = TypeVar("S", bound=Slot)
 
 
 class SlotWorkers(launcher.Workers, Generic[S]):
-    """Workers that are started anew where they crash, where their machine is lost, or where others leave runs."""
+    """Workers that are started again where they crash, where their machine is lost, or where others leave runs."""
 
     def __init__(self, results: store.Store, sweep_name: str, slots: Sequence[S]):
         super().__init__()

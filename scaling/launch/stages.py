@@ -30,7 +30,7 @@ def run(
     stage has nothing left to train and others go on.
 
     Starting it again goes on where it stopped. The tune stage is a sweep of its own in the store, NAME.tune, so that
-    its runs never enter the law. Raises ValueError where tuning failed, before the ladder is started.
+    its runs never enter the law. Raises ValueError where tuning failed, before the grid is started.
     """
     results = store.Store(store_path).retrying(retry.Waiter(lambda: False, log))
     launcher = launcher or local.Local()
@@ -44,7 +44,7 @@ def run(
         workers,
         launcher=launcher,
         device=device,
-        retry=retry_failed,
+        retry_failed=retry_failed,
         config_path=config_path,
         log=log,
     )
@@ -54,7 +54,7 @@ def run(
         resolved = plan.resolve(sweep, prepare, results)
         if resolved.pending:
             raise ValueError(
-                f"{resolved.pending}; see `scaling status {name} --store {store_path}` and mend what failed"
+                f"{resolved.pending}; see `scaling status {name} --store {store_path}` and fix what failed"
             )
         log(tuned(resolved))
     return train(sweep.name, resolved.trunks + resolved.runs, meanwhile=meanwhile)
@@ -122,16 +122,16 @@ def _train(
     *,
     launcher: launchers.Launcher,
     device: str,
-    retry: bool,
+    retry_failed: bool,
     config_path: Path | None,
     log: Callable[[str], None],
     meanwhile: Callable[[], None] | None = None,
 ) -> bool:
     """Train one stage; True when every run of it has a result."""
-    told = plan.register(name, sweep, planned, results, timing.rates_if_known(device, results))
-    if told:
-        log(told)
-    if retry:
+    message = plan.register(name, sweep, planned, results, timing.rates_if_known(device, results))
+    if message:
+        log(message)
+    if retry_failed:
         for member in results.sweep(name)["members"]:
             results.retry(member["run_id"])
     job = _job(results, sweep, workers, name, planned, config_path)

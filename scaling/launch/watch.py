@@ -24,8 +24,8 @@ ORDER = ("running", "failed", "damaged", "diverged", "finished", "planned")
 STYLES = {
     "finished": "green", "diverged": "yellow", "failed": "red", "damaged": "red", "running": "cyan", "planned": "dim",
 }  # fmt: skip
-LEFT = ("run", "model")  # columns of words; those of numbers end at the right
-COLUMNS = (*LEFT, "params", "tokens", "FLOPs", "lr", "seed")
+LEFT_ALIGNED = ("run", "model")  # columns of words; those of numbers end at the right
+COLUMNS = (*LEFT_ALIGNED, "params", "tokens", "FLOPs", "lr", "seed")
 SHOWN = ("family", "width", "depth", "tokens", "learning_rate", "seed")  # what they say
 LATER = ("step", "loss", "seconds", "status", "owner")
 
@@ -66,7 +66,7 @@ def _table(results: store.Store, sweep: str, frame: "pd.DataFrame", rows: int | 
     runs, one_corpus = frame[["run_id", "role"]].to_dict("records"), frame["data_sha256"].nunique() < 2
     fields = settings.beside(_differing(results, runs, one_corpus), SHOWN)
     for name in (*COLUMNS, *fields, *LATER):
-        grid.add_column(name, justify="left" if name in (*LEFT, "status", "owner") else "right", no_wrap=True)
+        grid.add_column(name, justify="left" if name in (*LEFT_ALIGNED, "status", "owner") else "right", no_wrap=True)
     for row in shown.to_dict("records"):
         grid.add_row(*_cells(results, {str(name): value for name, value in row.items()}, fields))
     return grid
@@ -74,8 +74,8 @@ def _table(results: store.Store, sweep: str, frame: "pd.DataFrame", rows: int | 
 
 def _cells(results: store.Store, row: Mapping[str, Any], fields: Sequence[str]) -> list[rich.text.Text | str]:
     step, owner = _progress(results, row)
-    told = isinstance(row["reason"], str) and row["status"] != store.DAMAGED  # whose reasons stand below the table
-    words = f"{row['status']}: {row['reason']}" if told else row["status"]
+    show_reason = isinstance(row["reason"], str) and row["status"] != store.DAMAGED  # theirs is below the table
+    words = f"{row['status']}: {row['reason']}" if show_reason else row["status"]
     known = not math.isnan(row["params"])  # of a damaged run nothing may be known
     return [
         row["run_id"],
@@ -164,7 +164,7 @@ class _Lines:
     def __init__(self, results: store.Store, sweep: str, console: rich.console.Console):
         self.results, self.sweep, self.console = results, sweep, console
         self.statuses = results.statuses(sweep)
-        self.settings = _told(results, sweep)
+        self.settings = _fields_shown(results, sweep)
         self._print(f"{sweep}: {summary(Counter(self.statuses.values()))}")
 
     def tick(self, launched: "launcher.Workers | None") -> None:
@@ -194,17 +194,17 @@ def _differing(results: store.Store, rows: Sequence[Mapping[Any, Any]], one_corp
     return results.settings.differing(run_ids, one_corpus=one_corpus)
 
 
-def _told(results: store.Store, sweep: str) -> dict[str, str]:
+def _fields_shown(results: store.Store, sweep: str) -> dict[str, str]:
     """What tells the runs of a sweep apart, besides family, size and tokens, in words that go after these."""
     members = results.sweep(sweep)["members"]
     run_ids = [member["run_id"] for member in members]
     results.settings.read(results.files, run_ids)
     differing = _differing(results, [{**member["labels"], "run_id": member["run_id"]} for member in members], False)
     fields = settings.beside(differing, ("family", "width", "depth", "tokens"))
-    told = {run_id: results.settings.of(run_id, fields).items() for run_id in run_ids}
+    shown = {run_id: results.settings.of(run_id, fields).items() for run_id in run_ids}
     return {
         run_id: "".join(f", {name} {human.value(value)}" for name, value in of_run if value is not None)
-        for run_id, of_run in told.items()
+        for run_id, of_run in shown.items()
     }
 
 

@@ -1,8 +1,8 @@
 """Flax NNX modules of the families: one file a family, shared parts in `layers`, `stacking` and `language`.
 
 `create` builds any family from its config; operations of devices are in `ops`, the parameters in `builder` and
-`initialisation`, and what is refused before training in `checks`. The room knows nothing of data, losses or optimizers.
-The heavy imports happen inside `create`.
+`initialisation`, and what is refused before training in `checks`. The package knows nothing of data,
+losses or optimizers. The heavy imports happen inside `create`.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -49,7 +49,7 @@ class Builder:
         self.remat: stacking.Remat = remat
         self.attend = attend or kernels.Attend()
         self.ops = select.for_device(self.attend.chip, family.width)
-        self.place: Place = place or _leave
+        self.place: Place = place or _unplaced
         self.prefix = ""
         self.table = {weight.name: weight for weight in family.weights(vocabulary_size, context)}
         drawn = [weight for weight in self.table.values() if weight.role != "vector"]
@@ -89,6 +89,6 @@ class Builder:
         return self.param(name) if self.has(name) else None
 
 
-def _leave(x: Array, axes: tuple[str | None, ...]) -> Array:
+def _unplaced(x: Array, axes: tuple[str | None, ...]) -> Array:
     """Where arrays lie when no one says: the compiler decides."""
     return x

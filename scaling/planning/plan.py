@@ -45,7 +45,7 @@ class Planned:
 class Plan:
     """Every run of a sweep: the tune stage, then trunks, then the runs of the grid, some of them branches.
 
-    `pending` says why the ladder's learning rates are not known yet.
+    `pending` says why the learning rates of the grid are not known yet.
     """
 
     tune: tuple[Planned, ...]
@@ -335,9 +335,9 @@ def register(
     """
     before = {m["run_id"]: m["labels"] for m in results.sweep(name)["members"]} if name in results.sweeps() else {}
     lost = [run_id for run_id in before if run_id not in {p.run_id for p in planned}]
-    told = ""
+    message = ""
     if any(before[run_id].get("role") != "trunk" for run_id in lost):  # trunks come and go with their branches
-        told = _set_aside(name, sweep, planned, results, lost)
+        message = _set_aside(name, sweep, planned, results, lost)
     members = []
     for p in planned:
         assert p.run_id is not None
@@ -351,7 +351,7 @@ def register(
             labels["predicted_seconds"] = timing.work(p.run, sweep.execution, flops_spent(p)) / rate
         members.append({"run_id": p.run_id, "labels": labels})
     results.add_sweep(name, sweep.model_dump(mode="json"), members)
-    return told
+    return message
 
 
 NOT_OF_RUNS = ("execution", "trackers", "tracking")  # fields of a sweep; stores of before have `tracking`
@@ -379,10 +379,10 @@ def _set_aside(
             f"{results.path} has a sweep {name!r} of {len(old['members'])} runs, {len(lost)} of which are not in this "
             "one; give this sweep another name (--set name=…) or another store"
         )
-    told = f"the data has changed since {name} was planned: {len(lost)} runs on the old data are not part of it now"
+    message = f"the data has changed since {name} was planned: {len(lost)} runs on the old data are not part of it now"
     if not results.ended(lost):
-        return told
+        return message
     stem, tune = (name.removesuffix(".tune"), ".tune") if name.endswith(".tune") else (name, "")
     aside = f"{stem}.{min(then)[:8]}{tune}"
     results.add_sweep(aside, old["config"], [member for member in old["members"] if member["run_id"] in set(lost)])
-    return f"{told}; they are the sweep {aside}"
+    return f"{message}; they are the sweep {aside}"

@@ -168,11 +168,11 @@ def remedy(path: str) -> str:
     """What to do about a file of a store that cannot be read, so that no more is lost than what it held."""
     folder, _, name = path.rpartition("/")
     if name == "config.json":
-        return "restore it from a copy, or start the run's sweep again, which writes it anew"
+        return "restore it from a copy, or start the run's sweep again, which rewrites it"
     if name == "status.json":
-        return "remove it: it is written anew when the run goes on"
+        return "remove it: it is written again when the run goes on"
     if name == "sweep.json":
-        return "restore it from a copy, or remove it and start the sweep again, which writes it anew"
+        return "restore it from a copy, or remove it and start the sweep again, which rewrites it"
     if folder.endswith("/metrics"):
         return "restore it from a copy, or remove it: that part of the curve is lost, and the run's result stays"
-    return "restore it from a copy, or remove the run's folder and start the sweep again to train it anew"
+    return "restore it from a copy, or remove the run's folder and start the sweep again to train it again"

@@ -22,7 +22,7 @@ Place: TypeAlias = "Path | Storage"
 class Storage(abc.ABC):
     """A folder of files. Keys are relative paths with `/`, which never lead out of it."""
 
-    pace_seconds = 0.0  # how long what can wait may wait, where every operation is a request over a network
+    min_request_interval_seconds = 0.0  # above 0 where every operation is a request over a network
 
     @abc.abstractmethod
     def __str__(self) -> str:

@@ -52,7 +52,7 @@ class Service:
 class Bucket(Storage):
     """A folder of a bucket; `root` is `bucket/folder` without the protocol."""
 
-    pace_seconds = PACE_SECONDS
+    min_request_interval_seconds = PACE_SECONDS
 
     def __init__(self, service: Service, root: str):
         self.service = service
@@ -175,7 +175,7 @@ def open_bucket(url: str) -> Bucket:
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
-    """Errors of the service's own library become OSErrors, by whether waiting may mend them.
+    """Errors of the service's own library become OSErrors, by whether waiting may fix them.
 
     botocore's, aiohttp's and gcsfs's errors have no common parent, and s3fs makes an OSError without a number of what
     it does not know.

@@ -18,9 +18,9 @@ TRANSIENT = frozenset(
         errno.ENETUNREACH, errno.ENETDOWN, errno.ENETRESET, errno.ENOLINK, errno.EREMOTEIO, errno.ENFILE, errno.EMFILE,
     )
 )  # fmt: skip
-FIRST_SECONDS = 0.5  # between two tries, at first; then a quarter of what the outage has lasted, up to
+FIRST_SECONDS = 0.5  # between two tries, at first; then a quarter of the time that the storage has failed, up to
 LONGEST_SECONDS = 15.0
-LOG_SECONDS = 60.0  # between two lines of log about one outage
+LOG_SECONDS = 60.0  # between two lines of log about one failure
 
 Value = TypeVar("Value")
 Given = ParamSpec("Given")
@@ -110,7 +110,7 @@ class RetryingStorage(backends.Storage):
     def __init__(self, inner: backends.Storage, waiter: Waiter):
         self.inner = inner
         self.waiter = waiter
-        self.pace_seconds = inner.pace_seconds
+        self.min_request_interval_seconds = inner.min_request_interval_seconds
 
     def __str__(self) -> str:
         return str(self.inner)

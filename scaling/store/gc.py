@@ -134,7 +134,7 @@ def _removals(results: store.Store, run_id: str, needs: Needs) -> tuple[str, lis
     if run_id in needs.damaged:
         return damaged, []
     try:
-        why = "" if run_id in needs.ended else _left(results, results.run(run_id))
+        why = "" if run_id in needs.ended else _skip_reason(results, results.run(run_id))
         return why, [] if why else _of_run(results, run_id, needs)
     except errors.OtherVersionError:
         raise
@@ -143,18 +143,18 @@ def _removals(results: store.Store, run_id: str, needs: Needs) -> tuple[str, lis
 
 
 def remove(
-    results: store.Store, found: Found, told: Callable[[Removal], None], warn: Callable[[str], None] = print
+    results: store.Store, found: Found, on_removed: Callable[[Removal], None], warn: Callable[[str], None] = print
 ) -> None:
-    """Remove what was found; `told` of each when it is gone.
+    """Remove what was found; `on_removed` is called with each when it is gone.
 
     Of unfinished runs what may go under their lease; those that someone else took meanwhile are left as they are.
     """
-    _drop(results.files, found.strays, told)
+    _drop(results.files, found.strays, on_removed)
     for run_id, removals in found.ended.items():
-        _drop(results.files, removals, told)
+        _drop(results.files, removals, on_removed)
         _tidy(results.run(run_id))
     for run_id in found.unfinished:
-        _under_lease(results, run_id, found.needs, told, warn)
+        _under_lease(results, run_id, found.needs, on_removed, warn)
 
 
 def tidy(results: store.Store, run_ids: Iterable[str], stop: Callable[[], bool], log: Callable[[str], None]) -> None:
@@ -167,14 +167,14 @@ def tidy(results: store.Store, run_ids: Iterable[str], stop: Callable[[], bool],
         return
     try:
         remove(results, find(results, results.ended(run_ids)), lambda removal: None)
-    except (OSError, ValueError) as error:  # no reason for a worker to fail: `scaling gc` finds it too, and tells it
+    except (OSError, ValueError) as error:  # no reason for a worker to fail: `scaling gc` finds it too, and says so
         log(f"could not remove what is left of runs that ended: {type(error).__name__}: {error}")
 
 
 def _under_lease(
-    results: store.Store, run_id: str, needs: Needs, told: Callable[[Removal], None], warn: Callable[[str], None]
+    results: store.Store, run_id: str, needs: Needs, on_removed: Callable[[Removal], None], warn: Callable[[str], None]
 ) -> None:
-    """Take an unfinished run, remove what can go, and leave the run as it was; nothing where it cannot be had."""
+    """Take an unfinished run, remove what can go, and leave the run as it was; nothing where it cannot be claimed."""
     before = results.status(run_id)
     if before["status"] == store.DAMAGED:
         return
@@ -185,14 +185,14 @@ def _under_lease(
     held.step = before["step"]
     with held.beating(warn):
         try:
-            _drop(results.files, _of_run(results, run_id, needs), told, lambda: held.lost)
+            _drop(results.files, _of_run(results, run_id, needs), on_removed, lambda: held.lost)
             if not held.lost:
                 _tidy(results.run(run_id))
         finally:
             held.release(before["reason"], traceback=before["traceback"])
 
 
-def _left(results: store.Store, run: backends.Storage) -> str:
+def _skip_reason(results: store.Store, run: backends.Storage) -> str:
     """Why a run without a result is left as it is, or nothing."""
     last = leases.newest(run)
     if last is None or last.ended == "stopped":
@@ -201,7 +201,7 @@ def _left(results: store.Store, run: backends.Storage) -> str:
         return "failed, and go on from theirs with --retry-failed"
     if leases.alive(run, last, results.lease_seconds):
         return "are being trained"
-    return "may kill who takes them" if leases.vanished(run, last) >= leases.SUSPECT else ""
+    return "may crash their workers" if leases.vanished(run, last) >= leases.SUSPECT else ""
 
 
 def _needs(results: store.Store, run_ids: Collection[str]) -> Needs:
@@ -279,7 +279,7 @@ def _kept(run: backends.Storage, copies: Iterable[Copy], wanted: Iterable[int]) 
 
 
 def _contents(run: backends.Storage) -> tuple[list[Copy], list[str]]:
-    """The finished checkpoints of a run, and the keys of unfinished ones; what else lies there is nobody's business."""
+    """The finished checkpoints of a run, and the keys of unfinished ones; other names are ignored."""
     copies, halves = [], []
     _confined(run, "checkpoints")
     for attempt in filter(ATTEMPT.fullmatch, run.names("checkpoints")):
@@ -352,7 +352,7 @@ def _strays(files: backends.Storage, folder: str) -> list[Removal]:
 def _drop(
     files: backends.Storage,
     removals: Iterable[Removal],
-    told: Callable[[Removal], None],
+    on_removed: Callable[[Removal], None],
     lost: Callable[[], bool] = lambda: False,
 ) -> None:
     """Remove, until the right to is `lost`."""
@@ -364,7 +364,7 @@ def _drop(
             directories.at(files.sub(folder).place()).drop(int(name))
         else:
             files.remove(removal.key)
-        told(removal)
+        on_removed(removal)
 
 
 def _tidy(run: backends.Storage) -> None:

@@ -26,7 +26,7 @@ from scaling.storage import atomic, backends, errors, host
 
 HEARTBEAT_SECONDS = 10.0
 LEASE_SECONDS = 60.0
-SUSPECT = 3  # attempts in a row that vanished without a checkpoint, from which a run may kill workers and comes last
+SUSPECT = 3  # attempts in a row that vanished without a checkpoint: the run may crash its workers and comes last
 
 Ended = Literal["stopped", "failed", "published"]
 Fault = Literal["vanished", "preempted", "infrastructure", "out_of_memory", "pack"]
@@ -201,11 +201,12 @@ class Lease:
     def lost(self) -> bool:
         """Whether another attempt has superseded this one: stop training, and write only this attempt's own metrics.
 
-        In a bucket it looks once in `pace_seconds` at most. A stale answer costs work only: publishing is fenced.
+        In a bucket it looks once in `min_request_interval_seconds` at most. A stale answer costs work
+        only: publishing is fenced.
         """
         if self._ended:
             return False
-        if not self._lost and time.monotonic() - self._looked >= self.run.pace_seconds:
+        if not self._lost and time.monotonic() - self._looked >= self.run.min_request_interval_seconds:
             self._lost = self.run.exists(key_of(self.attempt + 1))
             self._looked = time.monotonic()
         return self._lost
@@ -218,12 +219,13 @@ class Lease:
     def metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add rows to this attempt's segment; numbers that are not finite are stored as null.
 
-        In a bucket, where each write is a request, rows are buffered for `pace_seconds`, or until `flush`.
+        In a bucket, where each write is a request, rows are buffered for `min_request_interval_seconds`, or until
+        `flush`.
         """
         self._rows += rows
         if rows:
             self.step = max(self.step, max(int(row["step"]) for row in rows))
-        if time.monotonic() - self._flushed >= self.run.pace_seconds:
+        if time.monotonic() - self._flushed >= self.run.min_request_interval_seconds:
             self.flush()
 
     def flush(self) -> None:

@@ -55,7 +55,7 @@ def read(record: Mapping[str, Any]) -> tuple[config.Run, Stored]:
     if run_id != record["run_id"]:
         raise errors.UnreadableError(
             f"the config.json of run {record['run_id']} now has the id {run_id}: it was edited, or is of another "
-            "version; start the run's sweep again, which writes it anew, or stores the run under its own id"
+            "version; start the run's sweep again, which rewrites it, or stores the run under its own id"
         )
     return run, corpus
 

@@ -52,8 +52,8 @@ class Store:
         existing = cache.nearest_existing(self.local)
         if not existing.is_dir():
             raise ValueError(f"store {self.path}: {existing} is a file, not a folder; name a folder, new or old")
-        for room in ("runs", "sweeps"):
-            _no_link(f"{self.path}/{room}")
+        for folder in ("runs", "sweeps"):
+            _no_link(f"{self.path}/{folder}")
 
     def retrying(self, waiter: retry.Waiter) -> "Store":
         """The same store, which retries transient errors of its disk or service; others raise every error."""
@@ -77,7 +77,7 @@ class Store:
         existing = cache.nearest_existing(self.local)
         if not os.access(existing, os.W_OK | os.X_OK):
             raise ValueError(
-                f"store {self.path}: no permission to write to {existing}; choose another folder or mend its rights"
+                f"store {self.path}: no permission to write to {existing}; choose another folder or fix its permissions"
             )
 
     # Writing
@@ -86,7 +86,7 @@ class Store:
         """Store what determines a run (`record.config_record`), unless it is there already.
 
         Where only the place of the corpus differs, the new place is taken for a run that has no result yet. A config
-        that cannot be read, or from which the run's id does not follow, is written anew. Raises ValueError where the
+        that cannot be read, or from which the run's id does not follow, is written again. Raises ValueError where the
         run is there with another config.
         """
         self.check_writable()

@@ -83,7 +83,7 @@ class Checkpoints:
             damaged += wrong
         if damaged:
             raise DamagedError(
-                f"none of the checkpoints of this run can be read; remove them to start it anew\n{damaged}"
+                f"none of the checkpoints of this run can be read; remove them to start it again\n{damaged}"
             )
         return None
 

@@ -30,7 +30,7 @@ def moments(small_squared: Any, big_squared: Any, small: int, big: int) -> tuple
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """B_simple in tokens with its standard error, from so many steps; None where the signal drowned in the noise."""
+    """B_simple in tokens with its standard error; None where the estimate of |G|² is not positive."""
 
     noise_scale_tokens: float | None
     noise_scale_tokens_se: float | None

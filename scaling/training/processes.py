@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-ROOM = "scaling"  # of our keys among those of JAX and Orbax
+KEY_PREFIX = "scaling"  # of our keys among those of JAX and Orbax
 LOOK_SECONDS = 1.0  # between looks, while waiting, at whether another process has failed
 # In which processes that fail by themselves all do so, and after which one that fails knows the others to be elsewhere.
 # Less than the time in which JAX ends everything, so that process 0 can still say why.
@@ -26,7 +26,7 @@ T = TypeVar("T")
 class PartedError(RuntimeError):
     """Processes that computed together are no longer at the same place, and can only be started again, together.
 
-    `kind` is that of the error of the process that went astray by itself, or GONE where one stopped answering.
+    `kind` is that of the error of the process that failed on its own, or GONE where one stopped answering.
     """
 
     def __init__(self, message: str, kind: str):
@@ -80,11 +80,11 @@ def gather(value: Any) -> list[Any]:
     if not several():
         return [value]
     turn = _turn()
-    _client().key_value_set(f"{ROOM}/{turn}/{index()}", json.dumps(value))
-    given = [json.loads(_wait(f"{ROOM}/{turn}/{i}")) for i in range(count())]
+    _client().key_value_set(f"{KEY_PREFIX}/{turn}/{index()}", json.dumps(value))
+    given = [json.loads(_wait(f"{KEY_PREFIX}/{turn}/{i}")) for i in range(count())]
     if is_leader():  # all have come to this turn, so that nobody reads those before it any more
         for old in _kept[:-1]:
-            _client().key_value_delete(f"{ROOM}/{old}")
+            _client().key_value_delete(f"{KEY_PREFIX}/{old}")
     del _kept[:-1]
     return given
 
@@ -96,8 +96,8 @@ def broadcast(value: Any = None, meanwhile: Callable[[], object] = lambda: None)
         return value
     turn = _turn()
     if not is_leader():
-        return json.loads(_wait(f"{ROOM}/{turn}/0", meanwhile))
-    _client().key_value_set(f"{ROOM}/{turn}/0", json.dumps(value))
+        return json.loads(_wait(f"{KEY_PREFIX}/{turn}/0", meanwhile))
+    _client().key_value_set(f"{KEY_PREFIX}/{turn}/0", json.dumps(value))
     return value
 
 
@@ -126,19 +126,22 @@ def least(number: float | None) -> float | None:
 
 def announce(value: Any) -> None:
     """Publish a value that the other processes do not wait for; the last one of each process counts."""
-    _client().key_value_set(f"{ROOM}/announced/{index()}", json.dumps(value), allow_overwrite=True)
+    _client().key_value_set(f"{KEY_PREFIX}/announced/{index()}", json.dumps(value), allow_overwrite=True)
 
 
 def announced() -> list[Any]:
     """The values that processes have announced so far; none where this one is alone."""
-    return [json.loads(value) for _, value in _client().key_value_dir_get(f"{ROOM}/announced")] if several() else []
+    return (
+        [json.loads(value) for _, value in _client().key_value_dir_get(f"{KEY_PREFIX}/announced")] if several() else []
+    )
 
 
 def together(work: Callable[[], T], kind: Callable[[Exception], str]) -> T:
     """What `work`, done by all processes, returns. Where it raises in all of them, each raises its own error.
 
-    Raises PartedError where it raises in some only, or where a process no longer answers: others may be waiting within
-    it, for ever. So they may where a computation failed since another process is gone: `kind` calls this GONE.
+    Raises PartedError where it raises in some only, or where a process no longer answers: others may be waiting
+    within it without end. Others may also wait where a computation failed because a process is gone, which `kind` calls
+    GONE.
     """
     global _work
     if not several():
@@ -174,11 +177,11 @@ def _all_failed(error: Exception, kind: Callable[[Exception], str]) -> bool:
 
 def _all_done() -> None:
     """Wait until all processes come here. Raises _PeerFailedError where one has failed."""
-    _client().key_value_set(f"{ROOM}/done/{_work}/{index()}", "")
+    _client().key_value_set(f"{KEY_PREFIX}/done/{_work}/{index()}", "")
     for i in range(count()):
-        _wait(f"{ROOM}/done/{_work}/{i}")
+        _wait(f"{KEY_PREFIX}/done/{_work}/{i}")
     if is_leader():
-        _client().key_value_delete(f"{ROOM}/done/{_work - 1}")
+        _client().key_value_delete(f"{KEY_PREFIX}/done/{_work - 1}")
 
 
 def describe(error: BaseException) -> str:
@@ -213,12 +216,12 @@ def _wait(key: str, meanwhile: Callable[[], object] = lambda: None) -> str:
 
 
 def _failed(who: object) -> str:
-    return f"{ROOM}/failed/{_work}/{who}"
+    return f"{KEY_PREFIX}/failed/{_work}/{who}"
 
 
 def _failures() -> dict[int, dict[str, Any]]:
     """Which processes have failed in the present work, and how."""
-    found = _client().key_value_dir_get(f"{ROOM}/failed/{_work}")
+    found = _client().key_value_dir_get(f"{KEY_PREFIX}/failed/{_work}")
     return {int(key.rpartition("/")[2]): json.loads(value) for key, value in found}
 
 

@@ -1,6 +1,6 @@
 """A run while it trains: what the loop is given, how far it is, what its next steps need, and how it ended.
 
-The loop advances a pack of these together; here each is looked after by itself.
+The loop advances a pack of these together; this module handles one run.
 """
 
 import dataclasses
@@ -96,7 +96,7 @@ class TrainingRun:
             self.seconds = self.recorded = notes["seconds"]
             return state
         if self.trunk is not None:
-            restored = _leave(self.trunk, program)
+            restored = _from_trunk(self.trunk, program)
         if restored is None:
             return program.init(np.uint32(self.run.seed), np.float32(self.run.parametrization.init_scale))
         self.at = self.start = restored[1]["step"]
@@ -164,7 +164,7 @@ class TrainingRun:
             self.outcome = Outcome(status, reason, self.at, self.seconds, start=self.start)
 
     def close(self, program: programs.Program, pack: states.State) -> None:
-        """Leave the checkpoints as they are to stay: a run that has ended keeps its last one, if any."""
+        """Remove checkpoints no longer needed, after the run has ended: the last one of a finished run may stay."""
         assert self.outcome is not None
         if self.outcome.status != "stopped":
             keep = bool(self.keep_last and self.outcome.status == "finished")  # a diverged state is of no use
@@ -179,7 +179,7 @@ class TrainingRun:
         self.saved.close()
 
 
-def _leave(trunk: Trunk, program: programs.Program) -> tuple[states.State, dict[str, Any]] | None:
+def _from_trunk(trunk: Trunk, program: programs.Program) -> tuple[states.State, dict[str, Any]] | None:
     """The state of a trunk where a branch leaves it; None where it has been removed or is damaged: the branch is then
     the same run from its seed."""
     try:

@@ -78,7 +78,10 @@ def step(
 def train(
     setup: Setup, state: states.State, resident: gradients.Batch, dispatch: Dispatch
 ) -> tuple[states.State, updates.Metrics]:
-    """One member's steps; rows of the metrics beyond them are zero. Under vmap who has done its steps waits."""
+    """One member's steps; rows of the metrics beyond them are zero.
+
+    Under vmap a member that has finished its steps is unchanged while others continue.
+    """
 
     def body(index: Array, carry: tuple[states.State, updates.Metrics]) -> tuple[states.State, updates.Metrics]:
         state, metrics = carry

@@ -30,7 +30,7 @@ class Endings:
     def __init__(self, work: context.Work):
         self.work = work
         self.broken = False
-        self._outage: tuple[OSError, float] | None = None  # the last error of infrastructure, and since when it fails
+        self._failure: tuple[OSError, float] | None = None  # the last error of infrastructure, and since when it fails
 
     def end(self, claim: queue.Claim, outcome: "loop.Outcome") -> Ended:
         """Publish the result of a run that finished or diverged; release the lease of one that was stopped."""
@@ -83,12 +83,12 @@ class Endings:
 
     def infrastructure_works(self) -> None:
         """Note that a training has ended by itself."""
-        self._outage = None
+        self._failure = None
 
     def wait_for_infrastructure(self) -> None:
         """Wait before the next claim where infrastructure failed: the longer, the longer it has."""
-        if self._outage is not None and not self.work.stop():
-            error, since = self._outage
+        if self._failure is not None and not self.work.stop():
+            error, since = self._failure
             with contextlib.suppress(OSError):  # a stop was asked for
                 self.work.waiter.wait(error, time.monotonic() - since)
 
@@ -107,7 +107,7 @@ class Endings:
         if not isinstance(error, OSError):
             self.broken = True
         else:
-            self._outage = error, time.monotonic() if self._outage is None else self._outage[1]
+            self._failure = error, time.monotonic() if self._failure is None else self._failure[1]
 
     def _prune(self, trunk_id: str) -> None:
         """Remove the checkpoints of a trunk whose branches have all ended, but for the last, if it is kept."""

@@ -6,7 +6,7 @@ sees how the others end and starts a worker where a run is left (`scaling.launch
 
 Exit codes (`Tally.exit_code`): 0 nothing is left to claim, runs may have failed; 143 stopped by SIGTERM and 130 by
 SIGINT, 129 by SIGHUP: the run is saved, its lease released, and a new worker goes on; 75 a device or another process
-is gone, and a new process is needed; 2 refused, by an error that trying again does not mend. Any other code is a crash.
+is gone, and a new process is needed; 2 refused, by an error that trying again does not fix. Any other code is a crash.
 Where several processes train each run together (`group`), all end with the same code, or with 75 where one died.
 
 A store that cannot be written or reached is retried until it can, or a stop is asked for. What becomes of a run whose

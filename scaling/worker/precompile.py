@@ -2,7 +2,7 @@
 
 Compiled programs are kept on disk, so that what one worker has compiled the others load. The demo's eight sizes take 5
 to 6 CPU seconds each, a tenth of its sweep's: two workers that start with the same size would both compile it, and a
-worker that has nothing to train while the tune stage ends can compile for the ladder.
+worker that has nothing to train while the tune stage ends can compile for the grid.
 
 A program has a mark: a file that its compiler locks, and writes to when it is done. The kernel releases the lock of a
 process that dies, and then another compiles. Marks save work and decide nothing else: where locks do not work, where a
@@ -24,7 +24,7 @@ from scaling.training import processes
 from scaling.worker import context, queue
 
 WAIT_SECONDS = 0.05
-PATIENCE_SECONDS = 600.0  # for another process that compiles the same program, and may hang
+COMPILE_TIMEOUT_SECONDS = 600.0  # for another process that compiles the same program, and may hang
 KEPT_IN = "JAX_COMPILATION_CACHE_DIR"
 
 
@@ -59,7 +59,7 @@ class Programs:
         """Compile or load a program; while another process holds its mark, compile programs that are needed later.
 
         Returns without it where marks are not used, a stop is asked for, or the other takes longer than
-        `PATIENCE_SECONDS`: the training that needs it then compiles it.
+        `COMPILE_TIMEOUT_SECONDS`: the training that needs it then compiles it.
         """
         mark = self._mark(run, members)
         if mark is None:
@@ -67,7 +67,7 @@ class Programs:
         with mark:
             start = time.monotonic()
             while not _compiled(mark) and not self._locked(mark):
-                if self.stop() or time.monotonic() - start > PATIENCE_SECONDS:
+                if self.stop() or time.monotonic() - start > COMPILE_TIMEOUT_SECONDS:
                     return
                 if not self.compile_later():
                     time.sleep(WAIT_SECONDS)

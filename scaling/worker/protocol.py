@@ -2,7 +2,7 @@
 
 Exit codes of a worker: 0 nothing is left to claim, runs may have failed; 128 + a signal that asked it to stop: the run
 is saved and its lease released; `AGAIN` a device or a peer is gone and a new process goes on; `REFUSED` an error that
-trying again does not mend. Any other code is a crash.
+trying again does not fix. Any other code is a crash.
 """
 
 import signal

@@ -155,7 +155,7 @@ class Queue:
     def _claim(
         self, left: list[QueuedRun], owner: str, about: Mapping[str, Any], limit: Callable[[QueuedRun], int]
     ) -> list[Claim]:
-        """The next pack. Suspects, which may kill workers, only where no other run can be claimed, each alone."""
+        """The next pack. Suspects, which may crash workers, only where no other run can be claimed, each alone."""
         for suspects in (False, True):
             pack: list[Claim] = []
             most = 1

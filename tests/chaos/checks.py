@@ -50,7 +50,7 @@ class Watch:
                 continue
             now = (found.st_ino, found.st_mtime_ns, hashlib.sha256(content).hexdigest())
             if self.seen.setdefault(run_id, now) != now:
-                self._tell(f"the result of {run_id} was written anew")
+                self._tell(f"the result of {run_id} was written again")
         return len(self.seen)
 
     def _tell(self, violation: str) -> None:

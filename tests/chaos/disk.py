@@ -10,7 +10,7 @@ MARK = "SCALING_CHAOS_MOUNTS"  # set in the process that may mount
 
 
 def in_own_namespace(arguments: list[str]) -> str:
-    """Start this program anew where it may mount what no other process sees, and end with its exit code.
+    """Start this program again where it may mount what no other process sees, and end with its exit code.
 
     Returns where it has been, or cannot be: the reason, or nothing. What is mounted goes with the last process.
     """

@@ -61,7 +61,7 @@ class Supervisor:
         self.starts = 0
 
     def tick(self, restart: bool) -> bool:
-        """Wake workers that were paused long enough, note those that ended and, with `restart`, start them anew.
+        """Wake workers that were paused long enough, note those that ended and, with `restart`, start them again.
 
         Says whether any runs.
         """

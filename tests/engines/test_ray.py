@@ -177,7 +177,7 @@ def test_the_run_of_a_node_that_dies_goes_on_elsewhere(
     frame, expected = results.runs("seeds"), undisturbed.runs("seeds")
     assert frame["status"].tolist() == ["finished"] * RUNS
     assert frame[["run_id", "loss"]].to_dict("list") == expected[["run_id", "loss"]].to_dict("list")
-    assert min(segment_steps(results, str(killed), 2)) > 1, "the run began anew instead of at its checkpoint"
+    assert min(segment_steps(results, str(killed), 2)) > 1, "the run began at its start, not at its checkpoint"
 
 
 def test_a_run_spans_nodes(three: Nodes, undisturbed: store.Store, sweep: config.Sweep, tmp_path: Path) -> None:

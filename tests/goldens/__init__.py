@@ -7,5 +7,5 @@
                         of 200, two that were only planned; process ids and hosts are made up
     continued.json      what that store's sweep comes to where nothing stops it
 
-None of it is ever recorded anew by other code. The last three are tested by `tests/test_goldens.py`.
+None of it is ever recorded again by other code. The last three are tested by `tests/test_goldens.py`.
 """

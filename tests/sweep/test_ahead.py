@@ -132,7 +132,7 @@ def test_who_waits_for_a_program_stops_when_asked_to_and_compiles_where_the_othe
             made.append(members)
 
         precompile.Programs(make, config.Execution(), list, stop=lambda: True, log=print).compile(run, 1)
-        monkeypatch.setattr(precompile, "PATIENCE_SECONDS", 0.2)
+        monkeypatch.setattr(precompile, "COMPILE_TIMEOUT_SECONDS", 0.2)
         programs(made, []).compile(run, 1)  # returns: who trains compiles
         programs(made, []).compile_unless_another_does(run, 1)
     assert made == []

@@ -119,7 +119,7 @@ def test_a_damaged_run_is_one_row_and_its_remedy_works(
         runs = queue.Queue(results, "small", print)
         assert {run.run_id for run in runs.left()} <= {first}
         taken = list(runs.claims("me", {}, lambda item: 1, lambda: False))
-    assert bool(taken) == (case == "an unreadable status")  # which the owner writes anew
+    assert bool(taken) == (case == "an unreadable status")  # which the owner writes again
     for (claim,) in taken:
         claim.lease.release("stopped")
         damage(Path(results.path) / "runs" / first)

@@ -1,4 +1,4 @@
-"""Errors told apart by what may mend them, made up and real."""
+"""Errors told apart by what may fix them, made up and real."""
 
 import errno
 import subprocess

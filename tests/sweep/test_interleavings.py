@@ -56,7 +56,7 @@ class Paused(backends.Storage):
     def __init__(self, inner: backends.Storage, turn: Callable[[], str]):
         self.inner = inner
         self.turn = turn
-        self.pace_seconds = inner.pace_seconds
+        self.min_request_interval_seconds = inner.min_request_interval_seconds
 
     def __str__(self) -> str:
         return str(self.inner)
@@ -115,7 +115,7 @@ class Worker:
         self._wait()
 
     def die(self) -> None:
-        """Begin anew as another process, which holds nothing."""
+        """Begin again as another process, which holds nothing."""
         if self.busy:
             self.torn = True
             self.step("die")

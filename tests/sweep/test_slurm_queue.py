@@ -110,7 +110,7 @@ def test_jobs_that_are_lost_are_replaced_where_runs_wait(
     assert "worker 1_0 ended as node fail; its log" in told[1]
     assert "the node went away" in told[1]
     assert "worker 1_1 ended as timeout; it wrote no log" in told[2]
-    assert told[3] == "4 runs are left to 1 jobs in the queue; submitted anew (1 of 3, until a run ends)"
+    assert told[3] == "4 runs are left to 1 jobs in the queue; submitted again (1 of 3, until a run ends)"
 
 
 def test_jobs_are_submitted_anew_where_all_are_gone_and_runs_are_left(
@@ -125,7 +125,7 @@ def test_jobs_are_submitted_anew_where_all_are_gone_and_runs_are_left(
     cluster.say(j1_2="COMPLETED")
     assert workers.poll()
     assert cluster.submitted == [3, 2]  # as many as runs are left
-    assert workers.take_messages()[1].startswith("2 runs are left to 0 jobs in the queue; submitted anew (1 of 3")
+    assert workers.take_messages()[1].startswith("2 runs are left to 0 jobs in the queue; submitted again (1 of 3")
 
 
 def test_submitting_anew_ends_where_it_does_not_help(
@@ -135,7 +135,7 @@ def test_submitting_anew_ends_where_it_does_not_help(
     for number in range(1, 3):
         cluster.say(**{f"j{number}_0": "FAILED|256"})
         assert workers.poll()
-    finish(results, left[0])  # it did help: the count begins anew
+    finish(results, left[0])  # it did help: the count begins again
     for number in range(3, 6):
         cluster.say(**{f"j{number}_0": "FAILED|256"})
         assert workers.poll()

@@ -130,15 +130,16 @@ class Transformer(tables.Family):
         return 4.0 * self.depth * self.attention_width * context
 
     def activation_floats(self, context: int, scores: bool = True) -> int:
-        """The stream twice, both norms' results and normalised inputs (LayerNorm: one centred input more); queries,
+        """Numbers that a layer keeps for each token.
 
-        keys, values, the mixture before and after its division, and queries and keys before and inside their norms;
-        a score a head and key; of the MLP its inner activations, the result of its nonlinearity, and an inner step of
-        that. Counted in XLA's buffers on CPU over widths, depths, heads, contexts and hidden sizes, to about 8%.
+        The stream twice, both norms' results and normalised inputs (LayerNorm: one centred input more); queries, keys,
+        values, the mixture before and after its division, and queries and keys before and inside their norms; a score
+        a head and key; of the MLP its inner activations, the result of its nonlinearity, and an inner step of that.
+        Counted in XLA's buffers on CPU over widths, depths, heads, contexts and hidden sizes, to about 8%.
 
         Without scores, so on an accelerator, fused kernels compute the normalised inputs, the division and the inner
-        step anew: with the rest of a step that is 5 to 12% above what XLA takes on an H200 for GPT-2s of 1 M (a pack of
-        64) to 1.3 B parameters, and a quarter above for a pack of 128 of 0.1 M.
+        step again: with the rest of a step that is 5 to 12% above what XLA takes on an H200 for GPT-2s of 1 M (a pack
+        of 64) to 1.3 B parameters, and a quarter above for a pack of 128 of 0.1 M.
         """
         keys = self.groups * self.size_of_head
         again = 1 if scores else 0

@@ -1,6 +1,6 @@
 """Workers as processes of this machine: one an accelerator, or several on the CPU with cores of their own.
 
-The launcher only starts them, starts them anew where they crash or where other machines leave runs behind, and asks
+The launcher only starts them, starts them again where they crash or where other machines leave runs behind, and asks
 them to stop. It imports no JAX and touches no accelerator.
 """
 

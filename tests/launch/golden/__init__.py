@@ -1,4 +1,4 @@
-"""What `--launcher tpu` renders for one sweep, recorded: read a difference before you record it anew.
+"""What `--launcher tpu` renders for one sweep, recorded: read a difference before you record it again.
 
 `GOLDEN=write pytest tests/launch` records.
 """

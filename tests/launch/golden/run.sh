@@ -162,6 +162,6 @@ done
 rm -f "$stopping"
 case "$worst" in
   0) say 'nothing is left to claim' ;;
-  *) say 'runs may be left: mend what is said above, and start this script again to go on' ;;
+  *) say 'runs may be left: fix what is said above, and start this script again to go on' ;;
 esac
 exit "$worst"

@@ -123,7 +123,7 @@ class RaySlot(slots.Slot):
 
 
 class RayWorkers(slots.SlotWorkers[RaySlot]):
-    """Actors of a cluster, started anew where they crash, or elsewhere where their node is lost."""
+    """Actors of a cluster, started again where they crash, or elsewhere where their node is lost."""
 
     def __init__(self, results: store.Store, sweep_name: str, shape: asked.WorkerShape, count: int, spec: ProcessSpec):
         super().__init__(results, sweep_name, [RaySlot(number) for number in range(count)])

@@ -1,4 +1,4 @@
-"""The jobs of one launch in the queue of a Slurm cluster: followed, submitted anew, asked to stop.
+"""The jobs of one launch in the queue of a Slurm cluster: followed, submitted again, asked to stop.
 
 The store says how far the sweep is. `squeue` says what is left of the jobs and, for the minutes that Slurm remembers a
 job, how it ended: that needs no accounting database, without which submitit's own states read UNKNOWN.
@@ -53,10 +53,10 @@ class SlurmWorkers(launcher.Workers):
         self.jobs: dict[str, Path] = {}  # those that are in the queue, and their logs
         self._states: dict[str, str] = {}  # theirs, when Slurm was last asked
         self._open = launcher.OpenRuns(results, sweep_name)
-        self._left: list[str] = []  # what it returned last
+        self._open_statuses: list[str] = []  # of the runs that are open, when last read
         self._next_question = 0.0
         self._lost = 0  # workers that ended too early and may be replaced
-        self._resubmissions, self._left_then = 0, 0
+        self._resubmissions, self._open_before_resubmit = 0, 0
         self._add(count)
 
     def poll(self) -> bool:
@@ -69,12 +69,12 @@ class SlurmWorkers(launcher.Workers):
             self._ask_queue()
         if self.stopping:
             return bool(self.jobs)
-        self._left = self._open()
-        if not self._left:
+        self._open_statuses = self._open()
+        if not self._open_statuses:
             self._ask_queue()
             self._cancel("PENDING")  # they would find nothing to do; those that run end by themselves
             return False
-        if due and "planned" in self._left and (self._lost or not self.jobs):
+        if due and "planned" in self._open_statuses and (self._lost or not self.jobs):
             return self._resubmit(self._lost if self.jobs else self.usable) or bool(self.jobs)
         return True
 
@@ -116,7 +116,7 @@ class SlurmWorkers(launcher.Workers):
             else:
                 self._ended(job, state)
         if not self.jobs:
-            self._open.expire()  # what they did is to be seen before any are submitted anew
+            self._open.expire()  # what they did is to be seen before any are submitted again
         if self.stopping:
             self._cancel("PENDING")
             self._cancel("RUNNING", "--signal=INT")  # again where a job had not begun to listen: it is heard once
@@ -142,21 +142,23 @@ class SlurmWorkers(launcher.Workers):
     def _resubmit(self, count: int) -> bool:
         """Submit up to so many workers for the runs that are left; False where that has not helped, or none may be."""
         self._lost = 0
-        if len(self._left) < self._left_then:
+        if len(self._open_statuses) < self._open_before_resubmit:
             self._resubmissions = 0
         if not count:
             return False
         if self._resubmissions == RESUBMISSIONS:
-            self.messages.append(f"{len(self._left)} runs are left, of which none ended in {RESUBMISSIONS} submissions")
+            self.messages.append(
+                f"{len(self._open_statuses)} runs are left, of which none ended in {RESUBMISSIONS} submissions"
+            )
             return False
         self._resubmissions += 1
-        self._left_then = len(self._left)
+        self._open_before_resubmit = len(self._open_statuses)
         self.messages.append(
-            f"{len(self._left)} runs are left to {len(self.jobs)} jobs in the queue; submitted anew "
+            f"{len(self._open_statuses)} runs are left to {len(self.jobs)} jobs in the queue; submitted again "
             f"({self._resubmissions} of {RESUBMISSIONS}, until a run ends)"
         )
         try:
-            self._add(min(count, self._left.count("planned")))
+            self._add(min(count, self._open_statuses.count("planned")))
         except ValueError as error:  # perhaps for now
             self.messages.append(str(error))
         return True

@@ -83,7 +83,7 @@ class SlurmTask:
         while (code := worker.poll()) is None:
             if asked and not forwarded:
                 forwarded = True
-                _say(f"{signal.Signals(asked[0]).name}: the worker is told to save its run and end")
+                _say(f"{signal.Signals(asked[0]).name}: the worker is asked to save its run and end")
                 worker.send_signal(signal.SIGHUP)
             time.sleep(POLL_SECONDS)
         return code

@@ -1,7 +1,7 @@
 """Workers on TPU slices, one slice a worker. Writes what starts them, as files, and starts nothing: a person does.
 
 On GKE that is a JobSet a slice (`gke`), on Cloud TPU VMs a script (`vm`). Either starts
-workers anew where the infrastructure fails, and leaves them ended where they end with 0 (nothing left to claim) or 2
+workers again where the infrastructure fails, and leaves them ended where they end with 0 (nothing left to claim) or 2
 (refused). docs/first-tpu-pod-sweep.md goes from an empty project to a finished sweep.
 """
 
@@ -126,7 +126,7 @@ class Tpu(launcher.Launcher):
             manifest = shlex.quote(str(folder / "jobset.yaml"))
             print(f"start the workers:            kubectl apply -f {manifest}")
             print(f"watch them:                   {status}")
-            print(f"end them, or start them anew: kubectl delete -f {manifest}")
+            print(f"end them, or start them again: kubectl delete -f {manifest}")
         else:
             print(f"start the workers:  bash {shlex.quote(str(folder / 'run.sh'))}")
             print(f"watch them:         {status}")

@@ -1,6 +1,6 @@
 """TPU slices of GKE: a JobSet a slice, whose one job has a pod a host, behind a queue of Kueue where one is named.
 
-A JobSet a slice, not one for all: slices are then admitted, preempted and started anew one by one, and nothing takes
+A JobSet a slice, not one for all: slices are then admitted, preempted and started again one by one, and nothing takes
 them for one multislice program. Needs JobSet 0.10 or newer (jobset.sigs.k8s.io), for rules by message.
 """
 
@@ -109,7 +109,7 @@ def _jobset(settings: "Tpu", job: launcher.Job, number: int) -> dict[str, Any]:
 
 
 def _failure_policy() -> dict[str, Any]:
-    """Refused: failed for good. Infrastructure: all pods anew, for ever. Any other end: anew, a few times.
+    """Refused: failed for good. Infrastructure: all pods again, for ever. Any other end: again, a few times.
 
     The message of the job's failure says what failed: it names the rule of `_pod_failure_policy` by its
     index; a failure that none of them matched has another reason (BackoffLimitExceeded), and counts.
