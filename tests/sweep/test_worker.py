@@ -174,9 +174,9 @@ def test_a_worker_that_lost_its_run_stops_and_publishes_nothing(
     [
         ("config.json", "{", "restore it from a copy"),
         ("config.json", "[]", "restore it from a copy"),
-        ("config.json", '{"format": 1}', "KeyError: 'run'"),
+        ("config.json", '{"format": 1}', "has no 'run'"),
         ("config.json", '{"format": 9}', "use the version that wrote it"),
-        ("config.json", None, "start its sweep again"),
+        ("config.json", None, "start the run's sweep again"),
         ("leases/000001.json", "{", "restore it from a copy"),
         ("leases/000001.json", '{"attempt": 1, "novelty": 1}', "use the version that wrote it"),
     ],
