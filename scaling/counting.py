@@ -5,6 +5,7 @@ the names below are the columns of a result. Counts are exact integers where the
 FLOPs.
 """
 
+import functools
 import math
 from typing import Literal, NamedTuple
 
@@ -18,14 +19,22 @@ LOGITS_BYTES = 2**29
 CHUNK_WIDTHS = 4
 
 
+@functools.lru_cache(maxsize=512)
+def _weights(model: tables.Family, vocabulary_size: int, context: int) -> tuple[tables.Weight, ...]:
+    """The table of a model, made once a size: a plan counts thousands of runs of few sizes."""
+    return model.weights(vocabulary_size, context)
+
+
 def params(model: tables.Family, vocabulary_size: int, context: int) -> int:
     """All parameters: the size of the real parameter tree."""
-    return sum(weight.size for weight in model.weights(vocabulary_size, context))
+    return sum(weight.size for weight in _weights(model, vocabulary_size, context))
 
 
 def params_non_embedding(model: tables.Family, vocabulary_size: int, context: int) -> int:
     """Parameters without token embedding, positions and output matrix (N of Kaplan et al. 2001.08361, section 2.1)."""
-    return sum(weight.size for weight in model.weights(vocabulary_size, context) if weight.role in ("hidden", "vector"))
+    return sum(
+        weight.size for weight in _weights(model, vocabulary_size, context) if weight.role in ("hidden", "vector")
+    )
 
 
 def params_with_head(model: tables.Family, vocabulary_size: int, context: int) -> int:
@@ -57,7 +66,7 @@ def matmuls(model: tables.Family, vocabulary_size: int, context: int, mixing: fl
     input where a weight before it learns, by stage and layer. Attention takes 2 · mixing backward, in the layers whose
     first matmuls, or a weight before those, learn. A tied embedding is also the head, after all others.
     """
-    table = model.weights(vocabulary_size, context)
+    table = _weights(model, vocabulary_size, context)
     lowest = min((weight.stage for weight in table if weight.learns), default=math.inf)
     stacks = {_stack(weight) for weight in table if weight.learns}
 
@@ -130,7 +139,7 @@ def flops_hardware(
     found = matmuls(model, vocabulary_size, context, model.mixing_flops_square(context))
     again = found.mixing if remat == "dots" else 0.0
     if remat == "full":
-        ends = [weight.size for weight in model.weights(vocabulary_size, context) if weight.residual][-1:]
+        ends = [weight.size for weight in _weights(model, vocabulary_size, context) if weight.residual][-1:]
         again = found.forward - found.head - 2.0 * sum(ends)
     return (found.total + again) * tokens
 

@@ -152,3 +152,64 @@ def test_every_law_is_listed_with_what_it_was_tested_on(capsys: pytest.CaptureFi
     for name, law in analysis.LAWS.items():
         assert f"{name} ({', '.join(law.inputs)}): {law.equation}" in told
     assert "not validated on measurements" in told
+
+
+OWN = """
+import analysis
+from analysis.laws import LAWS
+
+hoffmann = LAWS["hoffmann"]
+
+
+def made(name):
+    return analysis.law(
+        lambda x, *, A: A * x, name=name, equation="A · x", source="", linear=["A"],
+        parameters={{"A": analysis.Parameter(0.0)}},
+    )
+
+
+own = [made(name) for name in {names}]
+globals().update({{f"law_{{place}}": law for place, law in enumerate(own)}})
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "names", "found"),
+    [
+        ("kaplan", [], "kaplan"),
+        ("own.py", ["straight"], "straight"),
+        ("own.py:bent", ["straight", "bent"], "bent"),
+        ("own.py", ["straight", "bent"], r"own.py defines 2 laws; name one of .*own.py:straight, .*own.py:bent"),
+        ("own.py:curved", ["straight"], r"own.py defines no law 'curved'; name one of .*own.py:straight"),
+        ("own.py", [], r"own.py defines no law; define one at its top level with analysis.law\(...\)"),
+        ("own.py", ["kaplan"], "own.py calls a law 'kaplan', as one that ships is called; rename it"),
+        ("other.py", [], "there is no Python file .*other.py; give the path of one"),
+        ("own.txt", [], r"law '.*own.txt' is unknown; name one of"),
+    ],
+)
+def test_a_law_is_named_or_defined_in_a_file(given: str, names: list[str], found: str, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN.format(names=names))
+    entry = str(tmp_path / given) if given.startswith(("own", "other")) else given
+    if found in (*names, given):
+        assert analysing.law_named(entry).name == found
+    else:
+        with pytest.raises(ValueError, match=found):
+            analysing.law_named(entry)
+
+
+def test_a_saved_fit_of_ones_own_law_is_read_with_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "own.py").write_text(OWN.format(names=["straight"]))
+    own, saved = str(tmp_path / "own.py"), tmp_path / "fit.json"
+    x = np.linspace(1, 5, 9)
+    noise = np.exp(1e-3 * np.random.default_rng(0).normal(size=9))
+    pd.DataFrame({"x": x, "loss": 3 * x * noise}).to_csv(tmp_path / "runs.csv", index=False)
+    analysing.fit(Table(tmp_path / "runs.csv"), own, Objective(), 50, saved)
+    with pytest.raises(ValueError, match=r"was fitted with law 'straight'; pass that law: .* or --law FILE.py"):
+        analysing.predict(saved, {"x": 10.0}, None)
+    capsys.readouterr()
+    analysing.predict(saved, {"x": 10.0}, None, own)
+    assert float(capsys.readouterr().out.partition("loss ")[2].split(",")[0]) == pytest.approx(30, rel=1e-3)
+    drawing.plot(Table(saved), None, None, None, tmp_path / "figures", "pdf", own)
+    assert (tmp_path / "figures" / "fit_curve.pdf").is_file()
+    with pytest.raises(ValueError, match=r"--law belongs to a saved fit, and .*runs.csv holds runs; leave it out"):
+        drawing.plot(Table(tmp_path / "runs.csv"), None, None, None, tmp_path / "figures", "pdf", own)

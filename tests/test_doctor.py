@@ -255,7 +255,7 @@ def test_a_tracker_that_cannot_be_imported_is_told(tmp_path: Path, monkeypatch: 
 
 def test_each_tracker_is_checked_by_its_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Own(config.Tracker):
-        kind: str = "own"
+        kind: str = "of the test of doctor"
 
     found = tracker.trackers([config.TensorBoard(), Own()], {}, tmp_path)
     assert [each.level for each in found] == ["ok", "ok"]

@@ -1,10 +1,5 @@
-"""Tasks and data that are no text: exact sums, reproducible draws, and one file of a user's own from CLI to report."""
+"""Tasks and data that are no text, as docs/extending.md shows them: exact sums, reproducible draws, refusals."""
 
-import json
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,14 +14,14 @@ from scaling import config, registry
 from scaling.config import families
 from scaling.data import corpus as corpora
 from scaling.training import evaluation, loop, programs, steps
-from tests import own_regression
+from tests import extending
 
 Make = Callable[..., config.Run]
-OWN = Path(own_regression.__file__)
+OWN = extending.module("sine.py")
 SGD = {"kind": "sgd", "learning_rate": 1.0, "momentum": 0.0}
 
 
-class Weighted(own_regression.Regression):
+class Weighted(OWN.Regression):
     """Squared error, with weights of the examples as the data have them."""
 
     kind: str = "weighted_regression"
@@ -52,7 +47,7 @@ def test_a_kind_of_ones_own_may_have_the_name_of_any_module(
 
 
 def run_of(task: config.Task, **changes: Any) -> config.Run:
-    run = own_regression.sweep().base
+    run = OWN.sweep().base
     return run.edit({"task": task, "optimizer": SGD, "batch_size": 8, "tokens": 8 * 20, **changes})
 
 
@@ -92,7 +87,7 @@ def test_a_gradient_is_of_the_weighted_mean_over_the_batch_however_it_is_cut(mic
 
 
 def test_draws_follow_from_seed_and_step_and_not_from_the_microbatch() -> None:
-    run, batch = run_of(own_regression.Regression()), batch_of(weights=False)
+    run, batch = run_of(OWN.Regression()), batch_of(weights=False)
     losses = {
         name: float(one_step(run.edit({"seed": seed}), batch, first, microbatch=microbatch)[1].loss[0, 0])
         for name, (seed, first, microbatch) in {
@@ -112,7 +107,7 @@ def validated(task: config.Task, data: corpora.Corpus, seed: int = 0, **executio
 
 
 def test_validation_draws_the_same_for_every_run_and_batch() -> None:
-    task, data = own_regression.Regression(), own_regression.Sine().find()
+    task, data = OWN.Regression(), OWN.Sine().find()
     base = validated(task, data)
     for other in (validated(task, data, seed=3), validated(task, data, microbatch=4)):
         assert other.loss == pytest.approx(base.loss, rel=1e-6)
@@ -141,7 +136,7 @@ def test_means_and_errors_are_those_of_the_examples_that_count(weights: str | No
 def test_rows_on_the_device_are_those_that_are_sent(resident: bool, tmp_path: Path, monkeypatch: Any) -> None:
     if not resident:
         monkeypatch.setattr(loop, "RESIDENT_BYTES", 0)
-    run, data, rows = run_of(Weighted()).edit({"optimizer.learning_rate": 0.1}), own_regression.Sine().find(), []
+    run, data, rows = run_of(Weighted()).edit({"optimizer.learning_rate": 0.1}), OWN.Sine().find(), []
     given = loop.TrainingRun(run, [tmp_path / "1"], rows.extend, lambda: False)
     (outcome,) = loop.train([given], config.Execution(steps_per_dispatch=7, evaluations=2), data)
     assert outcome.status == "finished"
@@ -153,7 +148,7 @@ def test_rows_on_the_device_are_those_that_are_sent(resident: bool, tmp_path: Pa
     assert losses[0] == pytest.approx(float(one_step(run, batch)[1].loss[0, 0]), rel=1e-5)
 
 
-class Crooked(own_regression.Regression):
+class Crooked(OWN.Regression):
     """Measures a number for each feature of an example, and weights of another shape."""
 
     kind: str = "crooked"
@@ -163,7 +158,7 @@ class Crooked(own_regression.Regression):
 
 
 def text_without_vocabulary() -> config.Run:
-    return own_regression.sweep().base.edit({"task": {"kind": "causal_lm"}})
+    return OWN.sweep().base.edit({"task": {"kind": "causal_lm"}})
 
 
 @pytest.mark.parametrize(
@@ -173,11 +168,11 @@ def text_without_vocabulary() -> config.Run:
         (lambda: config.Data(), TypeError, "Data is a group of configs; write one of its kinds: .*Text"),
         (lambda: config.Task(), TypeError, "Task is a group of configs; write one of its kinds: .*CausalLM"),
         (lambda: config.Data.model_validate({"kind": "txet"}), ValueError, "did you mean 'text'"),
-        (lambda: own_regression.Sine().find().train_examples(4), ValueError, "1 positions; set context to 1"),
+        (lambda: OWN.Sine().find().train_examples(4), ValueError, "1 positions; set context to 1"),
         (lambda: corpora.ArrayCorpus({"x": np.zeros(3)}, {}), ValueError, "'x' is of float64, .* cast it to f4"),
         (lambda: corpora.ArrayCorpus({"x": np.int32([0]), "y": np.int32([0, 1])}, {}).unique_tokens, ValueError,
          "are to be of one length and are {'x': 1, 'y': 2}"),
-        (lambda: validated(Crooked(), own_regression.Sine().find()), ValueError, "'wide' of the task 'crooked' has"),
+        (lambda: validated(Crooked(), OWN.Sine().find()), ValueError, "'wide' of the task 'crooked' has"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(make: Callable[[], Any], error: type[Exception], message: str) -> None:
@@ -191,27 +186,3 @@ def test_data_without_a_kind_are_text_and_are_named_as_before(tiny: Make) -> Non
     assert "kind" not in run.identity()["data"]
     assert "task" not in run.identity()
     assert config.Run.model_validate(run.identity()) == run
-
-
-def test_a_file_of_ones_own_goes_from_the_command_line_to_the_report(tmp_path: Path) -> None:
-    """Family, data and task in 60 lines: trained, stored and reported, without tokens and bytes."""
-    shutil.copy(OWN, tmp_path / "own.py")
-    assert len(OWN.read_text().splitlines()) <= 60
-    root = str(OWN.parents[1])
-    environment = {**os.environ, "PYTHONPATH": root, "SCALING_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "-m", "scaling.cli", "sweep", "own.py", "--store", "store", "--workers", "1"]
-    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    assert (tmp_path / "store/sweeps/own/report/report.html").is_file()
-    results = [json.loads(path.read_text()) for path in (tmp_path / "store").glob("runs/*/result.json")]
-    assert sorted(row["width"] for row in results) == [8, 32]
-    for row in results:
-        assert row["status"] == "finished"
-        assert (row["vocabulary_size"], row["tokenizer_id"], row["bits_per_byte"]) == (None, None, None)
-        assert (row["unique_tokens"], row["epochs"]) == (512, 1920 / 512)
-        assert 0 < row["loss_se"] < row["loss"] < 0.2  # the variance of y is 0.43
-        assert 0.5 < row["metric/sign"] < 1
-        assert 0 < row["metric/sign_se"] < 0.1
-    files = (tmp_path / "store").glob("runs/*/metrics/*")
-    points = [json.loads(line) for path in files for line in path.read_text().splitlines()]
-    assert all("metric/sign" in point for point in points if point["kind"] == "validation")

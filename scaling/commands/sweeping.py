@@ -85,7 +85,7 @@ def status(store_path: str, name: str | None, follow: bool, rows: int) -> None:
     if follow:
         watch.follow(results, name)
     else:
-        width = None if rich.get_console().is_terminal else 200  # what a pipe or a file takes whole
+        width = None if rich.get_console().is_terminal else 10_000  # a pipe or a file takes every column whole
         watch.show(results, name, rows, rich.console.Console(width=width))
 
 

@@ -67,7 +67,7 @@ TABLE = (
     Column("seed", "int", "", "seed of initial weights and of the order of data", "config", fields=("seed",)),
     Column("loss", "float", "nats a token", "validation loss of the last step", "measured"),
     Column("loss_se", "float", "nats a token", "standard error of the loss over the validation set", "measured"),
-    Column("perplexity", "float", "", "exp(loss)", "measured"),
+    Column("perplexity", "float", "", "exp(loss); missing without a vocabulary", "measured"),
     Column("bits_per_byte", "float", "bits a byte", "loss by bytes of text; missing without bytes", "measured"),
     Column("seconds", "float", "s", "training time without compiling", "measured"),
     Column("device", "string", "", "kind of device that it was trained on", "status"),
@@ -99,7 +99,8 @@ def derived(row: Mapping[str, Any]) -> dict[str, Any]:
     versions have neither `perplexity` nor `examples`."""
     more: dict[str, Any] = {}
     if "perplexity" not in row and "loss" in row:
-        more["perplexity"] = None if row["loss"] is None else perplexity(row["loss"])
+        wordless = "vocabulary_size" in row and row["vocabulary_size"] is None  # a loss that is no cross-entropy
+        more["perplexity"] = None if row["loss"] is None or wordless else perplexity(row["loss"])
     if "examples" not in row and row.get("context"):
         more["examples"] = row["tokens"] // row["context"]
     return {**row, **more}

@@ -19,6 +19,14 @@ def test_an_unknown_name_or_scale_is_told_with_those_that_there_are(tmp_path: Pa
         experiments.reproduce("kaplan2020", "tpu", tmp_path / "store", 1)
     with pytest.raises(ValueError, match="no experiment 'papers'"):
         experiments.reproduce("papers", "cpu", tmp_path / "store", 1)
+    for name, text, message in (
+        ("nothing.py", None, "there is no Python file .*nothing.py; give the path"),
+        ("empty.py", "", r"empty.py defines no PAPER; set PAPER to an experiments.papers.Paper"),
+    ):
+        if text is not None:
+            (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=message):
+            experiments.reproduce(str(tmp_path / name), "cpu", tmp_path / "store", 1)
     assert not (tmp_path / "store").exists()
 
 

@@ -1,7 +1,6 @@
 """A family of one's own: what it may leave out, and what it is refused for before it trains."""
 
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -16,10 +15,9 @@ from scaling import config, counting
 from scaling.config import families
 from scaling.models import checks
 from scaling.training import programs
-from tests import conftest
+from tests import extending
 from tests.models import small
 
-OWN = Path(__file__).with_name("convolution.py")
 SEES = ("(self.count - 1, 0)", "(self.count - 2, 1)")  # one position ahead
 
 
@@ -29,7 +27,7 @@ def load(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     names = []
 
     def imported(*changes: tuple[str, str]) -> Any:
-        text = OWN.read_text()
+        text = extending.FILES["convolution.py"]
         for old, new in changes:
             assert old in text
             text = text.replace(old, new)
@@ -120,19 +118,14 @@ def test_a_leak_through_what_begins_at_zero_is_found(load: Callable[..., Any]) -
 
 def test_a_leak_is_refused_on_the_command_line_and_nothing_trains(tmp_path: Path) -> None:
     path = tmp_path / "own_family.py"
-    run = {**conftest.TINY, "model": {"kind": "convolution", "width": 16, "depth": 1}}
-    path.write_text(
-        f"{OWN.read_text().replace(*SEES)}\n\ndef sweep():\n    from scaling import config\n"
-        f"    run = config.Run.model_validate_json({json.dumps(run)!r})\n"
-        "    return config.Sweep(name='own', base=run)\n"
-    )
+    path.write_text(extending.FILES["convolution.py"].replace(*SEES))
     shown = subprocess.run(
         [sys.executable, "-m", "scaling.cli", "train", str(path)],
-        capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(OWN.parents[2])},
+        capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(extending.ROOT)},
     )  # fmt: skip
     assert shown.returncode == 2, shown
     message = " ".join(shown.stderr.split())
-    assert "Convolution is not causal: in a sequence of 16 tokens" in message
+    assert "Convolution is not causal: in a sequence of 32 tokens" in message
     assert "mask what mixes over time, or set causal = False" in message
     assert "Traceback" not in message
     assert "loss" not in shown.stdout

@@ -50,6 +50,7 @@ def test_a_fit_warns_of_the_fields_that_may_not_be_pooled(column: columns.Column
         ({"loss": 2.0, "tokens": 640, "context": 16}, {"perplexity": math.exp(2.0), "examples": 40}),
         ({"loss": None, "tokens": 640, "context": 16}, {"perplexity": None, "examples": 40}),
         ({"loss": 1e9}, {"perplexity": math.inf}),
+        ({"loss": 2.0, "vocabulary_size": None}, {"perplexity": None}),
         ({"loss": 2.0, "perplexity": None}, {}),
         ({"status": "damaged"}, {}),
     ],

@@ -1,0 +1,183 @@
+"""docs/extending.md: its files in a folder outside the project, and its commands there, as a user runs them."""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import analysis
+from scaling import store
+from tests import extending
+
+ROOT = extending.ROOT
+LINES = 60  # of a file
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """The folder after all commands of the page, and how those of each section ended."""
+
+    folder: Path
+    ended: dict[str, subprocess.CompletedProcess[str]]
+
+    def row(self, sweep: str) -> dict[str, Any]:
+        """The result of a sweep's only run."""
+        (row,) = self.rows(sweep)
+        return row
+
+    def rows(self, sweep: str) -> list[dict[str, Any]]:
+        """The results of a sweep, finished and finite."""
+        rows = store.Store(self.folder / "results").runs(sweep).to_dict("records")
+        assert {row["status"] for row in rows} == {"finished"}
+        assert all(math.isfinite(row["loss"]) and row["loss_se"] > 0 for row in rows)
+        return rows
+
+    def history(self, run_id: str) -> list[dict[str, Any]]:
+        """The metrics of a run."""
+        files = (self.folder / "results" / "runs" / run_id / "metrics").iterdir()
+        return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def project() -> dict[Path, str]:
+    """What is in the files of the project."""
+    files = (file for part in ("scaling", "analysis", "experiments", "configs") for file in (ROOT / part).rglob("*.py"))
+    return {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """The sections do not depend on each other's commands: two are run at a time."""
+    before, folder, bin = project(), tmp_path_factory.mktemp("mine"), tmp_path_factory.mktemp("bin")
+    for name, text in extending.FILES.items():
+        (folder / name).write_text(text, "utf-8")
+    for name, module in (("python", ""), ("scaling", "-m scaling.cli")):
+        (bin / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {module} "$@"\n')
+        (bin / name).chmod(0o755)
+    paths = {
+        "PATH": os.pathsep.join([str(bin), os.environ["PATH"]]),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+    }
+
+    def run(commands: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["sh", "-e"], input=commands, capture_output=True, text=True, cwd=folder,
+            env={**os.environ, **paths, "JAX_PLATFORMS": "cpu", "COLUMNS": "200"},
+        )  # fmt: skip
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        ended = dict(zip(extending.COMMANDS, pool.map(run, extending.COMMANDS.values()), strict=True))
+    assert project() == before
+    return Made(folder, ended)
+
+
+def family(made: Made, shown: str) -> None:
+    row = made.row("convolution")
+    assert (row["family"], row["width"], row["depth"]) == ("convolution", 16, 2)
+    assert row["params"] == 2 * 256 * 16 + 2 * (4 * 16 + 16 * 16)
+    assert row["loss"] < 0.5 * math.log(256)
+    assert "convolution 16×2" in shown
+
+
+def task(made: Made, shown: str) -> None:
+    rows = made.rows("sine")
+    assert sorted(row["width"] for row in rows) == [8, 32]
+    for row in rows:
+        assert pd.isna([row["vocabulary_size"], row["tokenizer_id"], row["bits_per_byte"]]).all()
+        assert (row["unique_tokens"], row["epochs"]) == (512, 1920 / 512)
+        assert row["loss_se"] < row["loss"] < 0.2  # the variance of y is 0.43
+        assert 0.5 < row["metric/sign"] < 1
+        assert 0 < row["metric/sign_se"] < 0.1
+        points = [point for point in made.history(row["run_id"]) if point["kind"] == "validation"]
+        assert points
+        assert all("metric/sign" in point for point in points)
+    assert (made.folder / "results/sweeps/sine/report/report.html").is_file()
+    header, *lines = shown.splitlines()[-3:]
+    assert "metric/sign" in header.split(",")
+    assert sorted(line.split(",")[0] for line in lines) == sorted(row["run_id"] for row in rows)
+
+
+def source(made: Made, shown: str) -> None:
+    row = made.row("sums")
+    assert row["unique_tokens"] == sum(
+        len(text) + 1 for text in extending.module("sums.py").Sums(digits=3).documents("train")
+    )
+    assert row["bits_per_byte"] < 0.5 * 8
+
+
+def optimizer(made: Made, shown: str) -> None:
+    row = made.row("signum")
+    assert (row["optimizer"], row["schedule"]) == ("signum", "exponential")
+    assert row["loss"] < 0.5 * math.log(256)
+    rates = [point["learning_rate"] for point in made.history(row["run_id"]) if point["kind"] == "train"]
+    assert rates[10] == pytest.approx(3e-3)
+    assert rates[-1] == pytest.approx(3e-3 * 0.1 ** (89 / 90))
+
+
+def tracker(made: Made, shown: str) -> None:
+    row = made.row("lines")
+    tracked = [json.loads(line) for line in (made.folder / f"tracked/{row['run_id']}.jsonl").read_text().splitlines()]
+    steps = [point["step"] for point in tracked if point["kind"] == "train"]
+    assert steps == list(range(1, 61))
+    assert (tracked[-1]["kind"], tracked[-1]["loss"]) == ("result", row["loss"])
+
+
+def launcher(made: Made, shown: str) -> None:
+    made.row("script")
+    assert "wrote workers.sh" in shown
+    assert "script: 1 finished" in shown
+    assert (made.folder / "workers.sh").read_text().startswith("nice -n 5 ")
+
+
+def law(made: Made, shown: str) -> None:
+    fitted = analysis.load(made.folder / "fit.json", extending.module("corrupted.py").corrupted)
+    assert fitted.params == pytest.approx({"E": 1.5, "B": 60.0, "C": 0.8, "beta": 0.35}, rel=0.03)
+    truth = 1.5 + 60 / (1e9 * 0.9) ** 0.35 + 0.8 * 0.1
+    loss = float(shown.rpartition("share 0.1: loss ")[2].split(",")[0])
+    assert loss == pytest.approx(truth, rel=0.003)
+
+
+def paper(made: Made, shown: str) -> None:
+    assert len(made.rows("shannon-cpu")) == 3
+    folder = made.folder / "results/sweeps/shannon-cpu/report"
+    (line,) = (line for line in (folder / "report.md").read_text().splitlines() if "theorem 9" in line)
+    assert "| agrees |" in line
+    assert (folder / "report.html").is_file()
+    assert (folder / "loss.png").stat().st_size > 10_000
+
+
+CHECKS: dict[str, Callable[[Made, str], None]] = {
+    "A model family": family,
+    "A task on data of your own": task,
+    "A source of text": source,
+    "An optimizer, and a schedule": optimizer,
+    "A tracker": tracker,
+    "A launcher": launcher,
+    "A law": law,
+    "A paper": paper,
+}
+
+
+@pytest.mark.parametrize("section", extending.COMMANDS)
+def test_the_commands_of_a_section_do_what_it_says(made: Made, section: str) -> None:
+    ended = made.ended[section]
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    CHECKS[section](made, ended.stdout)
+
+
+def test_each_section_has_one_short_file_and_its_commands() -> None:
+    assert list(extending.COMMANDS) == list(CHECKS)
+    assert len(extending.FILES) == extending.PAGE.count("```python") == len(CHECKS)
+    for name, commands in zip(extending.FILES, extending.COMMANDS.values(), strict=True):
+        assert name in commands
+        assert len(extending.FILES[name].splitlines()) <= LINES
