@@ -44,7 +44,7 @@ class Config(pydantic.BaseModel):
         return cls.model_validate_json(text)
 
     def identity(self) -> dict[str, Any]:
-        """What run ids and records hold of it, as JSON values: all fields but those `added` that are at their default."""
+        """What run ids and records hold, as JSON values: all fields but those `added` that are at their default."""
         return {
             name: _identity(getattr(self, name))
             for name, field in type(self).model_fields.items()

@@ -11,7 +11,7 @@ from scaling.config import sources, tokenizers
 class Data(schema.Variant):
     """What a run reads. A kind of one's own defines `find`; all else has a default.
 
-    A run's name holds all its fields but `source`, which says where data lie: they count by their content.
+    A run id holds all its fields but `source`, which says where data lie: they count by their content.
     """
 
     @property

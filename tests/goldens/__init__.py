@@ -1,4 +1,4 @@
-"""Results of an earlier commit, kept: proof that a change of the code changes no run's name and no number.
+"""Results of an earlier commit, kept: proof that a change of the code changes no run id and no number.
 
     text/, sweeps/      a small corpus, and sweeps over it in JSON that train 61 tiny runs
     recorded.json.gz    what they trained to in commit 8866e8a, and on which stack: see `__main__`

@@ -6,7 +6,7 @@
 `--tree` is the checkout whose code trains, by default this one. Only what stays the same when modules move is used:
 configs in JSON, `scaling sweep`, and the files of a store. Each sweep has a store, a cache and a core of its own, so
 that results depend neither on the number of cores nor on programs compiled before. `compare` ends with exit code 1
-where any run's name or number differs; columns that the file lacks are listed and allowed. Equality to the last bit
+where any run id or number differs; columns that the file lacks are listed and allowed. Equality to the last bit
 is expected only on the stack and the kind of CPU that the file names.
 """
 
