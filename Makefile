@@ -8,7 +8,7 @@ STAMP := .venv/installed
 
 export SCALING_CACHE ?= $(CURDIR)/.cache
 
-.PHONY: demo test test-oldest test-engines check install clean anew
+.PHONY: demo test test-oldest test-engines test-slow check install clean anew
 
 install: $(STAMP)
 
@@ -31,11 +31,14 @@ check: install
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/python -m pytest -m 'not engines' --numprocesses auto --dist loadfile --durations 20
+	$(BIN)/python -m pytest -m 'not engines and not slow' --numprocesses auto --dist loadfile --durations 20
 
 # Schedulers, servers, groups of processes and chaos, one at a time.
 test-engines: install
-	$(BIN)/python -m pytest -m engines --durations 20
+	$(BIN)/python -m pytest -m 'engines and not slow' --durations 20
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
 
 # Python 3.11 has an older JAX than the others: every test module is imported, and those marked `smoke` are run.
 test-oldest: install

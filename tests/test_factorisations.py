@@ -87,7 +87,7 @@ def factorisations(devices: int) -> list[dict[str, int]]:
     ]
 
 
-@pytest.mark.engines
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("devices", [2, 4, 8])
 def test_no_factorisation_changes_the_losses(tiny: Make, devices: int, kind: str) -> None:

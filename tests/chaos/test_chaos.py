@@ -23,6 +23,7 @@ def chaos(*arguments: str, timeout: float) -> str:
     return shown.stdout
 
 
+@pytest.mark.engines
 def test_a_short_chaos_loses_nothing() -> None:
     shown = chaos("--short", timeout=500)
     for kind in ("SIGKILL", "SIGTERM", "SIGSTOP", "full disk"):
@@ -30,7 +31,7 @@ def test_a_short_chaos_loses_nothing() -> None:
         assert int(line.removeprefix(f"  {kind}").split()[0]) > 0, line
 
 
-@pytest.mark.engines
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_ten_minutes_of_chaos_lose_nothing() -> None:
     chaos(timeout=3500)

@@ -50,6 +50,6 @@ def test_hoffmann_from_nothing_to_a_page(tmp_path: Path, capsys: pytest.CaptureF
     assert store.Store(tmp_path / "store").run_ids() == runs
 
 
-@pytest.mark.engines
+@pytest.mark.slow
 def test_kaplan_from_nothing_to_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check("kaplan2020", tmp_path, capsys)

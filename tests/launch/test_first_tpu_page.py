@@ -124,7 +124,7 @@ def test_the_queue_on_the_page_is_the_one_that_the_command_names() -> None:
     assert flavor["name"] == queues["ResourceFlavor"]["metadata"]["name"]
 
 
-@pytest.mark.engines
+@pytest.mark.slow
 def test_from_the_first_command_to_the_prediction(here: Path, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "configs" / "first_tpu.py").write_text(TINY)
     _, on_gke, _ = commands("scaling", "sweep")
