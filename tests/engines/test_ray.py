@@ -18,6 +18,8 @@ from scaling import config, store
 from scaling.config import grids
 from scaling.launch import environments, launcher, slots
 from scaling.launch.launchers import ray as rays
+from scaling.store import record
+from tests.sweep import trainers
 
 ray = pytest.importorskip("ray")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
@@ -230,7 +232,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Pa
         monkeypatch.setattr(
             launcher.Job,
             "worker_command",
-            lambda job: ["python of the nodes", "-c", program, job.store_path, job.sweep_name, str(place)],
+            lambda job, *_, **__: ["python of the nodes", "-c", program, job.store_path, job.sweep_name, str(place)],
         )
         return place
 
@@ -245,11 +247,13 @@ def seen(place: Path) -> list[dict[str, Any]]:
 def results(tiny: Make, tmp_path: Path) -> store.Store:
     """A store with a sweep of three runs that nobody has trained."""
     planned = store.Store(tmp_path / "store")
-    run_ids = [f"{number:016x}" for number in range(3)]
-    for run_id in run_ids:
-        planned.add_run(run_id, {"format": store.FORMAT, "run": run_id})
+    records = [record.config_record(tiny(seed=number), trainers.Identity()) for number in range(3)]
+    for kept in records:
+        planned.add_run(kept["run_id"], kept)
     sweep = config.Sweep(name="small", base=tiny())
-    planned.add_sweep("small", sweep.model_dump(mode="json"), [{"run_id": each, "labels": {}} for each in run_ids])
+    planned.add_sweep(
+        "small", sweep.model_dump(mode="json"), [{"run_id": kept["run_id"], "labels": {}} for kept in records]
+    )
     return planned
 
 
