@@ -10,9 +10,10 @@ import importlib.util
 import pkgutil
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from scaling import schema
+if TYPE_CHECKING:
+    from scaling import schema  # pydantic, which `scaling --help` does without
 
 PACKAGES = {
     "Data": "scaling.data",
@@ -44,24 +45,25 @@ def module(group: str, kind: str) -> ModuleType | None:
     return importlib.import_module(f"{PACKAGES[group]}.{kind}") if kind in members(PACKAGES[group]) else None
 
 
-def implementation(variant: schema.Variant) -> ModuleType | None:
+def implementation(variant: "schema.Variant") -> ModuleType | None:
     """The module that implements a variant, or the class that it inherits from; None where the project has none.
 
     Only of the project's own classes: a user's kind may have the name of any module in the package.
     """
     group = type(variant).group_name()
-    bases = (base for base in type(variant).__mro__ if issubclass(base, schema.Variant))
-    bases = (base for base in bases if base.__module__.startswith(f"{__package__}."))
-    found = (module(group, base.model_fields["kind"].default) for base in bases)
+    own = (base for base in type(variant).__mro__ if base.__module__.startswith(f"{__package__}."))
+    fields = (getattr(base, "model_fields", {}) for base in own)
+    kinds = (each["kind"].default for each in fields if "kind" in each)
+    found = (module(group, kind) for kind in kinds)
     return next((one for one in found if one is not None), None)
 
 
-def function(variant: schema.Variant, name: str) -> Callable[..., Any] | None:
+def function(variant: "schema.Variant", name: str) -> Callable[..., Any] | None:
     """A function of the variant's implementation, which takes the variant first; None where there is none."""
     return getattr(implementation(variant), name, None)
 
 
-def required(variant: schema.Variant, name: str) -> Callable[..., Any]:
+def required(variant: "schema.Variant", name: str) -> Callable[..., Any]:
     """The same. Raises NotImplementedError where there is none, with what to define."""
     found = function(variant, name)
     if found is None:

@@ -308,7 +308,7 @@ THOUSAND = """
 import sys, time
 sys.path.insert(0, {tests!r})
 from scaling import config
-from scaling.config import grids; from scaling.planning import plan; from scaling import store, registering, report
+from scaling.config import grids; from scaling.planning import plan, report; from scaling import store
 run = config.Run.from_json({run!r})
 sizes = grids.Ladder(sizes=tuple(grids.Size(width=8 * i, depth=1, heads=2) for i in range(1, 21)))
 whole = grids.Product(parts=(
