@@ -45,14 +45,18 @@ def module(group: str, kind: str) -> ModuleType | None:
     return importlib.import_module(f"{PACKAGES[group]}.{kind}") if kind in members(PACKAGES[group]) else None
 
 
+def ours(kind: type) -> bool:
+    """Whether a class is the project's own, and not one of a user's file."""
+    return kind.__module__.startswith(f"{__package__}.")
+
+
 def implementation(variant: "schema.Variant") -> ModuleType | None:
     """The module that implements a variant, or the class that it inherits from; None where the project has none.
 
     Only of the project's own classes: a user's kind may have the name of any module in the package.
     """
     group = type(variant).group_name()
-    own = (base for base in type(variant).__mro__ if base.__module__.startswith(f"{__package__}."))
-    fields = (getattr(base, "model_fields", {}) for base in own)
+    fields = (getattr(base, "model_fields", {}) for base in type(variant).__mro__ if ours(base))
     kinds = (each["kind"].default for each in fields if "kind" in each)
     found = (module(group, kind) for kind in kinds)
     return next((one for one in found if one is not None), None)

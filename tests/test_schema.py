@@ -10,7 +10,7 @@ import pydantic
 import pytest
 from hypothesis import strategies as st
 
-from scaling import config, parametrization, schema
+from scaling import config, parametrization, registry, schema
 from scaling.config import families, grids, optimizers, rates, schedules, sources, tokenizers
 
 GROUPS = (
@@ -21,7 +21,7 @@ GROUPS = (
 
 def kinds(group: type[schema.Variant]) -> list[str]:
     """Those of the project: other test modules of this process define their own."""
-    return sorted(kind for kind, each in group.group.items() if each.__module__.startswith("scaling."))
+    return sorted(kind for kind, each in group.group.items() if registry.ours(each))
 
 
 KINDS = [(group, kind) for group in GROUPS for kind in kinds(group)]

@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array
 
-from scaling import config, counting, models, tasks
+from scaling import config, counting, models, registry, tasks
 from scaling.config import families
 from scaling.data import examples
 from scaling.models import checks
@@ -79,8 +79,8 @@ def of(run: config.Run, execution: config.Execution, members: int, layout: examp
     devices = mesh.make(execution.mesh)
     _check_batch(run, execution, devices)
     mesh.check(devices, run.weights)
-    own = not type(run.model).__module__.startswith("scaling.")  # of the project's families the tests check it
-    if own and (run.model.causal or run.task.causal):
+    checked = registry.ours(type(run.model))  # by the tests
+    if not checked and (run.model.causal or run.task.causal):
         checks.check_causal(run.model, run.context, compiling.once(0))
     create = functools.partial(
         models.create,

@@ -2,7 +2,7 @@
 
 Any number of workers, on any machines that see the store, started by any launcher, share a sweep: they coordinate by
 leases alone. A worker ends when no run can be claimed *now*. It does not wait for runs that others hold: the launcher
-sees how the others end and starts a worker where a run is left (`scaling.launch.local` does).
+sees how the others end and starts a worker where a run is left (`scaling.launch.slots` does).
 
 Exit codes (`Tally.exit_code`): 0 nothing is left to claim, runs may have failed; 143 stopped by SIGTERM and 130 by
 SIGINT, 129 by SIGHUP: the run is saved, its lease released, and a new worker goes on; 75 a device or another process

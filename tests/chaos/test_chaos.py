@@ -1,4 +1,4 @@
-"""The chaos as CI runs it, in short, and whole with the slow tests."""
+"""The chaos in short, with the engines, and whole, with the slow tests."""
 
 import os
 import subprocess
