@@ -45,7 +45,7 @@ class Source(schema.Variant):
 class PythonSource(Source):
     """The source text of the running Python's standard library: real text on every machine, 10 to 35 MB.
 
-    A TFDS dataset, built once under the cache folder (see `scaling.data.python_source`); about one file in twenty is
+    A TFDS dataset, built once under the cache folder (see `scaling.data.python_builder`); about one file in twenty is
     validation.
     """
 
