@@ -52,7 +52,7 @@ def test_python_is_one_of_the_constraints_that_has_the_newest_jax_and_a_tpu_vm_h
     (version,) = re.findall(r"^python:(\d\.\d+)-slim$", "\n".join(arguments("FROM")))
     assert version in test_installation.PYTHONS
     assert jax(version) == jax(test_installation.PYTHONS[0])
-    assert f"uv venv --quiet --python {version} venv" in (ROOT / "scaling" / "launch" / "vm_worker.sh").read_text()
+    assert f"uv venv --quiet --python {version} venv" in Path(vm.__file__).with_name("vm_worker.sh").read_text()
 
 
 def jax(python: str) -> list[str]:
