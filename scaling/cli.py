@@ -282,16 +282,17 @@ def laws() -> None:
     analysing.laws_known()
 
 
-def report(table: Table, out: Path | None = None, title: str | None = None) -> None:
+def report(table: Table, out: Path | None = None, title: str | None = None, resamples: int = 1000) -> None:
     """Draw the figures and write the report of a sweep, or of a CSV.
 
     Args:
         out: Folder to write to; by default beside the sweep in the store, or beside the CSV.
         title: Title of the report.
+        resamples: Bootstrap resamples for the intervals; fewer make a draft sooner.
     """
     from scaling.commands import drawing
 
-    drawing.report(table, out, title)
+    drawing.report(table, out, title, resamples=resamples)
 
 
 def reproduce(

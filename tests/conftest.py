@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,12 @@ FUSION_EMITTERS = Version(importlib.metadata.version("jax")) < Version("0.11")  
 if FUSION_EMITTERS:
     FAST_COMPILE += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", FAST_COMPILE)
+
+
+def pytest_configure() -> None:
+    """Tests send signals: a shell that starts pytest in the background, or nohup, has children ignore some of them."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,13 +1,11 @@
 """The command line as a person meets it: light to start, clear when refused, and a whole sweep from plan to report."""
 
-import dataclasses
 import json
 import math
-import os
-import resource
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +14,11 @@ import pytest
 
 from scaling import config, store
 from scaling.config import grids, rates
+from tests import command
+from tests.command import Ended
 
 Make = Callable[..., config.Run]
-ROOT = Path(__file__).parents[1]
 HEAVY = ("jax", "wandb", "pandas", "matplotlib", "flax", "optax", "scipy")
-
-
-@dataclasses.dataclass
-class Ended:
-    """How a command ended, and the CPU seconds that it and its children took."""
-
-    code: int
-    out: str
-    err: str
-    cpu_seconds: float
-
-
-def environment(**more: str) -> dict[str, str]:
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "COLUMNS": "200", **more}
-
-
-def scaling(*arguments: object, cwd: Path, env: Mapping[str, str] | None = None) -> Ended:
-    """`scaling ARGUMENTS…` in a folder."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-m", "scaling.cli", *map(str, arguments)]
-    shown = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment(**(env or {})))
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Ended(shown.returncode, shown.stdout, shown.stderr, spent)
 
 
 def imported(*arguments: object, cwd: Path) -> set[str]:
@@ -53,10 +27,9 @@ def imported(*arguments: object, cwd: Path) -> set[str]:
         f"import sys; sys.argv = {['scaling', *map(str, arguments)]!r}\nfrom scaling import cli\n"
         f"try: cli.main()\nexcept SystemExit: pass\nprint('IMPORTED', *(m for m in {HEAVY} if m in sys.modules))"
     )
-    shown = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=cwd, env=environment()
-    )
-    return set(shown.stdout.rpartition("IMPORTED")[2].split())
+    ended = command.ran([sys.executable, "-c", code], cwd, command.environment())
+    assert ended.code == 0, ended
+    return set(ended.out.rpartition("IMPORTED")[2].split())
 
 
 def written(folder: Path) -> list[str]:
@@ -85,26 +58,13 @@ def file(small: config.Sweep, tmp_path: Path) -> Path:
 
 
 def test_help_is_quick_and_imports_nothing_heavy(tmp_path: Path) -> None:
-    ended = [scaling("--help", cwd=tmp_path) for _ in range(3)]
+    ended = [command.process("--help", cwd=tmp_path) for _ in range(3)]
     assert [each.code for each in ended] == [0, 0, 0]
-    for command in (
-        "plan",
-        "sweep",
-        "status",
-        "doctor",
-        "gc",
-        "laws",
-        "fit",
-        "predict",
-        "compare",
-        "backtest",
-        "next",
-        "table",
-        "plot",
-        "report",
-        "reproduce",
-    ):
-        assert command in ended[0].out
+    for name in (
+        "plan", "sweep", "status", "doctor", "gc", "laws", "fit", "predict", "compare", "backtest", "next", "table",
+        "plot", "report", "reproduce",
+    ):  # fmt: skip
+        assert name in ended[0].out
     assert min(each.cpu_seconds for each in ended) < 0.8
     assert imported("--help", cwd=tmp_path) == set()
 
@@ -112,9 +72,9 @@ def test_help_is_quick_and_imports_nothing_heavy(tmp_path: Path) -> None:
 @pytest.mark.parametrize("prepared", [False, True])
 def test_a_plan_starts_no_backend_and_writes_nothing(file: Path, prepared: bool) -> None:
     if prepared:
-        assert scaling("prepare", file, cwd=file.parent).code == 0
+        assert command.here("prepare", file, cwd=file.parent).code == 0
     before = written(file.parent)
-    ended = scaling("plan", file, "--store", "new", "--set", "base.seed=1", cwd=file.parent)
+    ended = command.here("plan", file, "--store", "new", "--set", "base.seed=1", cwd=file.parent)
     assert (ended.code, ended.err) == (0, "")
     assert "small: sweep, 4 runs" in ended.out
     assert "7,680 tokens" in ended.out
@@ -178,7 +138,7 @@ def test_what_cannot_be_trained_is_refused_in_a_message_and_nothing_is_written(f
     (file.parent / "file").write_text("here")
     before = written(file.parent)
     cache = {"SCALING_CACHE": str(file.parent / "cache")}
-    ended = scaling("sweep", file, *arguments, "--workers", 1, cwd=file.parent, env=cache)
+    ended = command.here("sweep", file, *arguments, "--workers", 1, cwd=file.parent, env=cache)
     refused(ended, message)
     after = [name for name in written(file.parent) if not name.endswith(".lock")]
     assert [name for name in after if name not in ("cache", "cache/corpora")] == before
@@ -191,27 +151,21 @@ def test_a_plan_refuses_the_same(file: Path, case: str) -> None:
     arguments, message = REFUSALS[case]
     (file.parent / "file").write_text("here")
     before = written(file.parent)
-    refused(scaling("plan", file, *arguments, cwd=file.parent), message)
+    refused(command.here("plan", file, *arguments, cwd=file.parent), message)
     assert written(file.parent) == before
 
 
 def test_a_config_with_an_unknown_field_is_refused(file: Path) -> None:
     edited(file, base__batchsize=4)
-    refused(scaling("plan", file, cwd=file.parent), "did you mean 'batch_size'?")
+    refused(command.here("plan", file, cwd=file.parent), "did you mean 'batch_size'?")
 
 
-def test_a_full_disk_is_refused(file: Path) -> None:
-    code = (
-        "import shutil, sys\nusage = shutil.disk_usage('.')\n"
-        "shutil.disk_usage = lambda path: usage._replace(free=1000)\n"
-        f"sys.argv = ['scaling', 'sweep', {str(file)!r}]\nfrom scaling import cli\ncli.main()"
-    )
+def test_a_full_disk_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(file.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     before = written(file.parent)
-    shown = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=file.parent,
-        env=environment(SCALING_CACHE=str(file.parent / "cache")),
-    )  # fmt: skip
-    refused(Ended(shown.returncode, shown.stdout, shown.stderr, 0.0), "disk has 0.0 MB free; free some space")
+    ended = command.here("sweep", file, cwd=file.parent, env={"SCALING_CACHE": str(file.parent / "cache")})
+    refused(ended, "disk has 0.0 MB free; free some space")
     assert [name for name in written(file.parent) if not name.startswith("cache")] == before
     assert not list((file.parent / "cache").rglob("*.bin"))
 
@@ -234,24 +188,26 @@ def test_a_table_that_cannot_be_fitted_is_refused(tmp_path: Path, content: bytes
     if content is not None:
         (tmp_path / "table.csv").write_bytes(content)
     before = written(tmp_path)
-    refused(scaling("fit", "table.csv", "--save", "fit.json", cwd=tmp_path), message)
+    refused(command.here("fit", "table.csv", "--save", "fit.json", cwd=tmp_path), message)
     assert written(tmp_path) == before
 
 
 def test_a_store_that_is_not_there_and_one_without_the_sweep_are_refused(tmp_path: Path) -> None:
-    refused(scaling("status", "--store", "nothing", cwd=tmp_path), "there is no store at nothing")
+    refused(command.here("status", "--store", "nothing", cwd=tmp_path), "there is no store at nothing")
     (tmp_path / "empty").mkdir()
-    refused(scaling("status", "small", "--store", "empty", cwd=tmp_path), "has no sweep 'small' (its sweeps: none)")
-    refused(scaling("fit", "empty", cwd=tmp_path), "holds 0 sweeps (none); name one with --sweep")
+    refused(
+        command.here("status", "small", "--store", "empty", cwd=tmp_path), "has no sweep 'small' (its sweeps: none)"
+    )
+    refused(command.here("fit", "empty", cwd=tmp_path), "holds 0 sweeps (none); name one with --sweep")
 
 
 def test_what_is_no_saved_fit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "fit.json").write_text("{}")
-    refused(scaling("predict", "fit.json", "--params", 1, "--tokens", 1, cwd=tmp_path), "is not a saved fit")
+    refused(command.here("predict", "fit.json", "--params", 1, "--tokens", 1, cwd=tmp_path), "is not a saved fit")
 
 
 def test_a_traceback_is_there_for_who_asks(file: Path) -> None:
-    ended = scaling("plan", file, "--set", "base.tokens=10", cwd=file.parent, env={"SCALING_DEBUG": "1"})
+    ended = command.process("plan", file, "--set", "base.tokens=10", cwd=file.parent, env={"SCALING_DEBUG": "1"})
     assert ended.code == 1
     assert "Traceback" in ended.err
 
@@ -265,20 +221,20 @@ def test_a_planted_law_is_fitted_saved_and_predicts(tmp_path: Path) -> None:
         for n in np.geomspace(1e5, 1e8, 5) for d in np.geomspace(1e7, 1e10, 5)
     ]  # fmt: skip
     (tmp_path / "law.csv").write_text(HEADER + "\n".join(lines))
-    fitted = scaling("fit", "law.csv", "--save", "law.json", cwd=tmp_path)
+    fitted = command.here("fit", "law.csv", "--save", "law.json", cwd=tmp_path)
     assert fitted.code == 0, fitted.err
     values = dict(line.split("95%")[0].split("=") for line in fitted.out.splitlines() if "95% interval" in line)
     found = {name.strip(): float(value) for name, value in values.items()}
     assert found == pytest.approx({"E": 1.7, "A": 400, "B": 410, "alpha": 0.34, "beta": 0.28}, rel=1e-3)
-    predicted = scaling("predict", "law.json", "--params", 1e9, "--tokens", 1e11, cwd=tmp_path)
+    predicted = command.here("predict", "law.json", "--params", 1e9, "--tokens", 1e11, cwd=tmp_path)
     assert predicted.code == 0, predicted.err
     loss = float(predicted.out.split("loss ")[1].split(",")[0])
     assert loss == pytest.approx(1.7 + 400 / 1e9**0.34 + 410 / 1e11**0.28, abs=1e-3)
-    refused(scaling("predict", "law.json", "--params", 1e9, cwd=tmp_path), "needs --tokens")
-    one = scaling("fit", "law.csv", "--law", "power", "--column", "x=tokens", cwd=tmp_path)
+    refused(command.here("predict", "law.json", "--params", 1e9, cwd=tmp_path), "needs --tokens")
+    one = command.here("fit", "law.csv", "--law", "power", "--column", "x=tokens", cwd=tmp_path)
     assert one.code == 0, one.err
     assert "y = a · x^(-b)" in one.out
-    refused(scaling("fit", "law.csv", "--column", "tokens", cwd=tmp_path), "write INPUT=COLUMN")
+    refused(command.here("fit", "law.csv", "--column", "tokens", cwd=tmp_path), "write INPUT=COLUMN")
 
 
 # A whole sweep
@@ -312,7 +268,7 @@ def swept(small: config.Sweep, tmp_path_factory: pytest.TempPathFactory) -> tupl
     mup = {"kind": "mup", "base_width": 16, "base_depth": 1, "base_head_size": 8}
     sweep = small.edit({"base.parametrization": mup, "learning_rate": rule})
     (folder / "small.json").write_text(sweep.to_json())
-    return folder, scaling("sweep", "small.json", "--workers", 2, cwd=folder)
+    return folder, command.process("sweep", "small.json", "--workers", 2, cwd=folder)
 
 
 @pytest.mark.smoke
@@ -341,7 +297,7 @@ def test_a_sweep_started_again_trains_nothing(swept: tuple[Path, Ended]) -> None
     results = store.Store(folder / "results")
     before = {name: (folder / "results" / name).stat().st_mtime_ns for name in written(folder / "results")
               if name.startswith("runs/") and (folder / "results" / name).is_file()}  # fmt: skip
-    ended = scaling("sweep", "small.json", "--workers", 2, cwd=folder)
+    ended = command.process("sweep", "small.json", "--workers", 2, cwd=folder)
     assert ended.code == 0, ended
     after = {name: (folder / "results" / name).stat().st_mtime_ns for name in written(folder / "results")
              if name.startswith("runs/") and (folder / "results" / name).is_file()}  # fmt: skip
@@ -351,21 +307,21 @@ def test_a_sweep_started_again_trains_nothing(swept: tuple[Path, Ended]) -> None
 
 def test_status_shows_every_run_whole(swept: tuple[Path, Ended]) -> None:
     folder, _ = swept
-    ended = scaling("status", "small", cwd=folder, env={"COLUMNS": ""})
+    ended = command.here("status", "small", cwd=folder, env={"COLUMNS": ""})
     assert ended.code == 0, ended
     frame = store.Store(folder / "results").runs("small")
     for row in frame.itertuples():
         (line,) = [line for line in ended.out.splitlines() if str(row.run_id) in line]
         assert f"{row.loss:.4f}" in line
         assert "finished" in line
-    listed = scaling("status", cwd=folder)
+    listed = command.here("status", cwd=folder)
     assert "small: 4 finished" in listed.out.splitlines()
     assert "small.tune: 3 finished" in listed.out.splitlines()
 
 
 def test_a_plan_marks_what_the_store_has(swept: tuple[Path, Ended]) -> None:
     folder, _ = swept
-    ended = scaling("plan", "small.json", cwd=folder)
+    ended = command.here("plan", "small.json", cwd=folder)
     assert ended.code == 0, ended
     assert ended.out.count("finished") == 7
     assert "(0.0 s to do)" in ended.out
@@ -374,10 +330,10 @@ def test_a_plan_marks_what_the_store_has(swept: tuple[Path, Ended]) -> None:
 
 def test_a_stored_sweep_is_reported_and_its_fit_refused_where_runs_are_few(swept: tuple[Path, Ended]) -> None:
     folder, _ = swept
-    ended = scaling("report", "results", "--out", "pages", "--title", "Four runs", cwd=folder)
+    ended = command.here("report", "results", "--out", "pages", "--title", "Four runs", cwd=folder)
     assert ended.code == 0, ended
     assert "Four runs" in (folder / "pages" / "report.html").read_text()
-    refused(scaling("fit", "results", cwd=folder), "4 runs for 5 parameters")
+    refused(command.here("fit", "results", cwd=folder), "4 runs for 5 parameters")
 
 
 def test_a_stored_run_is_trained_again_from_its_config_under_its_own_name(swept: tuple[Path, Ended]) -> None:
@@ -385,7 +341,7 @@ def test_a_stored_run_is_trained_again_from_its_config_under_its_own_name(swept:
     results = store.Store(folder / "results")
     first = results.runs("small").iloc[0]
     path = results.folder(first["run_id"]) / "config.json"
-    ended = scaling("sweep", path, "--store", "again", "--workers", 1, cwd=folder)
+    ended = command.process("sweep", path, "--store", "again", "--workers", 1, cwd=folder)
     assert ended.code == 0, ended
     again = store.Store(folder / "again")
     (row,) = again.runs(f"run-{first['run_id']}").to_dict("records")
@@ -398,11 +354,13 @@ def test_a_stored_run_is_trained_again_from_its_config_under_its_own_name(swept:
 
 def test_two_sweepers_at_once_train_each_run_once(small: config.Sweep, tmp_path: Path) -> None:
     (tmp_path / "small.json").write_text(small.to_json())
-    command = [sys.executable, "-m", "scaling.cli", "sweep", "small.json", "--workers", "1"]
     started = [
-        subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        subprocess.Popen(
+            command.line("sweep", "small.json", "--workers", 1), cwd=tmp_path, env=command.environment(),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
         for _ in range(2)
-    ]
+    ]  # fmt: skip
     said = [each.communicate()[0].decode() for each in started]
     assert [each.returncode for each in started] == [0, 0], said
     results = store.Store(tmp_path / "results")

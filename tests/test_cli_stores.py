@@ -1,37 +1,30 @@
 """The command line on stores: tables, plots and filters by config fields, damaged runs, data that has changed."""
 
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from scaling import cli, config, store
+from scaling import config, store
 from scaling.config import grids
 from scaling.data import corpus as corpora
 from scaling.planning import plan, registering
 from scaling.store import record
-from tests import test_cli
+from tests import command
 
 Make = Callable[..., config.Run]
 Command = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+def scaling(tmp_path: Path) -> Command:
     """`scaling ARGUMENTS…` in the folder of the test and this process; gives the exit code and what it printed."""
 
     def run(*arguments: object) -> tuple[int, str]:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["scaling", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            cli.main()
-        except SystemExit as ended:
-            return int(ended.code or 0), "".join(capsys.readouterr())
-        return 0, "".join(capsys.readouterr())
+        ended = command.here(*arguments, cwd=tmp_path)
+        return ended.code, ended.out + ended.err
 
     return run
 
@@ -148,7 +141,7 @@ def test_a_damaged_store_is_shown_fitted_and_reported(swept: Path, scaling: Comm
     assert "22 used of 24; dropped: 2 where status is damaged" in fitted
     for arguments in (("plot", "results"), ("plot", "results", "--x", "tokens"), ("gc", "results")):
         assert scaling(*arguments)[0] == 0
-    assert "22 finished of 24" in scaling("report", "results", "--out", "page")[1]
+    assert "22 finished of 24" in scaling("report", "results", "--out", "page", "--resamples", 20)[1]
 
 
 def test_the_advice_after_an_edit_of_the_corpus_works_when_followed(tiny: Make, tmp_path: Path) -> None:
@@ -166,11 +159,11 @@ def test_the_advice_after_an_edit_of_the_corpus_works_when_followed(tiny: Make, 
     for path in texts.iterdir():
         path.write_text(path.read_text().replace("first", "second"))
 
-    test_cli.scaling("worker", "results", "small", cwd=tmp_path)
+    command.process("worker", "results", "small", cwd=tmp_path)
     failed = results.status(old["run_id"])
     assert failed["status"] == "failed"
     assert "start the sweep again to plan runs on the new data" in failed["reason"]
-    again = test_cli.scaling("sweep", "small.json", "--workers", 1, cwd=tmp_path)
+    again = command.process("sweep", "small.json", "--workers", 1, cwd=tmp_path)
     assert again.code == 0, again
     assert "the data has changed since small was planned: 1 runs on the old data" in again.out
     (new,) = store.Store(results.path).runs("small").to_dict("records")

@@ -4,13 +4,12 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -22,7 +21,7 @@ from scaling.data import corpus
 from scaling.planning import plan, registering
 from scaling.storage import backends
 from scaling.training.trackers import wandb as wandb_tracker
-from tests import s3
+from tests import command, s3
 
 Make = Callable[..., config.Run]
 ROOT = Path(__file__).parents[1]
@@ -600,33 +599,33 @@ def test_a_bucket_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) 
 # The command
 
 
-def command(tmp_path: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "SLURM_"))}
-    home = {"HOME": str(tmp_path / "home"), "SCALING_CACHE": str(tmp_path / "cache"), "TMPDIR": str(tmp_path / "temp")}
+def command_of(tmp_path: Path, *arguments: str, **environment: str) -> command.Ended:
+    """`scaling doctor` where nothing of this machine's W&B and Slurm is known."""
     (tmp_path / "temp").mkdir(exist_ok=True)
-    return subprocess.run(
-        [sys.executable, "-m", "scaling.cli", "doctor", *arguments],
-        capture_output=True, text=True, cwd=tmp_path, env={**kept, **home, "PYTHONPATH": path, **environment},
-    )  # fmt: skip
+    folders = {"HOME": tmp_path / "home", "SCALING_CACHE": tmp_path / "cache", "TMPDIR": tmp_path / "temp"}
+    with mock.patch.dict(os.environ):
+        for name in [name for name in os.environ if name.startswith(("WANDB_", "SLURM_"))]:
+            del os.environ[name]
+        env = {**{name: str(folder) for name, folder in folders.items()}, **environment}
+        return command.process("doctor", *arguments, cwd=tmp_path, env=env)
 
 
 def test_the_command_prints_a_line_a_check_and_writes_nothing(tmp_path: Path) -> None:
-    shown = command(tmp_path, "--tracker", "wandb", WANDB_API_KEY="S3CRET")
-    assert (shown.returncode, shown.stderr) == (0, "")
-    lines = shown.stdout.splitlines()
+    shown = command_of(tmp_path, "--tracker", "wandb", WANDB_API_KEY="S3CRET")
+    assert (shown.code, shown.err) == (0, "")
+    lines = shown.out.splitlines()
     checks = ["versions", "jax", "processes", "programs", "cache", "temporary", "devices", "tracker"]
     assert [line.split()[1].rstrip(":") for line in lines[:-1]] == checks
     assert lines[-1].endswith("0 are wrong")
-    assert "S3CRET" not in shown.stdout
+    assert "S3CRET" not in shown.out
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["temp"]
 
 
 def test_the_command_ends_with_1_where_something_is_wrong(tmp_path: Path) -> None:
-    shown = command(tmp_path, "--store", "new", JAX_PROCESS_ID="1")
-    assert (shown.returncode, shown.stderr) == (1, "")
-    wrong = [line for line in shown.stdout.splitlines() if line.startswith("wrong")]
+    shown = command_of(tmp_path, "--store", "new", JAX_PROCESS_ID="1")
+    assert (shown.code, shown.err) == (1, "")
+    wrong = [line for line in shown.out.splitlines() if line.startswith("wrong")]
     assert len(wrong) == 1
     assert wrong[0].startswith("wrong    processes: JAX_PROCESS_ID set and JAX_COORDINATOR_ADDRESS")
-    assert "ok       exclusivity" in shown.stdout
+    assert "ok       exclusivity" in shown.out
     assert not (tmp_path / "new").exists()

@@ -3,7 +3,6 @@
 import gzip
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from scaling import config, counting, memory
 from scaling.commands import training
 from scaling.data import corpus as corpora
 from scaling.training import breakdown, loop
+from tests import command
 
 Make = Callable[..., config.Run]
 ROOT = Path(__file__).parents[1]
@@ -30,19 +30,12 @@ def file(tiny: Make, tmp_path: Path) -> Path:
     return path
 
 
-def command(file: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return subprocess.run(
-        [sys.executable, "-m", "scaling.cli", "train", str(file), *map(str, arguments)],
-        capture_output=True, text=True, cwd=file.parent, env={**os.environ, "PYTHONPATH": path},
-    )  # fmt: skip
-
-
 def test_a_run_is_shown_with_its_trace_and_nothing_else_is_written(file: Path) -> None:
     """One command does all of it, in the environment of a worker, which it has to start over for."""
-    ended = command(file, "--steps", 36, "--profile", "trace", "--noise-scale", "--breakdown")
-    assert ended.returncode == 0, ended.stderr
-    lines = ended.stdout.splitlines()
+    shown = ("--profile", "trace", "--noise-scale", "--breakdown")
+    ended = command.process("train", file, "--steps", 36, *shown, cwd=file.parent)
+    assert ended.code == 0, ended.err
+    lines = ended.out.splitlines()
     assert any(line.startswith("transformer 11.3k params 2.3k tokens, 36 steps of 64 tokens") for line in lines)
     assert any(line.startswith("step 36 of 36  loss ") and "GFLOP/s" in line for line in lines)
     assert any(line.startswith("validation at step 36: loss ") and "over 36 steps" in line for line in lines)

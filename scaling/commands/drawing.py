@@ -13,7 +13,9 @@ from scaling.commands.arguments import Table
 from scaling.config import rates
 
 
-def report(table: Table, out: Path | None, title: str | None, notes: tuple[str, ...] = ()) -> None:
+def report(
+    table: Table, out: Path | None, title: str | None, notes: tuple[str, ...] = (), resamples: int = 1000
+) -> None:
     """Write figures and report, and print the summary."""
     frame, name = analysing.read(table, ("params", "tokens", table.loss))
     curves = None
@@ -33,6 +35,7 @@ def report(table: Table, out: Path | None, title: str | None, notes: tuple[str, 
         notes,
         loss=table.loss,
         params=columns.get("params", "params"),
+        resamples=resamples,
     )
     print("\n".join(summary.lines))
 

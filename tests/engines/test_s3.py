@@ -1,7 +1,6 @@
 """A sweep in a bucket of a real S3 server on loopback, by two sweepers at once, while the server goes away."""
 
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from scaling.config import grids
 from scaling.data import corpus as corpora
 from scaling.store import record
 from scaling.worker import group
-from tests import conftest, on_devices, s3, test_cli
+from tests import command, conftest, on_devices, s3
 
 pytestmark = pytest.mark.engines
 
@@ -42,10 +41,10 @@ def test_two_sweepers_in_a_bucket_whose_server_goes_away(
     )
     (tmp_path / "away.json").write_text(sweep.to_json())
     url = f"s3://{s3.BUCKET}/laws"
-    command = [sys.executable, "-m", "scaling.cli", "sweep", "away.json", "--workers", "1", "--store"]
+    sweep_to = command.line("sweep", "away.json", "--workers", 1, "--store")
     started = [
         subprocess.Popen(
-            [*command, url], cwd=tmp_path, env=test_cli.environment(**gate.environment), stdout=subprocess.PIPE,
+            [*sweep_to, url], cwd=tmp_path, env=command.environment(**gate.environment), stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True,
         )
         for _ in range(2)
@@ -67,7 +66,7 @@ def test_two_sweepers_in_a_bucket_whose_server_goes_away(
 
     frame = results.runs("away")
     assert frame["status"].tolist() == ["finished"] * len(frame)
-    subprocess.run([*command, "folder"], cwd=tmp_path, env=test_cli.environment(), check=True, capture_output=True)
+    subprocess.run([*sweep_to, "folder"], cwd=tmp_path, env=command.environment(), check=True, capture_output=True)
     undisturbed = store.Store(tmp_path / "folder").runs("away")
     assert frame["loss"].tolist() == undisturbed["loss"].tolist()
     for run_id in frame["run_id"]:
@@ -92,9 +91,9 @@ def test_a_run_of_two_processes_is_kept_in_a_bucket_and_goes_on_with_one(
         results.add_sweep("together", sweep.model_dump(mode="json"), [{"run_id": run_id, "labels": {"role": "single"}}])
 
     def worker(place: store.Store, **more: str) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "scaling.cli", "worker", place.path, "together"]
         return subprocess.Popen(
-            command, env=test_cli.environment(**gate.environment, XLA_FLAGS=conftest.FAST_COMPILE, **more),
+            command.line("worker", place.path, "together"),
+            env=command.environment(**gate.environment, XLA_FLAGS=conftest.FAST_COMPILE, **more),
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 

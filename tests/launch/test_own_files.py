@@ -1,8 +1,6 @@
 """A sweep file that imports what lies beside it: a family, a tracker and a launcher, as users write them."""
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +11,7 @@ from scaling import config, store
 from scaling.config import imports, loading
 from scaling.launch import launcher
 from scaling.launch.launchers import ray as rays
-from tests import conftest
+from tests import command, conftest
 
 ROOT = Path(__file__).parents[2]
 FILES = {
@@ -81,28 +79,20 @@ def write(folder: Path, files: Mapping[str, str]) -> Path:
     return folder / next(iter(files))
 
 
-def scaling(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "scaling.cli", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200"}
-    )
-
-
 def test_a_sweep_of_ones_own_files_is_planned_tried_and_trained_from_anywhere(tmp_path: Path) -> None:
     file = write(tmp_path / "mine", FILES)
     here = tmp_path / "elsewhere"
     here.mkdir()
     (here / "my_family.py").write_text("raise ImportError('of the folder that the process runs in')")
     for arguments in (["plan", file], ["train", file, "--steps", "2"]):
-        shown = scaling(*arguments, cwd=here)
-        assert shown.returncode == 0, shown.stderr
-        assert "my_lstm" in shown.stdout
-    shown = scaling(
+        shown = command.process(*arguments, cwd=here)
+        assert shown.code == 0, shown.err
+        assert "my_lstm" in shown.out
+    shown = command.process(
         "sweep", file, "--workers", "1", "--launcher", "mine", "--cluster", "loud=true", "--store", "results", cwd=here
     )
-    assert shown.returncode == 0, shown.stdout + shown.stderr
-    assert "mine starts 1 loudly" in shown.stdout
+    assert shown.code == 0, shown.out + shown.err
+    assert "mine starts 1 loudly" in shown.out
     results = store.Store(here / "results")
     assert list(results.statuses("own").values()) == ["finished"]
     lines = (here / "lines.txt").read_text().splitlines()
@@ -110,10 +100,10 @@ def test_a_sweep_of_ones_own_files_is_planned_tried_and_trained_from_anywhere(tm
     assert lines[-1] == "validation 20"
     # The stored config names kinds that nobody knows without the file.
     stored = here / "results" / "sweeps" / "own" / "sweep.json"
-    shown = scaling("plan", stored, cwd=here)
-    assert shown.returncode == 2
-    assert "no Family of kind 'my_lstm'" in shown.stderr
-    assert "give the Python file that defines it" in shown.stderr
+    shown = command.here("plan", stored, cwd=here)
+    assert shown.code == 2
+    assert "no Family of kind 'my_lstm'" in shown.err
+    assert "give the Python file that defines it" in shown.err
 
 
 def test_the_files_that_are_imported_are_sent_and_no_others(tmp_path: Path) -> None:
@@ -186,10 +176,10 @@ def test_modules_of_one_name_beside_two_sweeps_of_a_process_are_refused(tmp_path
 
 def test_a_launcher_that_nobody_has_is_refused_with_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "own.json").write_text(json.dumps({"name": "own", "base": conftest.TINY}))
-    shown = scaling("sweep", "own.json", "--launcher", "slrum", cwd=tmp_path)
-    assert shown.returncode == 2
+    shown = command.here("sweep", "own.json", "--launcher", "slrum", cwd=tmp_path)
+    assert shown.code == 2
     known = "choose one of local, ray, slurm, tpu, or define it in the sweep's file"
-    assert f"there is no launcher 'slrum'; did you mean 'slurm'? {known}" in shown.stderr
-    shown = scaling("sweep", "--help", cwd=tmp_path)
-    assert "{local,ray,slurm,tpu}" in shown.stdout
+    assert f"there is no launcher 'slrum'; did you mean 'slurm'? {known}" in shown.err
+    shown = command.here("sweep", "--help", cwd=tmp_path)
+    assert "{local,ray,slurm,tpu}" in shown.out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own.json"]

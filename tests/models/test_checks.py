@@ -1,8 +1,6 @@
 """A family of one's own: what it may leave out, and what it is refused for before it trains."""
 
 import importlib.util
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +13,7 @@ from scaling import config, counting
 from scaling.config import families
 from scaling.models import checks
 from scaling.training import programs
-from tests import extending
+from tests import command, extending
 from tests.models import small
 
 SEES = ("(self.count - 1, 0)", "(self.count - 2, 1)")  # one position ahead
@@ -119,13 +117,10 @@ def test_a_leak_through_what_begins_at_zero_is_found(load: Callable[..., Any]) -
 def test_a_leak_is_refused_on_the_command_line_and_nothing_trains(tmp_path: Path) -> None:
     path = tmp_path / "own_family.py"
     path.write_text(extending.FILES["convolution.py"].replace(*SEES))
-    shown = subprocess.run(
-        [sys.executable, "-m", "scaling.cli", "train", str(path)],
-        capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(extending.ROOT)},
-    )  # fmt: skip
-    assert shown.returncode == 2, shown
-    message = " ".join(shown.stderr.split())
+    shown = command.process("train", path, cwd=tmp_path)
+    assert shown.code == 2, shown
+    message = " ".join(shown.err.split())
     assert "Convolution is not causal: in a sequence of 32 tokens" in message
     assert "mask what mixes over time, or set causal = False" in message
     assert "Traceback" not in message
-    assert "loss" not in shown.stdout
+    assert "loss" not in shown.out

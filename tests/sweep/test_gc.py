@@ -22,7 +22,7 @@ from scaling.storage import host
 from scaling.store import gc
 from scaling.store import lease as leases
 from scaling.worker import main, signals
-from tests import s3
+from tests import command, s3
 
 Make = Callable[..., config.Run]
 Fill = Callable[..., list[str]]
@@ -359,17 +359,8 @@ def test_nothing_outside_the_store_is_removed(
 # The command
 
 
-def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    root = Path(__file__).parents[2]
-    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    return subprocess.run(
-        [sys.executable, "-m", "scaling.cli", "gc", *map(str, arguments)],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path},
-    )  # fmt: skip
-
-
 def test_the_command_says_what_goes_and_a_dry_run_removes_nothing(
-    results: store.Store, make_run: Make, fill: Fill
+    results: store.Store, make_run: Make, fill: Fill, tmp_path: Path
 ) -> None:
     run_ids = fill(results, [make_run(seed=seed) for seed in range(3)])
     save(results, run_ids[0], 1, 5, LAST)
@@ -380,25 +371,25 @@ def test_the_command_says_what_goes_and_a_dry_run_removes_nothing(
     assert held is not None
     size = (results.folder(run_ids[0]) / "checkpoints" / "000001" / "5" / "state.npz").stat().st_size
     before = tree(results)
-    shown = command(results.path, "--dry-run")
-    assert (shown.returncode, shown.stderr) == (0, "")
+    shown = command.here("gc", results.path, "--dry-run", cwd=tmp_path)
+    assert (shown.code, shown.err) == (0, "")
     expected = [
         f"runs/{run_ids[0]}/checkpoints/000001/5 (0.0 MB): the run has ended",
         f"runs/{run_ids[1]}/checkpoints/000001/1 (0.0 MB): later steps are there",
         "1 runs are being trained: left as they are",
     ]
-    assert shown.stdout.splitlines() == [*expected, f"would remove 2 checkpoints and files, {2 * size / 1e6:.1f} MB"]
+    assert shown.out.splitlines() == [*expected, f"would remove 2 checkpoints and files, {2 * size / 1e6:.1f} MB"]
     assert tree(results) == before
-    shown = command(results.path)
-    assert shown.stdout.splitlines() == [*expected, f"removed 2 checkpoints and files, {2 * size / 1e6:.1f} MB"]
+    shown = command.here("gc", results.path, cwd=tmp_path)
+    assert shown.out.splitlines() == [*expected, f"removed 2 checkpoints and files, {2 * size / 1e6:.1f} MB"]
     assert [checkpoints(results, run_id) for run_id in run_ids] == [["1/20"], ["1/2", "1/3"], []]
     assert not held.lost
 
 
 def test_a_store_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    shown = command(tmp_path / "none")
-    assert shown.returncode == 2
-    assert "there is no store at" in shown.stderr
+    shown = command.here("gc", tmp_path / "none", cwd=tmp_path)
+    assert shown.code == 2
+    assert "there is no store at" in shown.err
     assert not (tmp_path / "none").exists()
 
 
