@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import checklists, checks, errors, laws, profiles, solver, uncertainty
+from analysis import checklists, checks, errors, laws, measuring, profiles, solver, uncertainty
 from analysis.criteria import DELTA, Criterion, Kind
 from analysis.diagnostics import Diagnostics, diagnose
 from analysis.forms import Scale
@@ -219,7 +219,7 @@ def fit(
     form = laws.get(law)
     criterion = Criterion(objective, delta, scale or form.scale)
     given = _given(form, fixed or {}, "fixed")
-    chosen, values, measured = checks.measurements(form, frame, loss, columns, criterion.scale, given, cluster)
+    chosen, values, measured = measuring.measurements(form, frame, loss, columns, criterion.scale, given, cluster)
     names = {name: columns.get(name, name) for name in form.inputs}
     kept = _spent(chosen.frame, [*values, "loss"])
     if weights is not None:

@@ -31,13 +31,28 @@ import analysis
         (lambda f: f.assign(context=[64] + [128] * (len(f) - 1)), "context takes 2 values"),
         (lambda f: f.assign(precision=["bfloat16"] + ["float32"] * (len(f) - 1)), "precision takes 2 values"),
         (lambda f: f.assign(run_id="same"), "run_id 'same' is in two rows"),
-        (lambda f: pd.concat([f, f.iloc[:2]]).drop(columns="run_id"), "2 rows repeat another"),
+        (lambda f: pd.concat([f, f.iloc[:2].assign(loss=3.0)]), "run_id 'r0000' is in two rows"),
         (lambda f: f.to_dict(), "takes a pandas DataFrame"),
     ],
 )
 def test_a_fit_that_must_not_be_made_is_refused(change, message, sweep) -> None:
     with pytest.raises(analysis.Refused, match=message):
         analysis.fit("hoffmann", change(sweep))
+
+
+@pytest.mark.parametrize("change", [lambda f: f.drop(columns="run_id"), lambda f: f.assign(tags=[[1]] * len(f))])
+def test_rows_that_repeat_another_are_left_out_and_counted_everywhere(change, sweep) -> None:
+    once = change(sweep)
+    twice = pd.concat([once, once.iloc[:2], once.iloc[:1].assign(status="failed", loss=np.nan)], ignore_index=True)
+    fit = analysis.fit("hoffmann", twice)
+    assert fit.params == analysis.fit("hoffmann", once).params
+    assert "36 used of 39; dropped: 1 where status is failed, 2 where every column repeats" in fit.checklist()
+    for approach in (1, 2, 3):
+        found = analysis.frontier(twice, approach, resamples=10)
+        assert found.exponent_params.value == analysis.frontier(once, approach, resamples=10).exponent_params.value
+        assert any(told.startswith("2 rows where every column repeats another row's") for told in found.excluded)
+    test = analysis.backtest("hoffmann", twice, resamples=10, origins=1)
+    assert "left out: 2 rows where every column repeats another row's" in test.summary()
 
 
 def test_the_public_sweep_with_one_ratio_is_refused(table) -> None:
