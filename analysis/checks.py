@@ -38,6 +38,18 @@ class Selection:
     notes: tuple[str, ...]
 
 
+def finished(frame: pd.DataFrame) -> pd.Series:
+    """Whether each row is a finished run that is no trunk, by `status` and `role` where the frame has them."""
+    if not isinstance(frame, pd.DataFrame):
+        raise errors.Refused(f"got a {type(frame).__name__}: the analysis takes a pandas DataFrame; build one of it")
+    keep = pd.Series(True, index=frame.index)
+    if "status" in frame.columns:
+        keep &= frame["status"] == "finished"
+    if "role" in frame.columns:
+        keep &= frame["role"] != "trunk"
+    return keep
+
+
 def runs(frame: pd.DataFrame, cluster: str | None = None) -> Selection:
     """Finished runs that are not trunks: status "finished" where there is a status, role other than "trunk".
 
@@ -46,21 +58,16 @@ def runs(frame: pd.DataFrame, cluster: str | None = None) -> Selection:
     A column of numbers that is text for the sake of other rows ("-" in a failed one) is numbers again in the selection.
     Rows of any other status are left out and counted, damaged ones with the reason; they may lack every measurement.
     """
-    if not isinstance(frame, pd.DataFrame):
-        raise errors.Refused(f"got a {type(frame).__name__}: the analysis takes a pandas DataFrame; build one of it")
-    keep = pd.Series(True, index=frame.index)
-    dropped: dict[str, int] = {}
-    notes = []
+    keep = finished(frame)
+    other = frame[~keep]
+    dropped, notes = dict[str, int](), list[str]()
     if "status" in frame:
-        keep = frame["status"] == "finished"
-        dropped = _statuses(frame[~keep])
+        dropped = _statuses(other[other["status"] != "finished"])
+        other = other[other["status"] == "finished"]
     else:
         notes.append("status: not checked (no column)")
-    if "role" in frame:
-        trunks = keep & (frame["role"] == "trunk")
-        if trunks.any():
-            dropped["role is trunk"] = int(trunks.sum())
-        keep &= frame["role"] != "trunk"
+    if len(other):
+        dropped["role is trunk"] = len(other)
     chosen = frame[keep]
     if (again := _repeats(chosen)).any():
         dropped[REPEATS] = int(again.sum())
@@ -127,16 +134,26 @@ def there(frame: pd.DataFrame, name: str, purpose: str) -> None:
         )
 
 
+def empty(frame: pd.DataFrame, name: str) -> bool:
+    """Whether a frame has no column `name`, or no value in any row of it."""
+    return name not in frame.columns or bool(len(frame) and frame[name].isna().all())
+
+
 def column(frame: pd.DataFrame, name: str, purpose: str, positive: bool = True) -> np.ndarray:
     """One column as finite float64, positive unless it need not be, or `Refused` that names the first bad value."""
     there(frame, name, purpose)
     raw, array = frame[name], numbers(frame, name)
+    if len(array) and empty(frame, name):
+        raise errors.Refused(
+            f"column {name!r} is NaN in all {len(array)} rows, and needed for {purpose}; fill it, or say which column "
+            "to use"
+        )
     for bad, what in ((np.isnan(array), "NaN"), (np.isinf(array), "infinite"), (array <= 0, "zero or negative")):
         if bad.any() and (positive or what != "zero or negative"):
             row = frame.index[bad][0]
             needs = "a law in logarithms needs positive finite numbers" if positive else "a law needs finite numbers"
             raise errors.Refused(
-                f"column {name!r} is {what} in {int(bad.sum())} rows (first at index {row!r}, value "
+                f"column {name!r} is {what} in {int(bad.sum())} of {len(array)} rows (first at index {row!r}, value "
                 f"{raw[bad].iloc[0]}): {needs}; drop these rows and say why"
             )
     return array

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import checklists, checks, errors, laws, measuring, profiles, solver, uncertainty
+from analysis import checklists, checks, definitions, errors, laws, measuring, profiles, solver, uncertainty
 from analysis.criteria import DELTA, Criterion, Kind
 from analysis.diagnostics import Diagnostics, diagnose
 from analysis.forms import Scale
@@ -171,18 +171,22 @@ def load(path: str | os.PathLike[str], law: laws.Law | None = None) -> Fit:
 
 
 def inputs(fit: Fit, at: pd.DataFrame | Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The law's inputs in `at`, as it takes them: under the column the fit used, else under the input's own name."""
+    """The law's inputs in `at`, as it takes them: under the column the fit used, else under the input's own name.
+
+    One that is not there is made of others where that is exact: tokens_per_parameter = tokens / params.
+    """
     found = {}
     for name in fit.law.inputs:
         key = fit.columns[name] if fit.columns[name] in at else name
-        if key not in at:
+        made = None if key in at else definitions.exactly(at, name)
+        if key not in at and made is None:
             raise ValueError(
                 f"prediction by {fit.law.name!r} needs {fit.columns[name]!r}; got {', '.join(map(str, at))}; add it"
             )
         try:
-            found[name] = np.asarray(at[key], dtype=np.float64)
+            found[name] = np.asarray(at[key] if made is None else made, dtype=np.float64)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{key} = {at[key]!r} holds what is no number; fix or drop it") from error
+            raise ValueError(f"{key} = {at.get(key)!r} holds what is no number; fix or drop it") from error
         positive = name not in fit.law.real
         if (bad := ~(np.isfinite(found[name]) & ((found[name] > 0) | (not positive)))).any():
             raise ValueError(
@@ -213,7 +217,7 @@ def fit(
     run weighs 1/se², relative to the mean. `fixed` holds parameters at given values; `start` refines from that point
     alone instead of many. `cluster` names the column that says which run a row is a checkpoint of: such rows are
     resampled together. `columns` says where an input is under another name:
-    fit("hoffmann", frame, params="params_non_embedding").
+    fit("hoffmann", frame, params="params_non_embedding"). Inputs that follow from others are made of them and stated.
     Raises `Refused` (a ValueError) where the data cannot support the fit.
     """
     form = laws.get(law)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pandas as pd
 
-from analysis import checks, errors, forms, shapes
+from analysis import checkpoints, checks, definitions, errors, forms, shapes
 
 
 def measurements(
@@ -20,25 +20,30 @@ def measurements(
 ) -> tuple[checks.Selection, dict[str, np.ndarray], np.ndarray]:
     """What a fit of `law` may use: the selection, its inputs by name, and the losses.
 
+    Inputs that the frame lacks and that follow from others are made of them (see `definitions`), and a note says so.
     A fit with exponents held (or another nonlinear parameter) is not refused for inputs that do not vary on their own.
     """
-    if unknown := set(columns) - set(law.inputs):
+    if unknown := set(columns) - {*law.inputs, *definitions.taken(frame, law.inputs, columns)}:
         raise errors.Refused(f"{sorted(unknown)} are no inputs of {law.name!r}; it takes {', '.join(law.inputs)}")
+    frame, made = definitions.complete(frame, law.inputs, columns)
     chosen = checks.runs(frame, cluster)
     _clustered(chosen.frame, cluster)
     if not len(chosen.frame):
         raise errors.Refused(f"0 of {chosen.total} rows are finished runs; there is nothing to fit: {chosen.dropped}")
     names = {name: columns.get(name, name) for name in law.inputs}
+    purpose = {name: f"input {name!r} of {law.name}{definitions.ways(name)}" for name in names}
     inputs = {
-        name: checks.column(chosen.frame, held, f"input {name!r} of {law.name}", name not in law.real)
-        for name, held in names.items()
+        name: checks.column(chosen.frame, held, purpose[name], name not in law.real) for name, held in names.items()
     }
     measured = checks.column(chosen.frame, loss, "the loss", scale != "linear")
     _enough(law, inputs, names, len(measured), len(law.names) - len(fixed))
-    warnings = list(_turning(law, inputs, names, measured, loss, scale))
+    warnings = [
+        *checkpoints.warn(chosen.frame, cluster, names.get("params", "params"), names.get("tokens", "tokens")),
+        *_turning(law, inputs, names, measured, loss, scale),
+    ]
     if "learning_rate" not in law.inputs:
         warnings += checks.learning_rates(chosen.frame)
-    notes = [*chosen.notes, *checks.one_of_each(chosen.frame, law.varies)]
+    notes = [*made, *chosen.notes, *checks.one_of_each(chosen.frame, law.varies)]
     reported = [checks.mixture(chosen.frame, {*law.inputs, *names.values()})]
     if "tokens" in law.inputs and "unique_tokens" not in law.inputs:
         reported.append(checks.epochs(chosen.frame))

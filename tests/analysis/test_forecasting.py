@@ -196,7 +196,7 @@ def broken(**changes: object) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("frame", "match"),
     [
-        (broken(loss=np.nan), "column 'loss' is NaN in 1 rows"),
+        (broken(loss=np.nan), "column 'loss' is NaN in 1 of 12 rows"),
         (broken(loss=-1.0), "column 'loss' is zero or negative"),
         (broken(loss=0.0), "column 'loss' is zero or negative"),
         (broken(seen=np.inf), "column 'seen' is infinite"),

@@ -13,13 +13,14 @@ import analysis
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: f.drop(columns="tokens"), "no column 'tokens'"),
         (lambda f: f.rename(columns={"params": "parms"}), "nearest are parms"),
-        (lambda f: f.assign(loss=f["loss"].where(f.index != 3)), "'loss' is NaN in 1 rows"),
+        (lambda f: f.assign(loss=f["loss"].where(f.index != 3)), "'loss' is NaN in 1 of 36 rows"),
         (lambda f: f.assign(loss=f["loss"].where(f.index != 3, np.inf)), "'loss' is infinite"),
         (lambda f: f.assign(params=f["params"].where(f.index != 3, 0)), "'params' is zero or negative"),
         (lambda f: f.assign(tokens=f["tokens"].where(f.index != 3, -5)), "'tokens' is zero or negative"),
         (lambda f: f.assign(loss=f["loss"].astype(object).where(f.index != 3, "low")), "holds 'low', not a number"),
+        (lambda f: f.assign(loss=np.nan), "'loss' is NaN in all 36 rows"),
+        (lambda f: f.drop(columns=["tokens", "flops", "flops_budget"]), "it also follows from .* flops and params"),
         (lambda f: f.iloc[:1], "1 runs for 5 parameters"),
         (lambda f: f.iloc[:5], "5 runs for 5 parameters"),
         (lambda f: f.iloc[:0], "0 of 0 rows"),
