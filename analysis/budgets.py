@@ -129,6 +129,7 @@ class Slice:
     center: float
     runs: int
     best_is_edge: str
+    rows: np.ndarray  # where the points stand in the frame
 
     @property
     def u(self) -> Float[np.ndarray, " points"]:
@@ -174,7 +175,17 @@ def slices(
         near = mine & (np.abs(n - best) <= NEAR)
         log_n = n[near]
         found.append(
-            Slice(value, log_n, d[near], c[near], np.exp(y[near]), float(np.mean(log_n)), int(mine.sum()), edge)
+            Slice(
+                value,
+                log_n,
+                d[near],
+                c[near],
+                np.exp(y[near]),
+                float(np.mean(log_n)),
+                int(mine.sum()),
+                edge,
+                np.flatnonzero(near),
+            )
         )
     alone = (f"{single} budgets with one run only",) if single else ()
     return found, tuple(unequal), (*alone, *unlabelled(frame))

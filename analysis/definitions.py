@@ -14,7 +14,7 @@ import pandas as pd
 from analysis import checks
 
 KAPLAN = "Kaplan et al. 2020, arXiv 2001.08361"
-MISSPELT = 0.74  # as "parameters" is to "params": similarity of two names (difflib), from which one is taken for the other written wrongly
+MISSPELT = 0.74  # similarity (difflib) from which a name is another written wrongly: "parameters" for "params"
 NONE: Mapping[str, str] = {}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import checklists, checks, definitions, errors, laws, measuring, profiles, solver, uncertainty
+from analysis import checklists, checks, definitions, errors, laws, measuring, outliers, profiles, solver, uncertainty
 from analysis.criteria import DELTA, Criterion, Kind
 from analysis.diagnostics import Diagnostics, diagnose
 from analysis.forms import Scale
@@ -272,7 +272,8 @@ def fit(
         criterion=criterion,
         fixed=given,
     )
-    return dataclasses.replace(made, warnings=made.warnings + checklists.doubts(made, at))
+    named = outliers.of_fit(made, chosen.frame.index)
+    return dataclasses.replace(made, warnings=(*made.warnings, *named, *checklists.doubts(made, at)))
 
 
 def _others(

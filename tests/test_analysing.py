@@ -56,14 +56,9 @@ def test_an_isoflop_table_without_tokens_is_fitted(tmp_path: Path, capsys: pytes
     flops = 6 * frame["params"] * frame["tokens"]
     bare = pd.DataFrame({"parameters": frame["params"], "compute_budget": flops, "final_loss": frame["loss"]})
     bare.to_csv(tmp_path / "runs.csv", index=False)
+    some = Table(tmp_path / "runs.csv", loss="final_loss", columns=("params=parameters",))
     with pytest.raises(ValueError, match=r"it also follows from .* flops and params"):
-        analysing.fit(
-            Table(tmp_path / "runs.csv", loss="final_loss", columns=("params=parameters",)),
-            "hoffmann",
-            Objective(),
-            50,
-            None,
-        )
+        analysing.fit(some, "hoffmann", Objective(), 50, None)
     columns = ("params=parameters", "flops=compute_budget")
     named = Table(tmp_path / "runs.csv", loss="final_loss", columns=columns)
     analysing.fit(named, "hoffmann", Objective(), 50, None)
