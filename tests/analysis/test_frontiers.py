@@ -250,7 +250,7 @@ def on_one_grid(law: dict[str, float], replica: int, noise: float) -> pd.DataFra
 
 @pytest.mark.parametrize("approach", [1, 2])
 def test_intervals_of_exponents_are_as_wide_as_the_exponents_scatter(approach, law_params, monkeypatch) -> None:
-    """Drawn runs made them two to three times as wide, and held the exponent in every replica."""
+    """Drawn runs made them two to three times as wide here, and held the exponent in every replica."""
     monkeypatch.setattr(isoflop, "_law", lambda *_: analysis.Refused("not asked here"))
     true = law_params["beta"] / (law_params["alpha"] + law_params["beta"])
     found = [
