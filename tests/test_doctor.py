@@ -24,7 +24,6 @@ from scaling.training.trackers import wandb as wandb_tracker
 from tests import command, s3
 
 Make = Callable[..., config.Run]
-ROOT = Path(__file__).parents[1]
 GPU = machine.Seen("gpu", {"NVIDIA H100": 2})
 CPU = machine.Seen("cpu", {"cpu": 1})
 Usage = namedtuple("Usage", "total used free")

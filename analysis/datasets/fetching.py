@@ -73,9 +73,8 @@ def _keep(path: pathlib.Path, content: bytes) -> None:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
             os.replace(name, path)
-        except BaseException:
+        finally:
             pathlib.Path(name).unlink(missing_ok=True)
-            raise
     except OSError as error:
         raise errors.Refused(
             f"{path} cannot be written ({error}); free some space or set SCALING_CACHE to a folder you may write"
