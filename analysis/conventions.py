@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import budgets, checks, errors, frontiers
+from analysis import budgets, checks, definitions, errors, frontiers
 
 COUNTS = ("params", "params_non_embedding", "params_with_head")
 RECORDED = ("flops", "flops_6nd")  # columns of FLOPs; beside them 6 · N · D is always counted
@@ -99,7 +99,7 @@ def _conventions(frame: pd.DataFrame, params: str, tokens: str) -> Iterator[_Con
     counted = frame
     if tokens in frame.columns:
         n, d = (pd.to_numeric(frame[name], errors="coerce") for name in (params, tokens))
-        counted = frame.assign(**{made: 6.0 * n * d})  # text is refused where it counts
+        counted = frame.assign(**{made: definitions.SIX_ND.value(n, d)})  # text is refused where it counts
     seen: list[tuple[str, np.ndarray]] = []
     finished = frame[checks.finished(frame)]
     for column in (*(name for name in RECORDED if not checks.empty(finished, name)), made):

@@ -34,6 +34,7 @@ class Definition:
         return f"{text} ({self.source})" if self.source else text
 
 
+SIX_ND = Definition("flops", ("params", "tokens"), "6 · {params} · {tokens}", lambda n, d: 6.0 * n * d, KAPLAN)
 # The first that can be made counts: what is recorded or exact comes before C = 6ND.
 DEFINITIONS = (
     Definition("tokens_per_parameter", ("tokens", "params"), "{tokens} / {params}", lambda d, n: d / n),
@@ -41,7 +42,7 @@ DEFINITIONS = (
         "tokens", ("tokens_per_parameter", "params"), "{tokens_per_parameter} · {params}", lambda ratio, n: ratio * n
     ),
     Definition("flops", ("flops_budget",), "{flops_budget}", lambda budget: budget, "the budget that is given"),
-    Definition("flops", ("params", "tokens"), "6 · {params} · {tokens}", lambda n, d: 6.0 * n * d, KAPLAN),
+    SIX_ND,
     Definition("tokens", ("flops", "params"), "{flops} / (6 · {params})", lambda c, n: c / (6.0 * n), KAPLAN),
     Definition("params", ("flops", "tokens"), "{flops} / (6 · {tokens})", lambda c, d: c / (6.0 * d), KAPLAN),
 )

@@ -84,8 +84,9 @@ def of_budgets(
     table = pd.DataFrame({key: pd.to_numeric(frame[name]).to_numpy() for key, name in {**names, "loss": loss}.items()})
     keep = np.ones(len(frame), bool)
     keep[found] = False
-    pair = [_exponent(part, names, loss) for part in (frame, frame[keep])]
-    exponents = f"a = {pair[1]:.4g} ({pair[0]:.4g} with them)"
+    others, _, _ = budgets.slices(frame[keep], names["params"], names["tokens"], names["flops"], loss)
+    whole, without = _exponent(cuts), _exponent(others)
+    exponents = f"a = {without:.4g} ({whole:.4g} with them)"
     order = found[np.argsort(-np.abs(off[found]), kind="stable")]
     yield _said(table, frame.index, order, off, "their budget's parabola", exponents)
 
@@ -120,9 +121,8 @@ def _scores(cut: budgets.Slice, keep: Bool[np.ndarray, " points"]) -> Float[np.n
     return scores
 
 
-def _exponent(frame: pd.DataFrame, names: Mapping[str, str], loss: str) -> float:
+def _exponent(cuts: Sequence[budgets.Slice]) -> float:
     """Approach 2's exponent of N*, NaN where too few budgets have a minimum."""
-    cuts, _, _ = budgets.slices(frame, names["params"], names["tokens"], names["flops"], loss)
     good = [cut for cut in cuts if not budgets.optimum(cut, "parabola").refused]
     if len(good) < lines.FEWEST:
         return float("nan")
