@@ -192,7 +192,7 @@ class _Draft:
         self.say(f"law: {three.fit.law.equation}  [{three.fit.law.source}]")
         rows = []
         for name, value in three.fit.params.items():
-            told = three.bootstrap.told(name, three.level)
+            told = three.bootstrap.interval_text(name, three.level)
             rows.append((name, f"{value:.5g}", told))
             self.lines.append(f"  {name} = {value:.5g} ({told})")
         self.page.table(("parameter", "value", "of resampled runs"), rows)

@@ -58,9 +58,9 @@ def _download(entry: Entry, path: pathlib.Path) -> bytes:
 
 
 def _verify(entry: Entry, content: bytes, where: str, remedy: str) -> None:
-    if (found := hashlib.sha256(content).hexdigest()) != entry.sha256:
+    if (digest := hashlib.sha256(content).hexdigest()) != entry.sha256:
         raise errors.Refused(
-            f"{where} holds {len(content)} bytes with SHA-256 {found}, but {entry.name} is {entry.sha256}: {remedy}"
+            f"{where} holds {len(content)} bytes with SHA-256 {digest}, but {entry.name} is {entry.sha256}: {remedy}"
         )
 
 

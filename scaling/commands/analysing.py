@@ -172,7 +172,7 @@ def fit(table: Table, law: str, objective: Objective, resamples: int, save: Path
             print(f"  {parameter} = {value:.5g}   fixed")
             continue
         doubt = "   (not determined by these runs)" if parameter in vague else ""
-        print(f"  {parameter} = {value:.5g}   {boot.told(parameter)}{doubt}")
+        print(f"  {parameter} = {value:.5g}   {boot.interval_text(parameter)}{doubt}")
     for told in boot.warnings:
         print(f"  warning: {told}")
     print(fitted.checklist("intervals above: of resampled runs"))
