@@ -83,6 +83,7 @@ def settings() -> Iterator[None]:
         patch.setenv("PYTHONPATH", PATH)
         patch.setenv("RAY_AUTH_MODE", "disabled")  # else it depends on what was started before
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)  # each node keeps the programs that it compiles
         yield
 
 
