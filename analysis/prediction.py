@@ -1,0 +1,254 @@
+"""The loss of a run not yet trained, with an interval that holds: equal weights over laws that extrapolate differently.
+
+One law's interval knows the scatter of the runs and takes its own form for the truth; what misses a run far above is the
+form. Here several forms are fitted to the same runs, their mean is the prediction, and the interval grows with what they
+disagree about and with the distance beyond the runs:
+
+    log L = mean of log f_m,    half = T · sqrt((SPREAD · s)² + (DISTANCE · log factor)² + σ²)
+
+s is the standard deviation of the members' log f_m, `factor` the target's FLOPs over the largest fitted run's (1 where it
+lies among the runs), σ the scatter of single runs about the members' mean. Equal weights: forecasts combined so are rarely
+beaten by estimated weights (Clemen 1989, International Journal of Forecasting 5). Runs weigh by how much they say about
+the target: w = (C / C_max)^COMPUTE / (1 + (e / EXCESS)²), e the log of a run's loss over the least loss reached with as much
+compute: what was trained far from the optimum obeys no sum of two powers. The constants are set by
+`python -m benchmarks.prediction` on public tables; the article docs/predictions.md says how, and where this fails.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from analysis import budgets, checks, errors, fitting, laws, surfaces, uncertainty
+
+COMPUTE = 0.5
+EXCESS = 0.1
+SPREAD = 1.0
+DISTANCE = 0.006
+FAR = 100.0  # times the largest fitted run's FLOPs: no public table reaches so far, so nothing was tested there
+FEWEST = 3  # members that a mean and its spread need
+FORMAT = "scaling-prediction-1"
+WINDOW = 0.6  # log FLOPs of a group of runs whose least loss is a point of the envelope
+GRID = 400  # sizes tried for the best one
+MEMBERS: dict[str, tuple[str, dict[str, float]]] = {
+    "hoffmann": ("hoffmann", {}),
+    "hoffmann, α = β": ("hoffmann_shared", {}),
+    "hoffmann, E = 0": ("hoffmann", {"E": 0.0}),
+    "hoffmann, α = β = 0.15": ("hoffmann", {"alpha": 0.15, "beta": 0.15}),
+    "hoffmann, α = β = 0.25": ("hoffmann", {"alpha": 0.25, "beta": 0.25}),
+    "hoffmann, α = β = 0.35": ("hoffmann", {"alpha": 0.35, "beta": 0.35}),
+    "kaplan": ("kaplan", {}),
+    "kaplan_offset": ("kaplan_offset", {}),
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prediction:
+    """Losses of new runs: an entry a row of what was asked for, in `value`, `low` and `high` (interval at `level`).
+
+    `factor` is how many times the FLOPs of the largest fitted run each takes; `members` has a column a law, the values
+    of which `value` is the mean; `statements` say what was weighted and left out, `warnings` what to doubt.
+    """
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    level: float
+    factor: np.ndarray
+    members: pd.DataFrame
+    statements: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def summary(self) -> str:
+        """Warnings first, then a line a prediction and what it was made from."""
+        lines = [f"warning: {text}" for text in self.warnings]
+        for i, value in enumerate(self.value):
+            each = ", ".join(f"{name} {row:.4f}" for name, row in self.members.iloc[i].items())
+            lines.append(
+                f"loss {value:.4f} ({self.level:.0%} of new runs: {self.low[i]:.4f} to {self.high[i]:.4f}), at "
+                f"{self.factor[i]:.3g} times the FLOPs of the largest run; by law: {each}"
+            )
+        return "\n".join([*lines, *self.statements])
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What a budget should buy: N*, D* of the mean of the laws, with the range over the laws, and the loss of it.
+
+    `valley` is the loss above the best where N is twice and half of it: what being wrong about N costs.
+    """
+
+    flops: float
+    params: uncertainty.Estimate
+    tokens: uncertainty.Estimate
+    loss: Prediction
+    valley: tuple[float, float]
+
+    def summary(self) -> str:
+        """Two lines, after those of the loss."""
+        n, d = (f"{x.value:.3g} ({x.interval[0]:.3g} to {x.interval[1]:.3g} by law)" for x in (self.params, self.tokens))
+        return (
+            f"{self.loss.summary()}\nat {self.flops:.3g} FLOPs: params {n}, tokens {d}; half of these parameters cost "
+            f"{self.valley[0]:.2%} of the loss, twice as many {self.valley[1]:.2%}"
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictor:
+    """Laws of N and D fitted to the same runs, which predict new ones together.
+
+    `refused` says of each law that the runs do not carry why; `rule` is what a run costs; `scatter` the standard
+    deviation of single runs' log losses about the mean of the laws.
+    """
+
+    fits: dict[str, fitting.Fit]
+    refused: dict[str, str]
+    rule: surfaces.FlopRule
+    largest: float
+    scatter: float
+    statements: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def predict(self, at: pd.DataFrame | Mapping[str, Any], level: float = 0.95) -> Prediction:
+        """The loss of new runs of `params` and `tokens`; `flops` follow from the runs' rule where they are not given.
+
+        Raises ValueError where an input is missing or no positive number.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level = {level}: must lie between 0 and 1; 0.95 is usual")
+        first = next(iter(self.fits.values()))
+        given = fitting.inputs(first, at)
+        n, d = (np.atleast_1d(given[name]) for name in ("params", "tokens"))
+        spent = np.asarray(at["flops"], dtype=np.float64) if "flops" in at else self.rule.flops(n, d)
+        factor = np.atleast_1d(spent) / self.largest
+        members = self._members(n, d)
+        logs = np.log(members.to_numpy())
+        value, half = np.exp(logs.mean(axis=1)), self._half(logs, factor, level)
+        return Prediction(
+            value, value * np.exp(-half), value * np.exp(half), level, factor, members, self.statements,
+            (*self.warnings, *_doubts(members, factor)),
+        )  # fmt: skip
+
+    def _members(self, n: np.ndarray, d: np.ndarray) -> pd.DataFrame:
+        at = {"params": n, "tokens": d}
+        return pd.DataFrame({name: fit.law_at(at) for name, fit in self.fits.items()})
+
+    def _half(self, logs: Float[np.ndarray, "rows members"], factor: np.ndarray, level: float) -> np.ndarray:
+        spread = logs.std(axis=1, ddof=1)
+        beyond = np.log(np.maximum(factor, 1.0))
+        return _quantile(level) * np.sqrt((SPREAD * spread) ** 2 + (DISTANCE * beyond) ** 2 + self.scatter**2)
+
+    def allocate(self, flops: float, level: float = 0.95) -> Budget:
+        """The sizes that reach the least loss at a budget under the runs' FLOP rule; ValueError unless it is positive."""
+        if not 0 < flops < np.inf:
+            raise ValueError(f"flops = {flops}: must be positive and finite; pass a budget in FLOPs such as 1e21")
+        n = np.geomspace(1e3, 1e15, GRID * 12 + 1)
+        d = flops / self.rule.flops(n, np.ones_like(n))
+        kept = d >= 1
+        n, d = n[kept], d[kept]
+        logs = np.log(self._members(n, d).to_numpy())
+        best, each = int(logs.mean(axis=1).argmin()), logs.argmin(axis=0)
+        mean = logs.mean(axis=1)
+        wrong = [float(np.expm1(np.interp(np.log(n[best] * f), np.log(n), mean) - mean[best])) for f in (0.5, 2.0)]
+        n_star, d_star = (
+            uncertainty.Estimate(float(x[best]), (float(x[each].min()), float(x[each].max())), level) for x in (n, d)
+        )
+        loss = self.predict({"params": n[[best]], "tokens": d[[best]], "flops": np.array([flops])}, level)
+        return Budget(float(flops), n_star, d_star, loss, (wrong[0], wrong[1]))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything as JSON, the fits with their runs."""
+        record = {
+            "format": FORMAT, "fits": {name: fit.record() for name, fit in self.fits.items()}, "refused": self.refused,
+            "rule": dataclasses.asdict(self.rule), "largest": self.largest, "scatter": self.scatter,
+            "statements": self.statements, "warnings": self.warnings,
+        }  # fmt: skip
+        fitting.write(path, record)
+
+
+def predictor(
+    frame: pd.DataFrame, *, loss: str = "loss", params: str = "params", tokens: str = "tokens", flops: str = "flops"
+) -> Predictor:
+    """The members fitted to the finished runs of `frame`, each run by its weight.
+
+    Raises `Refused` (a ValueError) where fewer than three of the laws can be fitted to the runs.
+    """
+    spent, note = budgets.costed(frame, params, tokens, flops)
+    chosen = checks.runs(spent)
+    n, d, c, y = (checks.column(chosen.frame, name, "a prediction") for name in (params, tokens, flops, loss))
+    weight = weights(c, y)
+    runs = pd.DataFrame({"params": n, "tokens": d, "flops": c, "loss": y, "se": y / np.sqrt(weight)})
+    fits, refused = {}, {}
+    for name, (law, fixed) in MEMBERS.items():
+        try:
+            fits[name] = fitting.fit(law, runs, weights="se", fixed=fixed or None)
+        except errors.Refused as reason:
+            refused[name] = str(reason)
+    if len(fits) < FEWEST:
+        raise errors.Refused(f"{len(fits)} of {len(MEMBERS)} laws can be fitted to these runs: {next(iter(refused.values()))}")
+    logs = np.mean([np.log(fit.fitted) for fit in fits.values()], axis=0)
+    rule = surfaces.flop_rule(runs, "params", "tokens", "flops")
+    statements = [
+        f"the mean of {len(fits)} laws: {', '.join(fits)}",
+        f"runs weigh (C/C_max)^{COMPUTE:g} / (1 + (e/{EXCESS:g})²), e the log of loss over the least at as much compute: "
+        f"{int((weight / weight.max() < 0.1).sum())} of {len(weight)} weigh less than a tenth of the heaviest",
+        *([note] if note else []),
+        *(f"left out: {name}: {reason}" for name, reason in refused.items()),
+        *checks.left_out(chosen),
+    ]
+    pooled = next(iter(fits.values())).warnings
+    return Predictor(fits, refused, rule, float(c.max()), _scatter(np.log(y) - logs, weight), tuple(statements), pooled)
+
+
+def predict(
+    frame: pd.DataFrame, at: pd.DataFrame | Mapping[str, Any], level: float = 0.95, **columns: str
+) -> Prediction:
+    """The loss of new runs at `at`, with an interval that holds single runs: `predictor(frame).predict(at)`."""
+    return predictor(frame, **columns).predict(at, level)
+
+
+def weights(flops: np.ndarray, loss: np.ndarray) -> np.ndarray:
+    """What each run counts for a prediction above them (the head of this module has the equation)."""
+    excess = np.maximum(np.log(loss) - envelope(flops, loss), 0.0)
+    return np.asarray((flops / flops.max()) ** COMPUTE / (1 + (excess / EXCESS) ** 2))
+
+
+def envelope(flops: np.ndarray, loss: np.ndarray) -> np.ndarray:
+    """log of the least loss that as many FLOPs or fewer reached, straight in log C between groups of runs."""
+    order = np.argsort(flops, kind="stable")
+    c, least = np.log(flops[order]), np.log(np.minimum.accumulate(loss[order]))
+    group = np.round(c / WINDOW)
+    at = np.unique(group)
+    return np.interp(
+        np.log(flops), [c[group == g].mean() for g in at], [least[group == g].min() for g in at]
+    )  # fmt: skip
+
+
+def _scatter(residuals: np.ndarray, weight: np.ndarray) -> float:
+    """The standard deviation of the weighted residuals, by their median magnitude: outliers do not count."""
+    order = np.argsort(np.abs(residuals))
+    share = np.cumsum(weight[order]) / weight.sum()
+    return float(1.4826 * np.abs(residuals)[order][np.searchsorted(share, 0.5)])
+
+
+def _quantile(level: float) -> float:
+    """Of Student's t with five degrees of freedom."""
+    import scipy.special
+
+    return float(scipy.special.stdtrit(5, (1 + level) / 2))
+
+
+def _doubts(members: pd.DataFrame, factor: np.ndarray) -> list[str]:
+    found = []
+    if (factor > FAR).any():
+        found.append(
+            f"{factor.max():.3g} times the FLOPs of the largest run: intervals were tested up to {FAR:g} times; train a "
+            "run in between"
+        )
+    return found
