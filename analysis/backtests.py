@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import budgets, checks, errors, fitting, laws, noise
+from analysis import budgets, checkpoints, checks, definitions, errors, fitting, laws, noise
 
 MANY = 12  # more distinct values than this are no grid: held-out groups are then quarters of a decade
 QUARTER = np.log(10.0) / 4
@@ -21,7 +21,7 @@ class Backtest:
     (on the fit's scale: by default log predicted − log measured), `low` to `high` the interval of a new run, `inside`,
     and `flops`, `flops_budget`, `seed` where the table has them. `origins` has a row an origin, the largest first:
     fitted and held-out runs, rms errors, share inside, or why it was `refused`. `excluded` says which rows of the table
-    are no runs of it, `warnings` what pools runs that should be fitted apart.
+    are no runs of it, `warnings` what pools runs that should be fitted apart, `notes` which columns follow from others.
     """
 
     law: laws.Law
@@ -33,6 +33,7 @@ class Backtest:
     noise: noise.SeedNoise
     excluded: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def latest(self) -> pd.DataFrame:
@@ -49,7 +50,8 @@ class Backtest:
         beside = f"seed noise {self.noise.sd:.4f}" if self.noise.sd > 0 else "seed noise not measured"
         head = f"{self.law.name}: {self.law.equation}; fitted below, predicted above, by {self.hold_out}; {beside}"
         left_out = [f"left out: {text}" for text in self.excluded]
-        return "\n".join([head, *self.by_origin(), *left_out, *(f"warning: {text}" for text in self.warnings)])
+        warned = (f"warning: {text}" for text in self.warnings)
+        return "\n".join([head, *self.by_origin(), *self.notes, *left_out, *warned])
 
     def by_origin(self) -> list[str]:
         """One line an origin."""
@@ -89,11 +91,11 @@ def backtest(
     form = laws.get(law)
     if origins < 1:
         raise ValueError(f"origins = {origins}: must be at least 1; 3 is usual")
-    if hold_out == "flops":
-        frame, _ = budgets.costed(frame, options.get("params", "params"), options.get("tokens", "tokens"), "flops")
+    held = options.get(hold_out, hold_out)
+    frame, notes, options = definitions.prepared(frame, (*form.inputs, hold_out), options, form.inputs)
     cluster = options.get("cluster")
     chosen = checks.runs(frame, cluster)
-    size = checks.column(chosen.frame, hold_out, "the hold-out")
+    size = checks.column(chosen.frame, held, "the hold-out")
     group = groups(chosen.frame, hold_out, size)
     steps = np.unique(group)[::-1]
     if len(steps) < 2:
@@ -145,7 +147,11 @@ def backtest(
         pd.DataFrame(rows),
         noise.seed_noise(frame, loss) if cluster is None else unmeasured,
         checks.left_out(chosen),
-        checks.mixture(chosen.frame, {*form.inputs, *(options.get(name, name) for name in form.inputs)})[0],
+        (
+            *checkpoints.warn(chosen.frame, cluster, *(options.get(name, name) for name in ("params", "tokens"))),
+            *checks.mixture(chosen.frame, {*form.inputs, *(options.get(name, name) for name in form.inputs)})[0],
+        ),
+        notes,
     )
 
 

@@ -64,17 +64,6 @@ class Akima(Minimum):
         return np.exp(interpolate.Akima1DInterpolator(self.log_params, self.log_loss)(np.log(params)))
 
 
-def costed(frame: pd.DataFrame, params: str, tokens: str, flops: str) -> tuple[pd.DataFrame, str]:
-    """The frame with a column of FLOPs: its own, or 6ND (Kaplan et al. 2020, arXiv 2001.08361), then with a note."""
-    if flops in frame.columns or not {params, tokens} <= set(frame.columns):
-        return frame, ""
-    note = (
-        f"{flops} = 6 · {params} · {tokens} (Kaplan et al. 2020, arXiv 2001.08361): the table has no column {flops!r}"
-    )
-    n, d = (pd.to_numeric(frame[name], errors="coerce") for name in (params, tokens))  # text is refused where it counts
-    return frame.assign(**{flops: 6.0 * n * d}), note
-
-
 def labelled(frame: pd.DataFrame) -> bool:
     """Whether any run says which budget of a grid it belongs to."""
     return "flops_budget" in frame.columns and bool(frame["flops_budget"].notna().any())
@@ -82,6 +71,8 @@ def labelled(frame: pd.DataFrame) -> bool:
 
 def unlabelled(frame: pd.DataFrame) -> tuple[str, ...]:
     """What to say of runs without a budget beside runs that have one; they are in no grid."""
+    if not labelled(frame) and "flops_budget" in frame.columns:
+        return ("column 'flops_budget': it is empty, and budgets are runs of nearly equal FLOPs",)
     missing = int(frame["flops_budget"].isna().sum()) if labelled(frame) else 0
     return (f"{missing} runs without flops_budget, beside {len(frame) - missing} that have one",) if missing else ()
 
@@ -138,6 +129,7 @@ class Slice:
     center: float
     runs: int
     best_is_edge: str
+    rows: np.ndarray  # where the points stand in the frame
 
     @property
     def u(self) -> Float[np.ndarray, " points"]:
@@ -183,7 +175,17 @@ def slices(
         near = mine & (np.abs(n - best) <= NEAR)
         log_n = n[near]
         found.append(
-            Slice(value, log_n, d[near], c[near], np.exp(y[near]), float(np.mean(log_n)), int(mine.sum()), edge)
+            Slice(
+                value,
+                log_n,
+                d[near],
+                c[near],
+                np.exp(y[near]),
+                float(np.mean(log_n)),
+                int(mine.sum()),
+                edge,
+                np.flatnonzero(near),
+            )
         )
     alone = (f"{single} budgets with one run only",) if single else ()
     return found, tuple(unequal), (*alone, *unlabelled(frame))

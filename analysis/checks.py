@@ -6,12 +6,12 @@ Everything that is excluded is excluded by a rule stated here and is counted; ev
 
 import dataclasses
 import difflib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from analysis import errors, forms, settings, shapes
+from analysis import errors, settings
 
 ONE_EACH = ("tokenizer_id", "vocabulary_size", "context", "precision", "validation_id")
 EPOCHS_WARN, EPOCHS_REFUSE = 1.0, 4.0  # Muennighoff et al. 2023, arXiv 2305.16264: little lost up to about 4 epochs
@@ -23,6 +23,7 @@ NUMERIC = (
 )  # fmt: skip
 DAMAGED = "damaged"  # the status of a row whose run's files are missing or cannot be read; its `reason` says which
 REASONS = 3  # of damaged rows that are listed
+REPEATS = "every column repeats another row's (a run counts once; runs of their own need a column, such as a seed)"
 RATIO_SPREAD = 0.05  # least standard deviation of log D given log N; 5% apart is one ratio
 
 
@@ -37,29 +38,40 @@ class Selection:
     notes: tuple[str, ...]
 
 
-def runs(frame: pd.DataFrame, cluster: str | None = None) -> Selection:
-    """Finished runs that are not trunks: status "finished" where there is a status, role other than "trunk".
-
-    A run_id may repeat only where the rows of a run are a `cluster` of its checkpoints.
-    A column of numbers that is text for the sake of other rows ("-" in a failed one) is numbers again in the selection.
-    Rows of any other status are left out and counted, damaged ones with the reason; they may lack every measurement.
-    """
+def finished(frame: pd.DataFrame) -> pd.Series:
+    """Whether each row is a finished run that is no trunk, by `status` and `role` where the frame has them."""
     if not isinstance(frame, pd.DataFrame):
         raise errors.Refused(f"got a {type(frame).__name__}: the analysis takes a pandas DataFrame; build one of it")
     keep = pd.Series(True, index=frame.index)
-    dropped: dict[str, int] = {}
-    notes = []
+    if "status" in frame.columns:
+        keep &= frame["status"] == "finished"
+    if "role" in frame.columns:
+        keep &= frame["role"] != "trunk"
+    return keep
+
+
+def runs(frame: pd.DataFrame, cluster: str | None = None) -> Selection:
+    """Finished runs that are not trunks: status "finished" where there is a status, role other than "trunk".
+
+    A row that repeats another in every column is left out and counted; a run_id may repeat in other rows only where the
+    rows of a run are a `cluster` of its checkpoints.
+    A column of numbers that is text for the sake of other rows ("-" in a failed one) is numbers again in the selection.
+    Rows of any other status are left out and counted, damaged ones with the reason; they may lack every measurement.
+    """
+    keep = finished(frame)
+    other = frame[~keep]
+    dropped, notes = dict[str, int](), list[str]()
     if "status" in frame:
-        keep = frame["status"] == "finished"
-        dropped = _statuses(frame[~keep])
+        dropped = _statuses(other[other["status"] != "finished"])
+        other = other[other["status"] == "finished"]
     else:
         notes.append("status: not checked (no column)")
-    if "role" in frame:
-        trunks = keep & (frame["role"] == "trunk")
-        if trunks.any():
-            dropped["role is trunk"] = int(trunks.sum())
-        keep &= frame["role"] != "trunk"
+    if len(other):
+        dropped["role is trunk"] = len(other)
     chosen = frame[keep]
+    if (again := _repeats(chosen)).any():
+        dropped[REPEATS] = int(again.sum())
+        chosen = chosen[~again]
     if cluster is None and "run_id" in chosen and chosen["run_id"].duplicated().any():
         repeated = chosen.loc[chosen["run_id"].duplicated(), "run_id"].iloc[0]
         raise errors.Refused(
@@ -67,6 +79,16 @@ def runs(frame: pd.DataFrame, cluster: str | None = None) -> Selection:
             "they are checkpoints"
         )
     return Selection(_numeric(chosen), len(frame), tuple(dropped.items()), (), tuple(notes))
+
+
+def _repeats(frame: pd.DataFrame) -> np.ndarray:
+    """Whether each row repeats an earlier one in every column."""
+    again = frame.select_dtypes("number").duplicated(keep=False)  # quick, and rules out nearly all rows
+    if not again.any():
+        return again.to_numpy()
+    alike = frame[again].apply(lambda cells: settings.values(cells) if cells.dtype == object else cells)
+    again[again] = alike.duplicated()
+    return again.to_numpy()
 
 
 def _statuses(frame: pd.DataFrame) -> dict[str, int]:
@@ -112,16 +134,26 @@ def there(frame: pd.DataFrame, name: str, purpose: str) -> None:
         )
 
 
+def empty(frame: pd.DataFrame, name: str) -> bool:
+    """Whether a frame has no column `name`, or no value in any row of it."""
+    return name not in frame.columns or bool(len(frame) and frame[name].isna().all())
+
+
 def column(frame: pd.DataFrame, name: str, purpose: str, positive: bool = True) -> np.ndarray:
     """One column as finite float64, positive unless it need not be, or `Refused` that names the first bad value."""
     there(frame, name, purpose)
     raw, array = frame[name], numbers(frame, name)
+    if len(array) and empty(frame, name):
+        raise errors.Refused(
+            f"column {name!r} is NaN in all {len(array)} rows, and needed for {purpose}; fill it, or say which column "
+            "to use"
+        )
     for bad, what in ((np.isnan(array), "NaN"), (np.isinf(array), "infinite"), (array <= 0, "zero or negative")):
         if bad.any() and (positive or what != "zero or negative"):
             row = frame.index[bad][0]
             needs = "a law in logarithms needs positive finite numbers" if positive else "a law needs finite numbers"
             raise errors.Refused(
-                f"column {name!r} is {what} in {int(bad.sum())} rows (first at index {row!r}, value "
+                f"column {name!r} is {what} in {int(bad.sum())} of {len(array)} rows (first at index {row!r}, value "
                 f"{raw[bad].iloc[0]}): {needs}; drop these rows and say why"
             )
     return array
@@ -249,106 +281,6 @@ def independent(inputs: Mapping[str, np.ndarray], law: str) -> None:
                 f"runs: {law!r} cannot tell its effect from theirs; add runs that vary it on its own, or use a law "
                 "without it"
             )
-
-
-def measurements(
-    law: forms.Law,
-    frame: pd.DataFrame,
-    loss: str,
-    columns: Mapping[str, str],
-    scale: str,
-    fixed: Mapping[str, float],
-    cluster: str | None,
-) -> tuple[Selection, dict[str, np.ndarray], np.ndarray]:
-    """What a fit of `law` may use: the selection, its inputs by name, and the losses.
-
-    A fit with exponents held (or another nonlinear parameter) is not refused for inputs that do not vary on their own.
-    """
-    if unknown := set(columns) - set(law.inputs):
-        raise errors.Refused(f"{sorted(unknown)} are no inputs of {law.name!r}; it takes {', '.join(law.inputs)}")
-    chosen = runs(frame, cluster)
-    _clustered(chosen.frame, cluster)
-    if not len(chosen.frame):
-        raise errors.Refused(f"0 of {chosen.total} rows are finished runs; there is nothing to fit: {chosen.dropped}")
-    names = {name: columns.get(name, name) for name in law.inputs}
-    inputs = {
-        name: column(chosen.frame, held, f"input {name!r} of {law.name}", name not in law.real)
-        for name, held in names.items()
-    }
-    measured = column(chosen.frame, loss, "the loss", scale != "linear")
-    _once(chosen.frame)
-    _enough(law, inputs, names, len(measured), len(law.names) - len(fixed))
-    warnings = list(_turning(law, inputs, names, measured, loss, scale))
-    if "learning_rate" not in law.inputs:
-        warnings += learning_rates(chosen.frame)
-    notes = [*chosen.notes, *one_of_each(chosen.frame, law.varies)]
-    reported = [mixture(chosen.frame, {*law.inputs, *names.values()})]
-    if "tokens" in law.inputs and "unique_tokens" not in law.inputs:
-        reported.append(epochs(chosen.frame))
-    for more, other in reported:
-        warnings += more
-        notes += other
-    if not set(fixed) & set(law.nonlinear):
-        _identified(law, inputs)
-    return dataclasses.replace(chosen, warnings=tuple(warnings), notes=tuple(notes)), inputs, measured
-
-
-def _clustered(frame: pd.DataFrame, cluster: str | None) -> None:
-    """Refuse a cluster column that does not say of every row which of several runs it is of."""
-    if cluster is None:
-        return
-    if cluster not in frame.columns or frame[cluster].isna().any():
-        raise errors.Refused(f"cluster {cluster!r} is no column with a value in every row; name one that says the run")
-    if frame[cluster].nunique() < 2:
-        raise errors.Refused(
-            f"cluster {cluster!r} has one value in all {len(frame)} rows: intervals come from the differences "
-            "between runs; add runs, or leave cluster out if rows are runs of their own"
-        )
-
-
-def _once(frame: pd.DataFrame) -> None:
-    """Refuse rows that repeat another."""
-    again = frame.apply(lambda cells: settings.values(cells) if cells.dtype == object else cells).duplicated()
-    if again.any():
-        raise errors.Refused(
-            f"{int(again.sum())} rows repeat another in every column (first at index {frame.index[again][0]!r}): a "
-            "run counts once; use frame.drop_duplicates(), or add a seed column if they are runs of their own"
-        )
-
-
-def _enough(law: forms.Law, inputs: Mapping[str, np.ndarray], names: Mapping[str, str], got: int, needed: int) -> None:
-    """Refuse fewer runs than free parameters, and a single input that does not vary."""
-    if got <= needed:
-        raise errors.Refused(f"{got} runs for {needed} parameters of {law.name!r}: need more than {needed}; add runs")
-    if len(law.inputs) != 1:
-        return
-    first = law.inputs[0]
-    size = inputs[first] if first in law.real else np.log(inputs[first])
-    if np.ptp(size) < (1e-9 * np.abs(size).max() if first in law.real else RATIO_SPREAD):
-        raise errors.Refused(f"{names[first]!r} is the same in all {got} runs: {law.name!r} needs it to vary; add runs")
-
-
-def _identified(law: forms.Law, inputs: Mapping[str, np.ndarray]) -> None:
-    """Refuse inputs whose effects cannot be told apart."""
-    if {"params", "tokens"} <= set(law.inputs):
-        separable(inputs["params"], inputs["tokens"])
-    if len(law.inputs) > 1:
-        independent({name: inputs[name] for name in law.inputs if name not in law.real}, law.name)
-
-
-def _turning(
-    law: forms.Law, inputs: Mapping[str, np.ndarray], names: Mapping[str, str], measured: np.ndarray, loss: str,
-    scale: str,
-) -> Iterator[str]:  # fmt: skip
-    """Warnings where a curve of one positive input turns beyond its noise, as no power law does."""
-    if len(law.inputs) != 1 or law.real or scale == "linear":
-        return
-    (name,) = law.inputs
-    x = inputs[name]
-    if len(np.unique(x)) >= shapes.FEWEST:
-        order = np.argsort(x, kind="stable")
-        x, y = x[order], measured[order]
-        yield from shapes.turning(x, y, shapes.noise(x, np.log(y)), names[name], loss)
 
 
 def conventions(frame: pd.DataFrame, names: Sequence[str]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import pandas as pd
 import scipy.optimize
 import scipy.special
 
-from analysis import backtests, errors, fitting, laws
+from analysis import backtests, definitions, errors, fitting, laws
 from analysis.criteria import Criterion
 
 OPTIONS = {"objective", "delta", "scale", "weights", "cluster"}  # of a fit, that all laws take
@@ -34,7 +34,7 @@ class Comparison:
         return str(self.table["law"].iloc[0])
 
     def summary(self) -> str:
-        """The table as text; below it the reasons of what was refused, and each fit's warnings."""
+        """The table as text; below it the reasons of what was refused, the columns that were made, and warnings."""
         shown = self.table[self.table["refused"] == ""]
         rows = [f"{'law':<22}{'held-out':>10}{'inside':>8}{'params':>8}{'AIC':>10}{'BIC':>10}{'rms':>9}  status"]
         for row in shown.to_dict("records"):
@@ -44,11 +44,18 @@ class Comparison:
             )
         refused = self.table[self.table["refused"] != ""]
         rows += [f"{row.law}: refused: {row.refused}" for row in refused.itertuples()]
-        for warning in dict.fromkeys(warning for fit in self.fits.values() for warning in fit.warnings):
-            warned = [name for name, fit in self.fits.items() if warning in fit.warnings]
-            whose = f" ({', '.join(warned)})" if len(warned) < len(self.fits) else ""
-            rows.append(f"warning{whose}: {warning}")
+        rows += self._said("made", {name: test.notes for name, test in self.backtests.items()})
+        rows += self._said("warning", {name: fit.warnings for name, fit in self.fits.items()})
         return "\n".join(rows)
+
+    def _said(self, what: str, lines: Mapping[str, Sequence[str]]) -> list[str]:
+        """Each line once, with the laws that it is of unless it is of all."""
+        rows = []
+        for line in dict.fromkeys(line for each in lines.values() for line in each):
+            named = [name for name, each in lines.items() if line in each]
+            whose = f" ({', '.join(named)})" if len(named) < len(self.fits) else ""
+            rows.append(f"{what}{whose}: {line}")
+        return rows
 
 
 def compare(
@@ -68,18 +75,21 @@ def compare(
     are taken on one scale. A law that the runs cannot carry is listed with the reason; Refused where none can be made.
     """
     forms = [laws.get(entry) for entry in candidates]
-    inputs = {name for form in forms for name in form.inputs}
-    _comparable(forms, inputs, options)
+    columns = {key: value for key, value in options.items() if key in definitions.QUANTITIES}
+    takes = {form.name: {*form.inputs, *definitions.taken(frame, form.inputs, columns)} for form in forms}
+    inputs = set[str]().union(*takes.values())
+    _comparable(forms, inputs | ({hold_out} & {*columns}), options)
     fits: dict[str, fitting.Fit] = {}
     tests: dict[str, backtests.Backtest] = {}
     refused: dict[str, str] = {}
     for form in forms:
-        mine = {key: value for key, value in options.items() if key not in inputs or key in form.inputs}
+        mine = {key: value for key, value in options.items() if key in OPTIONS or key in takes[form.name]}
+        size = {hold_out: options[hold_out]} if hold_out in options else {}
         try:
             made = fitting.fit(form, frame, loss=loss, **mine)
             fitting.refuse_unconverged(made)
             tests[form.name] = backtests.backtest(
-                form, frame, hold_out, origins=origins, loss=loss, resamples=resamples, seed=seed, **mine
+                form, frame, hold_out, origins=origins, loss=loss, resamples=resamples, seed=seed, **{**mine, **size}
             )
             fits[form.name] = made
         except errors.Refused as reason:

@@ -96,9 +96,13 @@ def _exponents(found: frontiers.Frontier) -> dict[str, object]:
 def _conventions(frame: pd.DataFrame, params: str, tokens: str) -> Iterator[_Convention]:
     """The countings of FLOPs with this N: columns that are recorded, and 6 · N · D where it is none of them."""
     made = "flops_of_6ND"
-    counted, _ = budgets.costed(frame, params, tokens, made)
+    counted = frame
+    if tokens in frame.columns:
+        n, d = (pd.to_numeric(frame[name], errors="coerce") for name in (params, tokens))
+        counted = frame.assign(**{made: 6.0 * n * d})  # text is refused where it counts
     seen: list[tuple[str, np.ndarray]] = []
-    for column in (*(name for name in RECORDED if name in frame.columns), made):
+    finished = frame[checks.finished(frame)]
+    for column in (*(name for name in RECORDED if not checks.empty(finished, name)), made):
         if column not in counted.columns:
             continue
         values = pd.to_numeric(counted[column], errors="coerce").to_numpy(dtype=np.float64)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import backtests, budgets, checks, errors, fitting, laws
+from analysis import backtests, checks, definitions, errors, fitting, laws
 
 DRAWS = 4000  # of each of the three ways
 FURTHEST = 2.0  # times the largest reach back-tested, in logs: beyond, a drift is not carried on
@@ -44,8 +44,8 @@ class Extrapolation:
     level: float
 
     def summary(self) -> str:
-        """A line a prediction."""
-        lines = []
+        """A line a prediction; before them, which columns were made of others."""
+        lines = list(self.backtest.notes)
         for i, reach in enumerate(self.reach):
             told = ", ".join(f"{np.expm1(bias):+.2%} at {way}" for way, bias in self.biases.iloc[i, 1:].items())
             low, high = (f"{end[i]:.4f}" for end in self.plain_interval)
@@ -84,8 +84,7 @@ def extrapolate(
     or where a target does not lie above the runs.
     """
     form = laws.get(law)
-    if hold_out == "flops":
-        frame, _ = budgets.costed(frame, options.get("params", "params"), options.get("tokens", "tokens"), "flops")
+    frame, notes, options = definitions.prepared(frame, (*form.inputs, hold_out), options, form.inputs)
     test = backtests.backtest(
         form,
         frame,
@@ -149,7 +148,7 @@ def extrapolate(
     low, high = np.quantile(np.concatenate(draws), [(1 - level) / 2, (1 + level) / 2], axis=0)
     return Extrapolation(
         fit=fit,
-        backtest=test,
+        backtest=dataclasses.replace(test, notes=notes),
         errors=table.drop(columns="step"),
         reach=reach,
         plain=plain,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import checklists, checks, errors, laws, profiles, solver, uncertainty
+from analysis import checklists, checks, definitions, errors, laws, measuring, outliers, profiles, solver, uncertainty
 from analysis.criteria import DELTA, Criterion, Kind
 from analysis.diagnostics import Diagnostics, diagnose
 from analysis.forms import Scale
@@ -171,18 +171,22 @@ def load(path: str | os.PathLike[str], law: laws.Law | None = None) -> Fit:
 
 
 def inputs(fit: Fit, at: pd.DataFrame | Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The law's inputs in `at`, as it takes them: under the column the fit used, else under the input's own name."""
+    """The law's inputs in `at`, as it takes them: under the column the fit used, else under the input's own name.
+
+    One that is not there is made of others where that is exact: tokens_per_parameter = tokens / params.
+    """
     found = {}
     for name in fit.law.inputs:
         key = fit.columns[name] if fit.columns[name] in at else name
-        if key not in at:
+        made = None if key in at else definitions.exactly(at, name)
+        if key not in at and made is None:
             raise ValueError(
                 f"prediction by {fit.law.name!r} needs {fit.columns[name]!r}; got {', '.join(map(str, at))}; add it"
             )
         try:
-            found[name] = np.asarray(at[key], dtype=np.float64)
+            found[name] = np.asarray(at[key] if made is None else made, dtype=np.float64)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{key} = {at[key]!r} holds what is no number; fix or drop it") from error
+            raise ValueError(f"{key} = {at.get(key)!r} holds what is no number; fix or drop it") from error
         positive = name not in fit.law.real
         if (bad := ~(np.isfinite(found[name]) & ((found[name] > 0) | (not positive)))).any():
             raise ValueError(
@@ -213,13 +217,13 @@ def fit(
     run weighs 1/se², relative to the mean. `fixed` holds parameters at given values; `start` refines from that point
     alone instead of many. `cluster` names the column that says which run a row is a checkpoint of: such rows are
     resampled together. `columns` says where an input is under another name:
-    fit("hoffmann", frame, params="params_non_embedding").
+    fit("hoffmann", frame, params="params_non_embedding"). Inputs that follow from others are made of them and stated.
     Raises `Refused` (a ValueError) where the data cannot support the fit.
     """
     form = laws.get(law)
     criterion = Criterion(objective, delta, scale or form.scale)
     given = _given(form, fixed or {}, "fixed")
-    chosen, values, measured = checks.measurements(form, frame, loss, columns, criterion.scale, given, cluster)
+    chosen, values, measured = measuring.measurements(form, frame, loss, columns, criterion.scale, given, cluster)
     names = {name: columns.get(name, name) for name in form.inputs}
     kept = _spent(chosen.frame, [*values, "loss"])
     if weights is not None:
@@ -268,7 +272,8 @@ def fit(
         criterion=criterion,
         fixed=given,
     )
-    return dataclasses.replace(made, warnings=made.warnings + checklists.doubts(made, at))
+    named = outliers.of_fit(made, chosen.frame.index)
+    return dataclasses.replace(made, warnings=(*made.warnings, *named, *checklists.doubts(made, at)))
 
 
 def _others(

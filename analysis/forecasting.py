@@ -135,9 +135,11 @@ def forecast(
     """
     forms = [catalogue.get(law) for law in laws]
     _accept(forms, memories, horizon)
-    chosen = checks.runs(frame, cluster="run_id").frame  # a curve's points are checkpoints of one run
-    checks.one_of_each(chosen)
-    seen, measured = (checks.column(chosen, name, f"the forecast's {axis}") for axis, name in (("x", x), ("y", y)))
+    chosen = checks.runs(frame, cluster="run_id")  # a curve's points are checkpoints of one run
+    checks.one_of_each(chosen.frame)
+    seen, measured = (
+        checks.column(chosen.frame, name, f"the forecast's {axis}") for axis, name in (("x", x), ("y", y))
+    )
     order = np.argsort(seen, kind="stable")
     points = pd.DataFrame({x: seen[order], y: measured[order]})
     if points.duplicated().any():
@@ -160,7 +162,9 @@ def forecast(
             f"{horizon:g} times its end fits in; add points, or pass a smaller horizon"
         )
     tracks = ensembles.train(forms, memories, seen, measured, back)
-    return _weighed(points, tracks, horizon, shapes.noise(seen, np.log(measured)))
+    repeats = tuple(f"left out: {told}" for told in checks.left_out(chosen) if checks.REPEATS in told)
+    made = _weighed(points, tracks, horizon, shapes.noise(seen, np.log(measured)))
+    return dataclasses.replace(made, warnings=(*repeats, *made.warnings))
 
 
 def _accept(forms: Sequence[Law], memories: Sequence[float], horizon: float) -> None:

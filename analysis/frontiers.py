@@ -11,7 +11,19 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from analysis import allocation, budgets, checks, errors, fitting, isoflop, lines, surfaces, uncertainty
+from analysis import (
+    allocation,
+    budgets,
+    checkpoints,
+    checks,
+    definitions,
+    errors,
+    fitting,
+    isoflop,
+    lines,
+    surfaces,
+    uncertainty,
+)
 from analysis.allocation import Allocation, Frontier, Target
 from analysis.lines import Lines
 from analysis.surfaces import FlopRule, Surface, flop_rule
@@ -60,11 +72,13 @@ def frontier(
     if approach not in (1, 2, 3):
         raise ValueError(f"approach = {approach!r}: there are 1 (envelope), 2 (iso-FLOP) and 3 (fitted law); pass one")
     budgets.known(minimum)
-    with_flops, note = budgets.costed(frame, params, tokens, flops)
-    chosen = checks.runs(with_flops)
+    frame, told = definitions.complete(frame, names, names)
+    chosen = checks.runs(frame)
     checks.one_of_each(chosen.frame)
     mixed, _ = checks.mixture(chosen.frame, names.values())
-    chosen = dataclasses.replace(chosen, warnings=(*chosen.warnings, *mixed))
+    chosen = dataclasses.replace(
+        chosen, warnings=(*chosen.warnings, *checkpoints.warn(chosen.frame, None, params, tokens), *mixed)
+    )
     checks.separable(*(checks.column(chosen.frame, name, "the frontier") for name in (params, tokens)))
     if approach == 2:
         made = isoflop.frontier(chosen, names, loss, level, resamples, seed, minimum)
@@ -72,7 +86,8 @@ def frontier(
         made = (_envelope if approach == 1 else _parametric)(chosen, names, loss, level, resamples, seed)
     return dataclasses.replace(
         made,
-        statements=(*made.statements, *([note] if note else [])),
+        statements=(*made.statements, *told),
+        fit=made.fit and dataclasses.replace(made.fit, facts=(*made.fit.facts, *told)),
         excluded=(*checks.left_out(chosen), *made.excluded),
     )
 
@@ -174,10 +189,10 @@ def of_fit(fit: fitting.Fit, *, level: float = 0.95, resamples: int = 1000, seed
     """
     if fit.law.name != "hoffmann":
         raise errors.Refused(f'a frontier needs the law "hoffmann", not {fit.law.name!r}; fit that one')
-    runs, note = budgets.costed(fit.runs, "params", "tokens", "flops")
+    runs, made = definitions.complete(fit.runs, ("params", "tokens", "flops"))
     rule = flop_rule(runs, "params", "tokens", "flops")
     told = tuple(fact for fact in fit.facts if fact.startswith("definition of"))
-    return _surface(fit, rule, ("", *told, *([note] if note else [])), level, resamples, seed)
+    return _surface(fit, rule, ("", *told, *made), level, resamples, seed)
 
 
 def _surface(

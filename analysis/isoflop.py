@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from analysis import allocation, biases, budgets, checks, errors, fitting, lines, surfaces, uncertainty
+from analysis import allocation, biases, budgets, checks, errors, fitting, lines, outliers, surfaces, uncertainty
 from analysis.lines import Lines
 
 _DRAWN = {"parabola": "least-squares parabolas in log N", "akima": "Akima's interpolation of log loss in log N"}
@@ -56,7 +56,13 @@ def frontier(
         minima=allocation.minima(optima[0]),
         statements=(*allocation.statements(chosen.frame, names, how), *told),
         excluded=excluded,
-        warnings=(*chosen.warnings, *_doubts(found), *_lost(line), *_biased(bias)),
+        warnings=(
+            *chosen.warnings,
+            *outliers.of_budgets(chosen.frame, names, loss, cuts),
+            *_doubts(found),
+            *_lost(line),
+            *_biased(bias),
+        ),
         parabolas=found,
         minimum=kind,
         methods=methods,

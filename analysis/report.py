@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import figure
 
-from analysis import axes, backtests, budgets, checks, errors, frontiers, noise, pages, plots, timings, uncertainty
+from analysis import axes, backtests, checks, definitions, errors, frontiers, noise, pages, plots, timings, uncertainty
 
 T = TypeVar("T")
 
@@ -46,6 +46,7 @@ def write(
     are drawn behind the runs; `notes` are sentences to put on top, such as how learning rates were chosen. Raises
     `Refused` where there is no finished run, or its parameters, tokens or loss are no positive numbers.
     """
+    frame, made = definitions.complete(frame, ("params", "tokens", "flops"), {"params": params})
     chosen = checks.runs(frame)
     if not len(chosen.frame):
         raise errors.Refused(f"0 of {chosen.total} rows are finished runs, nothing to report: {dict(chosen.dropped)}")
@@ -56,7 +57,7 @@ def write(
     draft = _Draft(frame, chosen, place, loss, params, resamples)
     for note in notes:
         draft.say(note)
-    draft.runs()
+    draft.runs(made)
     draft.exponents()
     draft.figures(curves)
     draft.law()
@@ -78,7 +79,7 @@ class _Draft:
     ) -> None:
         self.page, self.lines, self.drawn = pages.Page(), list[str](), list[pathlib.Path]()
         self.place, self.chosen, self.loss, self.params, self.resamples = place, chosen, loss, params, resamples
-        self.frame, self.rule = budgets.costed(frame, params, "tokens", "flops")
+        self.frame = frame
         self.noise = noise.seed_noise(frame, loss)
         self.tried = {number: _try(functools.partial(self._frontier, number)) for number in (1, 2, 3)}
         self.made = [found for found in self.tried.values() if isinstance(found, frontiers.Frontier)]
@@ -99,7 +100,8 @@ class _Draft:
         self.drawn.append(plots.save(figure, self.place / f"{name}.png"))
         self.page.figure(self.drawn[-1], caption)
 
-    def runs(self) -> None:
+    def runs(self, made: Sequence[str]) -> None:
+        """How many runs there are and what they show; which columns were `made` of others."""
         runs = self.chosen.frame
         dropped = ", ".join(f"{count} where {why}" for why, count in self.chosen.dropped) or "none"
         sizes_of, losses = (checks.column(runs, name, "the report") for name in (self.params, self.loss))
@@ -114,8 +116,8 @@ class _Draft:
             f"largest model ({sizes[0]} {self.params}) at its best beats the smallest ({sizes[1]}) by {gain:.4f} "
             f"nats/token{beside}"
         )
-        if self.rule:
-            self.say(self.rule)
+        for line in made:
+            self.say(line)
 
     def exponents(self) -> None:
         self.page.heading("Compute-optimal scaling")

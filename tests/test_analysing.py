@@ -51,6 +51,22 @@ def test_a_table_needs_the_columns_of_its_law_and_no_others(tmp_path: Path, caps
         analysing.fit(Table(tmp_path / "flops.csv"), "hoffmann", Objective(), 100, None)
 
 
+def test_an_isoflop_table_without_tokens_is_fitted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = table()
+    flops = 6 * frame["params"] * frame["tokens"]
+    bare = pd.DataFrame({"parameters": frame["params"], "compute_budget": flops, "final_loss": frame["loss"]})
+    bare.to_csv(tmp_path / "runs.csv", index=False)
+    some = Table(tmp_path / "runs.csv", loss="final_loss", columns=("params=parameters",))
+    with pytest.raises(ValueError, match=r"it also follows from .* flops and params"):
+        analysing.fit(some, "hoffmann", Objective(), 50, None)
+    columns = ("params=parameters", "flops=compute_budget")
+    named = Table(tmp_path / "runs.csv", loss="final_loss", columns=columns)
+    analysing.fit(named, "hoffmann", Objective(), 50, None)
+    told = capsys.readouterr().out
+    assert f"  alpha = {analysis.fit('hoffmann', frame).params['alpha']:.5g} " in told
+    assert "tokens = compute_budget / (6 · parameters) (Kaplan" in told
+
+
 def test_a_folder_that_is_not_there_is_refused_before_fitting(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere is no folder"):
         analysing.fit(Table(tmp_path / "unread.csv"), "hoffmann", Objective(), 100, tmp_path / "nowhere" / "fit.json")

@@ -147,11 +147,6 @@ def saved_fit(path: Path, law: str | None) -> analysis.Fit:
     return analysis.load(path, None if law is None else law_named(law))
 
 
-def needs(law: analysis.Law, table: Table, given: dict[str, Any]) -> list[str]:
-    """The columns that a table must have for a law."""
-    return [*(given.get(name, name) for name in law.inputs), table.loss]
-
-
 def saved(path: Path | None, what: str) -> None:
     """ValueError where `path` is no place for a file."""
     if path is not None and (path.is_dir() or not path.parent.is_dir()):
@@ -165,7 +160,7 @@ def fit(table: Table, law: str, objective: Objective, resamples: int, save: Path
     """Fit a law, print its parameters with intervals and its checklist."""
     saved(save, "fit")
     given, form = options(table, objective), law_named(law)
-    frame, name = read(table, needs(form, table, given))
+    frame, name = read(table, [table.loss])
     fitted = analysis.fit(form, frame, loss=table.loss, **given)
     boot = fitted.bootstrap(resamples)
     if save is not None:
@@ -231,7 +226,7 @@ def compare(table: Table, candidates: Sequence[str], objective: Objective, hold_
 def backtest(table: Table, law: str, objective: Objective, hold_out: str, origins: int) -> None:
     """Print how well the law fitted below predicts the runs above."""
     given, form = options(table, objective), law_named(law)
-    frame, _ = read(table, needs(form, table, given))
+    frame, _ = read(table, [table.loss])
     found = analysis.backtest(form, frame, hold_out, origins=origins, loss=table.loss, **given)
     print(found.summary())
 
@@ -239,7 +234,7 @@ def backtest(table: Table, law: str, objective: Objective, hold_out: str, origin
 def next_runs(table: Table, candidates: Path, law: str, at: dict[str, float], budget: float, cost: str) -> None:
     """Print which of the candidates to pay for next."""
     columns, form = renamed(table), law_named(law)
-    frame, _ = read(table, needs(form, table, columns))
+    frame, _ = read(table, [table.loss])
     pool = analysis.read_csv(candidates, [columns.get(name, name) for name in form.inputs])
     found = analysis.next_runs(form, frame, pool, pd.DataFrame([at]), budget, cost, loss=table.loss, **columns)
     print(found.summary())

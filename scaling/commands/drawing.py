@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib import figure
 
 import analysis
-from analysis import budgets, frontiers, plots
+from analysis import definitions, frontiers, plots
 from scaling import store
 from scaling.commands import analysing
 from scaling.commands.arguments import Table
@@ -17,7 +17,7 @@ def report(
     table: Table, out: Path | None, title: str | None, notes: tuple[str, ...] = (), resamples: int = 1000
 ) -> None:
     """Write figures and report, and print the summary."""
-    frame, name = analysing.read(table, ("params", "tokens", table.loss))
+    frame, name = analysing.read(table, (table.loss,))
     curves = None
     if table.is_store:
         results = store.Store(table.data)
@@ -69,7 +69,7 @@ def plot(
         name = "_".join(filter(None, (up, x, hue))).replace("/", "-")
         drawn = {name: plots.metric(frame, x, up, hue)}
     else:
-        frame, stem = analysing.read(table, ("params", "tokens", table.loss))
+        frame, stem = analysing.read(table, (table.loss,))
         drawn = of_runs(frame, table)
     out.mkdir(parents=True, exist_ok=True)
     for name, made in drawn.items():
@@ -92,9 +92,9 @@ def of_fit(fitted: analysis.Fit) -> dict[str, figure.Figure]:
 
 def of_runs(frame: pd.DataFrame, table: Table) -> dict[str, figure.Figure]:
     """Loss against compute and parameters, and the iso-FLOP curves where the runs have them (else the reason)."""
-    costed, note = budgets.costed(frame, "params", "tokens", "flops")
-    if note:
-        print(note)
+    costed, made = definitions.complete(frame, ("params", "tokens", "flops"))
+    for line in made:
+        print(line)
     drawn = {
         "loss_compute": plots.loss_compute(costed, loss=table.loss),
         "loss_params": plots.loss_params(costed, loss=table.loss),

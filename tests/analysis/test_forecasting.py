@@ -52,6 +52,13 @@ def test_rows_in_any_order_and_repeats_give_the_same_forecast(made: forecasting.
     assert shuffled.predict({"seen": [5e8]}) == pytest.approx(made.predict({"seen": [5e8]}), rel=1e-12)
 
 
+def test_a_row_that_repeats_another_is_left_out_with_a_warning(made: forecasting.Forecast) -> None:
+    again = pd.concat([made.points, made.points[:2]])
+    found = forecasting.forecast(again, made.x, made.y)
+    pd.testing.assert_frame_equal(found.points, made.points)
+    assert "left out: 2 rows where every column repeats another row's" in found.warnings[0]
+
+
 def test_repeats_at_one_x_measure_the_noise() -> None:
     rng = np.random.default_rng(3)
     x = np.repeat(X, 5)  # 60 points, padded to 64 like all the others here
@@ -189,14 +196,17 @@ def broken(**changes: object) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("frame", "match"),
     [
-        (broken(loss=np.nan), "column 'loss' is NaN in 1 rows"),
+        (broken(loss=np.nan), "column 'loss' is NaN in 1 of 12 rows"),
         (broken(loss=-1.0), "column 'loss' is zero or negative"),
         (broken(loss=0.0), "column 'loss' is zero or negative"),
         (broken(seen=np.inf), "column 'seen' is infinite"),
         (broken(loss="n/a"), "column 'loss' holds 'n/a', not a number"),
         (curve(falling(X))[:1], "1 different values of 'seen': a forecast by m2, m3 needs 8; add points"),
         (curve(falling(X))[:7], "7 different values of 'seen'"),
-        (pd.concat([curve(falling(X)), curve(falling(X))[:2]]), r"seen = 1e\+06, loss = 3.06491 is in two rows"),
+        (
+            pd.concat([curve(falling(X)), curve(falling(X))[:2].assign(note="")]),
+            r"seen = 1e\+06, loss = 3.06491 is in two rows",
+        ),
         (curve(falling(X), np.full(len(X), 1e6)), "1 different values"),
         (curve(falling(np.linspace(100, 110, 20)), np.linspace(100, 110, 20)), "pass a smaller horizon"),
         (curve(falling(X)).drop(columns="loss"), "no column 'loss' for the forecast's y"),

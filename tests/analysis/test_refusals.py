@@ -13,13 +13,14 @@ import analysis
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: f.drop(columns="tokens"), "no column 'tokens'"),
         (lambda f: f.rename(columns={"params": "parms"}), "nearest are parms"),
-        (lambda f: f.assign(loss=f["loss"].where(f.index != 3)), "'loss' is NaN in 1 rows"),
+        (lambda f: f.assign(loss=f["loss"].where(f.index != 3)), "'loss' is NaN in 1 of 36 rows"),
         (lambda f: f.assign(loss=f["loss"].where(f.index != 3, np.inf)), "'loss' is infinite"),
         (lambda f: f.assign(params=f["params"].where(f.index != 3, 0)), "'params' is zero or negative"),
         (lambda f: f.assign(tokens=f["tokens"].where(f.index != 3, -5)), "'tokens' is zero or negative"),
         (lambda f: f.assign(loss=f["loss"].astype(object).where(f.index != 3, "low")), "holds 'low', not a number"),
+        (lambda f: f.assign(loss=np.nan), "'loss' is NaN in all 36 rows"),
+        (lambda f: f.drop(columns=["tokens", "flops", "flops_budget"]), "it also follows from .* flops and params"),
         (lambda f: f.iloc[:1], "1 runs for 5 parameters"),
         (lambda f: f.iloc[:5], "5 runs for 5 parameters"),
         (lambda f: f.iloc[:0], "0 of 0 rows"),
@@ -31,13 +32,28 @@ import analysis
         (lambda f: f.assign(context=[64] + [128] * (len(f) - 1)), "context takes 2 values"),
         (lambda f: f.assign(precision=["bfloat16"] + ["float32"] * (len(f) - 1)), "precision takes 2 values"),
         (lambda f: f.assign(run_id="same"), "run_id 'same' is in two rows"),
-        (lambda f: pd.concat([f, f.iloc[:2]]).drop(columns="run_id"), "2 rows repeat another"),
+        (lambda f: pd.concat([f, f.iloc[:2].assign(loss=3.0)]), "run_id 'r0000' is in two rows"),
         (lambda f: f.to_dict(), "takes a pandas DataFrame"),
     ],
 )
 def test_a_fit_that_must_not_be_made_is_refused(change, message, sweep) -> None:
     with pytest.raises(analysis.Refused, match=message):
         analysis.fit("hoffmann", change(sweep))
+
+
+@pytest.mark.parametrize("change", [lambda f: f.drop(columns="run_id"), lambda f: f.assign(tags=[[1]] * len(f))])
+def test_rows_that_repeat_another_are_left_out_and_counted_everywhere(change, sweep) -> None:
+    once = change(sweep)
+    twice = pd.concat([once, once.iloc[:2], once.iloc[:1].assign(status="failed", loss=np.nan)], ignore_index=True)
+    fit = analysis.fit("hoffmann", twice)
+    assert fit.params == analysis.fit("hoffmann", once).params
+    assert "36 used of 39; dropped: 1 where status is failed, 2 where every column repeats" in fit.checklist()
+    for approach in (1, 2, 3):
+        found = analysis.frontier(twice, approach, resamples=10)
+        assert found.exponent_params.value == analysis.frontier(once, approach, resamples=10).exponent_params.value
+        assert any(told.startswith("2 rows where every column repeats another row's") for told in found.excluded)
+    test = analysis.backtest("hoffmann", twice, resamples=10, origins=1)
+    assert "left out: 2 rows where every column repeats another row's" in test.summary()
 
 
 def test_the_public_sweep_with_one_ratio_is_refused(table) -> None:
