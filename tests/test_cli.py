@@ -352,6 +352,7 @@ def test_a_stored_run_is_trained_again_from_its_config_under_its_own_name(swept:
     assert again.config(row["run_id"]) == results.config(row["run_id"])
 
 
+@pytest.mark.engines
 def test_two_sweepers_at_once_train_each_run_once(small: config.Sweep, tmp_path: Path) -> None:
     (tmp_path / "small.json").write_text(small.to_json())
     started = [

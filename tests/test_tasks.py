@@ -70,7 +70,7 @@ def one_step(run: config.Run, batch: dict[str, np.ndarray], first: int = 0, **ex
     return {name: np.asarray(after.params[name] - start.params[name]) for name in start.params}, metrics, start.params
 
 
-@pytest.mark.parametrize("microbatch", [None, 4, 2, 1])
+@pytest.mark.parametrize("microbatch", [None, 2, 1])
 def test_a_gradient_is_of_the_weighted_mean_over_the_batch_however_it_is_cut(microbatch: int | None) -> None:
     """Σ w·loss / Σ w over the whole batch; half of the microbatches of one example have no weight at all."""
     run, batch = run_of(Weighted()), batch_of()
@@ -101,7 +101,8 @@ def test_draws_follow_from_seed_and_step_and_not_from_the_microbatch() -> None:
 
 def validated(task: config.Task, data: corpora.Corpus, seed: int = 0, **execution: Any) -> evaluation.Validation:
     run = run_of(task, seed=seed)
-    program = programs.program(run, config.Execution(**execution), layout=data.train_examples(1).layout(resident=True))
+    layout = data.train_examples(1).layout(resident=False)
+    program = programs.program(run, config.Execution(steps_per_dispatch=1, **execution), layout=layout)
     params = program.stack([program.init(np.uint32(0), np.float32(1.0))]).params
     return evaluation.validate(program, params, run, data)[0]
 
@@ -109,7 +110,7 @@ def validated(task: config.Task, data: corpora.Corpus, seed: int = 0, **executio
 def test_validation_draws_the_same_for_every_run_and_batch() -> None:
     task, data = OWN.Regression(), OWN.Sine().find()
     base = validated(task, data)
-    for other in (validated(task, data, seed=3), validated(task, data, microbatch=4)):
+    for other in (validated(task, data, seed=3), validated(task, data, microbatch=2)):
         assert other.loss == pytest.approx(base.loss, rel=1e-6)
         assert other.metrics == pytest.approx(base.metrics, rel=1e-6)
     reversed_data = corpora.ArrayCorpus(data.train, {name: x[::-1].copy() for name, x in data.validation.items()})

@@ -1,6 +1,6 @@
 """How runs are computed: nothing here changes a result beyond rounding."""
 
-from typing import Literal
+from typing import Literal, Self
 
 import pydantic
 
@@ -40,6 +40,14 @@ class Execution(schema.Config):
     # Whether runs that are alike but for their length start from one trunk, where their schedule allows it.
     trunks: Literal["auto", "off"] = "auto"
     noise_scale: bool = False  # estimate the gradient noise scale from microbatches, or from halves of the batch
+
+    @property
+    def shared(self) -> Self:
+        """What executions have in common that one compiled program serves: what only the loop around it reads is as by
+        default.
+        """
+        between = ("evaluations", "checkpoint_seconds", "keep_last_checkpoint", "pack", "trunks")
+        return self.edit({name: type(self).model_fields[name].default for name in between})
 
     def scans(self, depth: int, cpu: bool) -> bool:
         """Whether layers run in a loop. "auto": deep models, which compile in constant time so.

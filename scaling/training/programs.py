@@ -85,7 +85,7 @@ def program(
     `layout` is that of the examples; without it, of windows of tokens that are sent. Another thread may have begun to
     compile it: then this waits for it. Raises ValueError where no microbatch fits the device.
     """
-    key = (run.shared, execution, members, layout or examples.text_layout(run.context))
+    key = (run.shared, execution.shared, members, layout or examples.text_layout(run.context))
     with _COMPILING.setdefault(key, threading.Lock()):
         return _fitting(*key) if execution.microbatch == "auto" else _program(*key)
 

@@ -70,6 +70,17 @@ def sweep() -> pd.DataFrame:
     return _planted(noise=0.003, seed=1)
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports of empty figure files: drawing takes most of the time of a test that looks at the words alone."""
+
+    def save(_made: object, path: pathlib.Path) -> pathlib.Path:
+        path.touch()
+        return path
+
+    monkeypatch.setattr("analysis.plots.save", save)
+
+
 @pytest.fixture(scope="session")
 def table() -> Callable[[str], pd.DataFrame]:
     """A public table by file name, from SCALING_DATASETS or ../shared/data; the test is skipped where it is absent."""

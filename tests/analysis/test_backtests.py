@@ -10,7 +10,7 @@ from analysis import comparison, criteria
 
 
 def test_the_largest_budget_is_held_out_and_predicted(sweep) -> None:
-    found = analysis.backtest("hoffmann", sweep, resamples=200, origins=1)
+    found = analysis.backtest("hoffmann", sweep, resamples=100, origins=1)
     table = found.rows
     assert len(table) == 6
     assert (table["flops_budget"] == sweep["flops_budget"].max()).all()
@@ -92,7 +92,7 @@ def test_the_likelihood_is_that_of_the_density_exp_minus_rho(kind, width) -> Non
 
     def deviance(tau: float) -> float:
         reach = 60 * max(np.sqrt(tau), tau / 0.01)
-        points = np.linspace(-reach, reach, 400_001)
+        points = np.linspace(-reach, reach, 40_001)
         z = integrate.simpson(np.exp(-criterion.rho(points) / tau), x=points)
         return float(2 * (rho / tau + len(residuals) * np.log(z)))
 

@@ -30,7 +30,7 @@ def _value(name: str, x: np.ndarray, truth: dict[str, float]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["m1", "m2", "m3", "m4", "broken1"])
-@pytest.mark.parametrize("magnitude", [1.0, 1e-4, 1e7])
+@pytest.mark.parametrize("magnitude", [1e-4, 1e7])
 def test_planted_laws_are_found_whatever_the_unit_of_y(name: str, magnitude: float) -> None:
     truth = {key: value * (magnitude if key in SCALES[name] else 1.0) for key, value in TRUTHS[name].items()}
     fit = analysis.fit(name, pd.DataFrame({"x": X, "loss": _value(name, X, truth)}), objective="squared")
@@ -123,10 +123,8 @@ def test_values_are_positive_and_derivatives_finite_at_every_bound(name: str) ->
         def value(t: jax.Array) -> jax.Array:
             return jnp.asarray(law({"x": jnp.array([1e2, 1e6, 1e12])}, solver.named(law, t)))
 
-        values, slopes, curvatures = (
-            np.asarray(jax.jit(jax.vmap(part))(theta))
-            for part in (value, jax.jacfwd(value), jax.jacfwd(jax.jacfwd(value)))
-        )
+        parts = value, jax.jacfwd(value), jax.jacfwd(jax.jacfwd(value))
+        values, slopes, curvatures = map(np.asarray, jax.jit(jax.vmap(lambda t: [part(t) for part in parts]))(theta))
     assert (values > 0).all()
     for part in (values, slopes, curvatures):
         assert np.isfinite(part).all()

@@ -18,15 +18,13 @@ def crossed(**axes: Any) -> dict[str, np.ndarray]:
 
 HOFFMANN = {"E": 1.8, "A": 480.0, "B": 2100.0, "alpha": 0.35, "beta": 0.37}
 SIZES, LENGTHS = np.geomspace(2e7, 5e9, 7), np.geomspace(1e9, 3e11, 7)
-# as many points as the public table that a law is tested on, to the solver's padding: one compilation serves both
-FEW = crossed(params=np.geomspace(2e7, 5e9, 10), tokens=np.geomspace(1e9, 3e11, 10))
-SOME = crossed(params=np.geomspace(2e7, 5e9, 15), tokens=np.geomspace(1e9, 3e11, 16))
+FEW = crossed(params=np.geomspace(2e7, 5e9, 8), tokens=np.geomspace(1e9, 3e11, 8))
 SQUARED = ("clark", "gadre_error", "bhagia_accuracy")
 BITS = (2.0, 3.0, 4.0, 6.0, 8.0, 16.0)
 
 
 PLANTED: dict[str, tuple[dict[str, np.ndarray], dict[str, float]]] = {
-    "hoffmann_shared": (SOME, {"E": 1.8, "A": 500.0, "B": 1500.0, "alpha": 0.353}),
+    "hoffmann_shared": (FEW, {"E": 1.8, "A": 500.0, "B": 1500.0, "alpha": 0.353}),
     "hoffmann_interaction": (FEW, HOFFMANN | {"H": -9e4}),
     "kaplan_offset": (
         FEW,
@@ -37,7 +35,7 @@ PLANTED: dict[str, tuple[dict[str, np.ndarray], dict[str, float]]] = {
         {"u1": -1.18, "s1": -0.2, "p1": 0.05, "u2": 4.87, "s2": -1.1, "p2": -0.17, "u3": -0.8, "s3": -0.12, "p3": 0.13},
     ),
     "muennighoff": (
-        crossed(params=SIZES, tokens=LENGTHS[2:], unique_tokens=(1e9, 3e9, 1e10, 3e10, 1e11)),
+        crossed(params=SIZES[::2], tokens=LENGTHS[3:], unique_tokens=(1e9, 3e9, 1e10, 1e11)),
         HOFFMANN | {"R_D": 15.4, "R_N": 5.3},
     ),
     "clark": (
@@ -49,36 +47,36 @@ PLANTED: dict[str, tuple[dict[str, np.ndarray], dict[str, float]]] = {
         {"a": 40.0, "c": 1.4, "alpha": 0.2, "gamma": 0.01, "delta": -0.25, "E_start": 2.1, "E_max": 240.0},
     ),
     "ludziejewski": (
-        crossed(params_active=SIZES[:6], tokens=LENGTHS[:5], experts=(1.0, 2.0, 4.0, 8.0, 32.0, 128.0)),
+        crossed(params_active=SIZES[:6:2], tokens=LENGTHS[:5:2], experts=(1.0, 2.0, 4.0, 8.0, 32.0, 128.0)),
         {"a": 35.9, "b": 35.0, "c": 1.4, "alpha": 0.18, "beta": 0.15, "gamma": 0.01, "delta": -0.23, "omega": 0.1,
          "zeta": -0.005, "E_start": 2.0, "E_max": 290.0},
     ),
     "gadre": (
-        crossed(flops=np.geomspace(1e18, 1e22, 15), tokens_per_parameter=np.geomspace(5, 640, 16)),
+        crossed(flops=np.geomspace(1e18, 1e22, 8), tokens_per_parameter=np.geomspace(5, 640, 8)),
         {"E": 1.84, "a": 212.0, "b": 367.0, "eta": 0.136},
     ),
-    "gadre_error": ({"validation_loss": np.linspace(2.4, 4.0, 89)}, {"epsilon": 0.85, "k": 2.08, "gamma": 0.756}),
-    "bhagia_accuracy": ({"task_loss": np.linspace(0.5, 1.6, 89)}, {"a": 0.72, "b": 0.25, "k": 7.0, "L_0": 0.95}),
+    "gadre_error": ({"validation_loss": np.linspace(2.4, 4.0, 64)}, {"epsilon": 0.85, "k": 2.08, "gamma": 0.756}),
+    "bhagia_accuracy": ({"task_loss": np.linspace(0.5, 1.6, 64)}, {"a": 0.72, "b": 0.25, "k": 7.0, "L_0": 0.95}),
     "tao": (
-        crossed(params_non_vocab=SIZES, params_vocab=(2e6, 1e7, 5e7, 2e8), tokens=LENGTHS),
+        crossed(params_non_vocab=SIZES[::2], params_vocab=(2e6, 1e7, 5e7, 2e8), tokens=LENGTHS[::2]),
         {"E": 5.53, "A1": 870.0, "A2": 2000.0, "B": 22000.0, "alpha2": 0.67, "beta": 0.447},
     ),
     "tao_free": (
-        crossed(params_non_vocab=SIZES, params_vocab=(2e6, 1e7, 5e7, 2e8), tokens=LENGTHS),
+        crossed(params_non_vocab=SIZES[::2], params_vocab=(2e6, 1e7, 5e7, 2e8), tokens=LENGTHS[::2]),
         {"E": 5.53, "A1": 870.0, "A2": 2000.0, "B": 22000.0, "alpha1": 0.4, "alpha2": 0.67, "beta": 0.447},
     ),
     "kumar_weights": (
-        crossed(params=SIZES, tokens=LENGTHS, weight_bits=BITS),
+        crossed(params=SIZES[::2], tokens=LENGTHS[::2], weight_bits=BITS[:4]),
         {"E": 2.76, "A": 4299.0, "B": 18060.0, "alpha": 0.4965, "beta": 0.5218, "gamma_w": 2.67},
     ),
     "kumar": (
-        crossed(params=SIZES[::2], tokens=LENGTHS[::2], weight_bits=BITS[::2], activation_bits=BITS[1::2],
-                cache_bits=(2.0, 4.0, 16.0)),
+        crossed(params=SIZES[::3], tokens=LENGTHS[::3], weight_bits=BITS[::2], activation_bits=BITS[1::4],
+                cache_bits=(2.0, 16.0)),
         {"E": 2.76, "A": 4299.0, "B": 18060.0, "alpha": 0.4965, "beta": 0.5218, "gamma_w": 2.67, "gamma_a": 2.21,
          "gamma_kv": 0.96},
     ),
     "kumar_after_training": (
-        crossed(params=SIZES, tokens=LENGTHS, weight_bits=(3.0, 4.0, 5.0, 6.0)),
+        crossed(params=SIZES[::2], tokens=LENGTHS[::2], weight_bits=(3.0, 4.0, 5.0, 6.0)),
         {"C_T": 0.0598, "gamma_D": 0.507, "gamma_N": 0.344, "gamma_post": 0.59},
     ),
 }  # fmt: skip

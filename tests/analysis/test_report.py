@@ -92,6 +92,7 @@ def test_an_error_of_ours_is_not_swallowed(tmp_path, sweep, monkeypatch) -> None
         analysis.report.write(sweep, tmp_path, "Broken")
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("costed", [True, False])
 def test_a_failed_row_without_numbers_does_not_stop_the_report(costed, tmp_path, sweep) -> None:
     failed = {"run_id": "failed", "status": "failed", "family": "transformer"}
@@ -106,6 +107,7 @@ def test_a_failed_row_without_numbers_does_not_stop_the_report(costed, tmp_path,
     assert summary.lines[1:8] == clean.lines[1:8]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_report_says_how_predicted_times_came_out(tmp_path, sweep) -> None:
     """Trunks count there and in no law; runs without a prediction, or that did not finish, count nowhere."""
     timed = sweep.assign(seconds=10.0, predicted_seconds=8.0, status="finished", role="single")

@@ -81,11 +81,13 @@ def test_the_remedy_leaves_runs_of_one_setting(sweep) -> None:
     assert settings.pooled(frame, {"params", "tokens"}) == ()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_all_that_is_built_on_a_fit_tells_the_warning(sweep, tmp_path) -> None:
     frame = sweep.assign(**{"optimizer.weight_decay": _alternating(0.1, 0.0)(sweep)})
     (warning,) = settings.pooled(frame, {"params", "tokens"})
-    assert warning in analysis.fit("hoffmann", frame).warnings
-    assert f"warning: {warning}" in analysis.fit("hoffmann", frame).checklist().splitlines()
+    fit = analysis.fit("hoffmann", frame)
+    assert warning in fit.warnings
+    assert f"warning: {warning}" in fit.checklist().splitlines()
     for approach in (1, 2, 3):
         assert analysis.frontier(frame, approach, resamples=20).warnings.count(warning) == 1
     assert f"warning: {warning}" in analysis.backtest("hoffmann", frame, resamples=20).summary().splitlines()
@@ -173,6 +175,7 @@ def test_damaged_rows_are_left_out_in_words_and_change_nothing(made, same, told,
     assert same(found) == same(clean)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_report_of_a_store_with_damaged_rows(tmp_path, sweep, damaged) -> None:
     summary = analysis.report.write(damaged, tmp_path, "Damaged", resamples=20)
     assert summary.lines[0] == f"runs: 36 finished of 38; dropped: {TOLD.replace(' rows', '')}"

@@ -82,10 +82,8 @@ def test_values_are_positive_and_derivatives_finite_at_every_bound(name: str) ->
             return jnp.asarray(law({key: jnp.asarray(v) for key, v in inputs.items()}, solver.named(law, t)))
 
         theta = jnp.array(points)
-        values, slopes, curvatures = (
-            np.asarray(jax.jit(jax.vmap(part))(theta))
-            for part in (value, jax.jacfwd(value), jax.jacfwd(jax.jacfwd(value)))
-        )
+        parts = value, jax.jacfwd(value), jax.jacfwd(jax.jacfwd(value))
+        values, slopes, curvatures = map(np.asarray, jax.jit(jax.vmap(lambda t: [part(t) for part in parts]))(theta))
     assert (values >= 0).all()
     assert (values[0] > 0).all()
     for part in (values, slopes, curvatures):

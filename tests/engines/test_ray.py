@@ -19,6 +19,7 @@ from scaling.config import grids
 from scaling.launch import environments, launcher, slots
 from scaling.launch.launchers import ray as rays
 from scaling.store import record
+from tests import waiting
 from tests.sweep import trainers
 
 ray = pytest.importorskip("ray")
@@ -337,7 +338,7 @@ def test_a_worker_begins_anew_when_one_of_its_processes_fails(
     assert list(results.statuses("small").values()) == ["finished"] * 3
     started = [int(path.name) for path in place.iterdir() if path.name not in ("0", "1")]
     assert len(started) == 4
-    assert not any(psutil.pid_exists(pid) for pid in started)
+    waiting.until(lambda: not any(psutil.pid_exists(pid) for pid in started))
 
 
 @pytest.mark.usefixtures("here")

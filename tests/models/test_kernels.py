@@ -64,8 +64,8 @@ def test_splash_is_the_reference(groups: int, time: int, size: int, dtype: str, 
     roundings add up, no further from the exact result than twice the reference is."""
     arrays = inputs(groups, time, size, dtype)
     found = small.jit(with_gradients(interpreted, causal))(*arrays)
-    exact = small.jit(with_gradients(reference, causal))(*(x.astype(jnp.float32) for x in arrays))
-    near = small.jit(with_gradients(reference, causal))(*arrays)
+    plain = small.jit(with_gradients(reference, causal))
+    exact, near = plain(*(x.astype(jnp.float32) for x in arrays)), plain(*arrays)
     for one, other, rounded in zip(found, exact, near, strict=True):
         assert one.dtype == dtype
         error, allowed = jnp.linalg.norm(one - other), jnp.linalg.norm(rounded - other)
@@ -75,8 +75,9 @@ def test_splash_is_the_reference(groups: int, time: int, size: int, dtype: str, 
 def test_splash_of_a_pack_is_that_of_its_members() -> None:
     arrays = tuple(jnp.stack([x, x[::-1]]) for x in inputs(1, 128, 64))
     together = small.jit(jax.vmap(with_gradients(interpreted)))(*arrays)
+    plain = small.jit(with_gradients(reference))
     for member in range(2):
-        alone = small.jit(with_gradients(reference))(*(x[member] for x in arrays))
+        alone = plain(*(x[member] for x in arrays))
         for one, other in zip(together, alone, strict=True):  # up to the order of float32 sums
             np.testing.assert_allclose(one[member], other, rtol=1e-4, atol=1e-5)
 
@@ -95,7 +96,7 @@ def test_each_device_attends_to_its_own_heads_and_sequences() -> None:
         "    placed = [jax.device_put(x, layout(x.shape, ('batch', None, 'heads', None))) for x in arrays]\n"
         "    found = jax.jit(t.with_gradients(split))(*placed)\n"
         "    print([int(x.sharding.shard_shape(x.shape)[a]) for x in found[:2] for a in (0, 2)])\n"
-        "    for one, other in zip(found, t.with_gradients(t.reference)(*arrays)):\n"
+        "    for one, other in zip(found, jax.jit(t.with_gradients(t.reference))(*arrays)):\n"
         "        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)\n"
     )
     flags = f"--xla_force_host_platform_device_count=4 {conftest.FAST_COMPILE}"
@@ -114,10 +115,9 @@ def cudnn_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("cudnn_is_found")
-@pytest.mark.parametrize("members", [1, 3])
 @pytest.mark.parametrize("chip", [HOPPER, TPU], ids=["cuda", "tpu"])
-def test_a_model_on_an_accelerator_calls_its_kernel_and_holds_no_scores(chip: kernels.Chip, members: int) -> None:
-    """The program of a loss and its gradient for another platform, in bfloat16, of one run and of a pack.
+def test_a_model_on_an_accelerator_calls_its_kernel_and_holds_no_scores(chip: kernels.Chip) -> None:
+    """The program of the gradient of a pack of three for another platform, in bfloat16.
 
     Under "dots" the kernel's results are kept, and it runs forward once.
     """
@@ -132,7 +132,7 @@ def test_a_model_on_an_accelerator_calls_its_kernel_and_holds_no_scores(chip: ke
             return jnp.square(nnx.merge(graph, state)(tokens)).mean()
 
         shapes = state, jax.ShapeDtypeStruct((4, 256), jnp.int32)
-        pack = jax.tree.map(lambda x: jax.ShapeDtypeStruct((members, *x.shape), x.dtype), shapes)
+        pack = jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, *x.shape), x.dtype), shapes)
         traced = jax.jit(jax.vmap(jax.grad(total))).trace(*pack)
         texts.append(traced.lower(lowering_platforms=(chip.platform,)).as_text())
     kernel, plain = texts
