@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from analysis.frontiers import frontier as frontier
     from analysis.laws import LAWS as LAWS
     from analysis.noise import seed_noise as seed_noise
+    from analysis.prediction import predict as predict
+    from analysis.prediction import predictor as predictor
     from analysis.tables import read_csv as read_csv
     from analysis.trends import doubling_time as doubling_time
 
@@ -53,6 +55,8 @@ _HOMES = {
     "Parameter": "forms",
     "law": "forms",
     "seed_noise": "noise",
+    "predict": "prediction",
+    "predictor": "prediction",
     "read_csv": "tables",
 }
 _MODULES = ("datasets", "plots", "report")

@@ -1,31 +1,28 @@
 """The loss of a run not yet trained, with an interval that holds: equal weights over laws that extrapolate differently.
 
-One law's interval knows the scatter of the runs and takes its own form for the truth; what misses a run far above is the
-form. Here several forms are fitted to the same runs, their mean is the prediction, and the interval grows with what they
-disagree about and with the distance beyond the runs:
+One law's interval knows the scatter of the runs and takes its own form for the truth; what misses a run far above is
+the form. Here several forms are fitted to the same runs, their mean is the prediction, and the interval grows with what
+they disagree about and with the distance beyond the runs:
 
     log L = mean of log f_m,    half = T · sqrt((SPREAD · s)² + (DISTANCE · log factor)² + σ²)
 
-s is the standard deviation of the members' log f_m, `factor` the target's FLOPs over the largest fitted run's (1 where it
-lies among the runs), σ the scatter of single runs about the members' mean. Equal weights: forecasts combined so are rarely
-beaten by estimated weights (Clemen 1989, International Journal of Forecasting 5). Runs weigh by how much they say about
-the target: w = (C / C_max)^COMPUTE / (1 + (e / EXCESS)²), e the log of a run's loss over the least loss reached with as much
-compute: what was trained far from the optimum obeys no sum of two powers. The constants are set by
-`python -m benchmarks.prediction` on public tables; the article docs/predictions.md says how, and where this fails.
+s is the standard deviation of the members' log f_m, `factor` the target's FLOPs over the largest fitted run's (1 where
+it lies among the runs), σ the scatter of single runs about the members' mean. Runs weigh by how much they say about the
+target: w = (C / C_max)^COMPUTE / (1 + (e / EXCESS)²), e the log of a run's loss over the least loss that was reached
+with as much compute: what was trained far from the optimum obeys no sum of two powers. The constants are set by `python -m benchmarks.prediction` on public tables.
 """
 
 import dataclasses
-import json
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.special
 from jaxtyping import Float
 
-from analysis import budgets, checks, errors, fitting, laws, surfaces, uncertainty
+from analysis import checks, definitions, errors, fitting, surfaces, uncertainty
 
 COMPUTE = 0.5
 EXCESS = 0.1
@@ -92,7 +89,9 @@ class Budget:
 
     def summary(self) -> str:
         """Two lines, after those of the loss."""
-        n, d = (f"{x.value:.3g} ({x.interval[0]:.3g} to {x.interval[1]:.3g} by law)" for x in (self.params, self.tokens))
+        n, d = (
+            f"{x.value:.3g} ({x.interval[0]:.3g} to {x.interval[1]:.3g} by law)" for x in (self.params, self.tokens)
+        )
         return (
             f"{self.loss.summary()}\nat {self.flops:.3g} FLOPs: params {n}, tokens {d}; half of these parameters cost "
             f"{self.valley[0]:.2%} of the loss, twice as many {self.valley[1]:.2%}"
@@ -137,7 +136,7 @@ class Predictor:
 
     def _members(self, n: np.ndarray, d: np.ndarray) -> pd.DataFrame:
         at = {"params": n, "tokens": d}
-        return pd.DataFrame({name: fit.law_at(at) for name, fit in self.fits.items()})
+        return pd.DataFrame({name: fit.predict(at) for name, fit in self.fits.items()})
 
     def _half(self, logs: Float[np.ndarray, "rows members"], factor: np.ndarray, level: float) -> np.ndarray:
         spread = logs.std(axis=1, ddof=1)
@@ -145,7 +144,7 @@ class Predictor:
         return _quantile(level) * np.sqrt((SPREAD * spread) ** 2 + (DISTANCE * beyond) ** 2 + self.scatter**2)
 
     def allocate(self, flops: float, level: float = 0.95) -> Budget:
-        """The sizes that reach the least loss at a budget under the runs' FLOP rule; ValueError unless it is positive."""
+        """The sizes of the least loss at a budget, by the FLOP rule of the runs; ValueError unless it is positive."""
         if not 0 < flops < np.inf:
             raise ValueError(f"flops = {flops}: must be positive and finite; pass a budget in FLOPs such as 1e21")
         n = np.geomspace(1e3, 1e15, GRID * 12 + 1)
@@ -172,6 +171,14 @@ class Predictor:
         fitting.write(path, record)
 
 
+def load(path: str | os.PathLike[str]) -> Predictor:
+    """A saved predictor; ValueError where the file is none."""
+    record = fitting.read(path, FORMAT, "a saved prediction", "Predictor.save")
+    fits = {name: fitting.of_record(each, path) for name, each in record["fits"].items()}
+    rule, told = surfaces.FlopRule(**record["rule"]), (tuple(record[name]) for name in ("statements", "warnings"))
+    return Predictor(fits, record["refused"], rule, record["largest"], record["scatter"], *told)
+
+
 def predictor(
     frame: pd.DataFrame, *, loss: str = "loss", params: str = "params", tokens: str = "tokens", flops: str = "flops"
 ) -> Predictor:
@@ -179,9 +186,10 @@ def predictor(
 
     Raises `Refused` (a ValueError) where fewer than three of the laws can be fitted to the runs.
     """
-    spent, note = budgets.costed(frame, params, tokens, flops)
-    chosen = checks.runs(spent)
-    n, d, c, y = (checks.column(chosen.frame, name, "a prediction") for name in (params, tokens, flops, loss))
+    columns = {"params": params, "tokens": tokens, "flops": flops}
+    whole, made = definitions.complete(frame, tuple(columns), columns)
+    chosen = checks.runs(whole)
+    n, d, c, y = (checks.column(chosen.frame, name, "a prediction") for name in (*columns.values(), loss))
     weight = weights(c, y)
     runs = pd.DataFrame({"params": n, "tokens": d, "flops": c, "loss": y, "se": y / np.sqrt(weight)})
     fits, refused = {}, {}
@@ -191,14 +199,16 @@ def predictor(
         except errors.Refused as reason:
             refused[name] = str(reason)
     if len(fits) < FEWEST:
-        raise errors.Refused(f"{len(fits)} of {len(MEMBERS)} laws can be fitted to these runs: {next(iter(refused.values()))}")
+        raise errors.Refused(
+            f"{len(fits)} of {len(MEMBERS)} laws can be fitted to these runs: {next(iter(refused.values()))}"
+        )
     logs = np.mean([np.log(fit.fitted) for fit in fits.values()], axis=0)
     rule = surfaces.flop_rule(runs, "params", "tokens", "flops")
     statements = [
         f"the mean of {len(fits)} laws: {', '.join(fits)}",
-        f"runs weigh (C/C_max)^{COMPUTE:g} / (1 + (e/{EXCESS:g})²), e the log of loss over the least at as much compute: "
-        f"{int((weight / weight.max() < 0.1).sum())} of {len(weight)} weigh less than a tenth of the heaviest",
-        *([note] if note else []),
+        f"runs weigh (C/C_max)^{COMPUTE:g} / (1 + (e/{EXCESS:g})²), e the log of loss over the least at as much "
+        f"compute: {int((weight / weight.max() < 0.1).sum())} of {len(weight)} weigh less than a tenth of the heaviest",
+        *(f"made: {line}" for line in made),
         *(f"left out: {name}: {reason}" for name, reason in refused.items()),
         *checks.left_out(chosen),
     ]
@@ -239,8 +249,6 @@ def _scatter(residuals: np.ndarray, weight: np.ndarray) -> float:
 
 def _quantile(level: float) -> float:
     """Of Student's t with five degrees of freedom."""
-    import scipy.special
-
     return float(scipy.special.stdtrit(5, (1 + level) / 2))
 
 
@@ -248,7 +256,7 @@ def _doubts(members: pd.DataFrame, factor: np.ndarray) -> list[str]:
     found = []
     if (factor > FAR).any():
         found.append(
-            f"{factor.max():.3g} times the FLOPs of the largest run: intervals were tested up to {FAR:g} times; train a "
-            "run in between"
+            f"{factor.max():.3g} times the FLOPs of the largest run: intervals were tested up to {FAR:g} times; train "
+            "a run in between"
         )
     return found

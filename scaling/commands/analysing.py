@@ -182,8 +182,10 @@ def fit(table: Table, law: str, objective: Objective, resamples: int, save: Path
 
 
 def predict(path: Path, at: dict[str, float], inference_tokens: float | None, law: str | None = None) -> None:
-    """Print what a saved fit predicts, with 95% intervals of resampled runs."""
+    """Print what several laws fitted to the runs of a saved fit predict together, then what its own law says alone."""
     fitted = saved_fit(path, law)
+    if set(fitted.law.inputs) == {"params", "tokens"} and not inference_tokens:
+        calibrated(fitted, at)
     if fitted.law.name == "hoffmann" and set(at) == {"flops"}:
         allocate(fitted, at["flops"], inference_tokens)
         return
@@ -199,16 +201,32 @@ def predict(path: Path, at: dict[str, float], inference_tokens: float | None, la
     mean, run = (boot.predict_interval(at, 0.95, noise=noise) for noise in (False, True))
     where = ", ".join(f"{name} {value:.4g}" for name, value in at.items())
     print(
-        f"at {where}: loss {float(fitted.predict(at).item()):.4f}, 95% interval {mean[0].item():.4f} to "
-        f"{mean[1].item():.4f}; of a single run {run[0].item():.4f} to {run[1].item():.4f}"
+        f"if {fitted.law.name} is right, at {where}: loss {float(fitted.predict(at).item()):.4f}, 95% interval "
+        f"{mean[0].item():.4f} to {mean[1].item():.4f}; of a single run {run[0].item():.4f} to {run[1].item():.4f}"
     )
+
+
+def calibrated(fitted: "analysis.Fit", at: dict[str, float]) -> None:
+    """Print the prediction whose interval counts that the law may be wrong, or why the runs do not carry one."""
+    try:
+        made = analysis.predictor(fitted.runs)
+    except analysis.Refused as reason:
+        print(f"no prediction by several laws: {reason}")
+        return
+    if set(at) == {"flops"}:
+        print(made.allocate(at["flops"]).summary())
+    elif {"params", "tokens"} <= set(at):
+        print(made.predict(at).summary())
 
 
 def allocate(fitted: "analysis.Fit", flops: float, inference_tokens: float | None) -> None:
     """Print the best way to spend a budget."""
     found = frontiers.of_fit(fitted)
     spent = found.allocate(flops, inference_tokens or 0.0)
-    print(f"at {flops:.3g} FLOPs: params {spent.params}, tokens {spent.tokens}, loss {spent.loss}")
+    print(
+        f"if {fitted.law.name} is right, at {flops:.3g} FLOPs: params {spent.params}, tokens {spent.tokens}, "
+        f"loss {spent.loss}"
+    )
     for line in found.statements:
         print(f"made by {line}" if line == found.statements[0] else line)
 
