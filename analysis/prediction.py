@@ -9,7 +9,8 @@ they disagree about and with the distance beyond the runs:
 s is the standard deviation of the members' log f_m, `factor` the target's FLOPs over the largest fitted run's (1 where
 it lies among the runs), σ the scatter of single runs about the members' mean. Runs weigh by how much they say about the
 target: w = (C / C_max)^COMPUTE / (1 + (e / EXCESS)²), e the log of a run's loss over the least loss that was reached
-with as much compute: what was trained far from the optimum obeys no sum of two powers. The constants are set by `python -m benchmarks.prediction` on public tables.
+with as much compute: what was trained far from the optimum obeys no sum of two powers. The constants are set by
+`python -m benchmarks.prediction` on public tables.
 """
 
 import dataclasses
@@ -141,7 +142,7 @@ class Predictor:
     def _half(self, logs: Float[np.ndarray, "rows members"], factor: np.ndarray, level: float) -> np.ndarray:
         spread = logs.std(axis=1, ddof=1)
         beyond = np.log(np.maximum(factor, 1.0))
-        return _quantile(level) * np.sqrt((SPREAD * spread) ** 2 + (DISTANCE * beyond) ** 2 + self.scatter**2)
+        return quantile(level) * np.sqrt((SPREAD * spread) ** 2 + (DISTANCE * beyond) ** 2 + self.scatter**2)
 
     def allocate(self, flops: float, level: float = 0.95) -> Budget:
         """The sizes of the least loss at a budget, by the FLOP rule of the runs; ValueError unless it is positive."""
@@ -247,7 +248,7 @@ def _scatter(residuals: np.ndarray, weight: np.ndarray) -> float:
     return float(1.4826 * np.abs(residuals)[order][np.searchsorted(share, 0.5)])
 
 
-def _quantile(level: float) -> float:
+def quantile(level: float) -> float:
     """Of Student's t with five degrees of freedom."""
     return float(scipy.special.stdtrit(5, (1 + level) / 2))
 

@@ -1,0 +1,238 @@
+"""Predictions of runs that were trained, from smaller ones: `analysis.predict` beside single laws, on public tables.
+
+    python -m benchmarks.prediction [--choose]
+
+Cases by rule: of each table the targets are the best five runs (least loss) of those within a factor 1.5 of the largest
+FLOPs; the laws see the runs of at most 1/3, 1/10 and 1/30 of the targets' FLOPs, where those are eight or more of three
+sizes over a factor 3. Error = |log(predicted / measured)| in %, the mean over a case's targets, then over the cases of a
+source, then over sources. Interval score = (high − low + 40 · distance of a measurement outside) / measured in %,
+averaged likewise (Gneiting & Raftery 2007, JASA 102, eq. 43, at 95%). A source is a paper; its tables are what of it was
+trained and measured alike: of several learning rates the best, of repeated data what is seen once.
+
+`--choose` compares settings: exponents of the weights, member sets and the two constants of the interval, by the least
+error and then the least interval score over all sources; and again with each source left out in turn, scored on it.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import tyro
+
+from analysis import datasets, errors, fitting, prediction
+
+FACTORS = (3.0, 10.0, 30.0)
+BINS = (1.0, 5.0, 15.0, 50.0)  # of the factor, for coverage
+TARGETS, NEAR, FEWEST, SIZES, RANGE = 5, 1.5, 8, 3, 3.0
+WEIGHTS = tuple(itertools.product((0.5, 1.0), (0.05, 0.1, 0.2, np.inf)))  # COMPUTE, EXCESS
+SETS = {
+    "all": tuple(prediction.MEMBERS),
+    "without the free Hoffmann": tuple(name for name in prediction.MEMBERS if name != "hoffmann"),
+    "without free Hoffmann laws": tuple(name for name in prediction.MEMBERS if name[-1] not in "nβ0" or "kaplan" in name),
+}
+SPREADS = (0.25, 0.5, 0.75, 1.0, 1.5)
+DISTANCES = (0.0, 0.003, 0.006, 0.01, 0.015)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What to run."""
+
+    choose: bool = False
+    """Compare settings instead of scoring the ones that are set."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Case:
+    source: str
+    table: str
+    factor: float
+    runs: pd.DataFrame
+    at: pd.DataFrame
+
+
+def tables() -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """The source, the name and the runs of each table."""
+    yield "besiroglu2024", "", datasets.load("besiroglu2024").query("excluded_in_published_fit == 0")
+    porian = datasets.load("porian2024")
+    keys = ["dataset", "hparams", "warmup", "decay", "param_count", "loss_kind"]
+    for key, rows in porian.groupby(keys):
+        yield "porian2024", " ".join(map(str, key)), rows
+    for key, rows in datasets.load("brandfonbrener2024").groupby("train_set"):
+        yield "brandfonbrener2024", str(key), rows
+    for name in ("steplaw2025", "misfitting2025"):
+        rows = datasets.load(name)
+        rows = rows[rows.get("status", pd.Series("finished", rows.index)) == "finished"]
+        yield name, "", rows.loc[rows.groupby(["params", "tokens"])["loss"].idxmin()]
+    repeated = datasets.load("muennighoff2023")
+    yield "muennighoff2023", "one epoch", repeated[repeated["epochs"] <= 1.01]
+    yield "scalebench", "farseer", datasets.load("scalebench_farseer")
+
+
+def cases() -> Iterator[Case]:
+    for source, name, rows in tables():
+        rows = rows[["params", "tokens", *(["flops"] if "flops" in rows else []), "loss"]].astype(np.float64)
+        if source in ("steplaw2025", "misfitting2025", "scalebench"):  # no FLOPs, or an estimate that is not 6ND
+            rows = rows.assign(flops=6.0 * rows["params"] * rows["tokens"])
+        at = rows[rows["flops"] >= rows["flops"].max() / NEAR].nsmallest(TARGETS, "loss")
+        for factor in FACTORS:
+            below = rows[rows["flops"] <= 1.02 * at["flops"].min() / factor]
+            if len(below) < FEWEST or below["params"].nunique() < SIZES:
+                continue
+            if below["flops"].max() >= RANGE * below["flops"].min():
+                yield Case(source, name, factor, below.reset_index(drop=True), at.reset_index(drop=True))
+
+
+def frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(rows)
+
+
+def described(case: Case) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "source": case.source, "table": case.table, "factor": case.factor, "measured": case.at["loss"],
+            "reach": case.at["flops"] / case.runs["flops"].max(),
+        }
+    )  # fmt: skip
+
+
+def by_source(scored: pd.DataFrame, values: pd.Series) -> pd.Series:
+    """The mean over a case, then over the cases of a source."""
+    per_case = scored.assign(value=values).groupby(["source", "table", "factor"])["value"].mean()
+    return per_case.groupby("source").mean()
+
+
+def error(scored: pd.DataFrame) -> pd.Series:
+    return 100 * np.abs(np.log(scored["value"] / scored["measured"]))
+
+
+def interval_score(scored: pd.DataFrame) -> pd.Series:
+    outside = np.maximum(scored["low"] - scored["measured"], scored["measured"] - scored["high"]).clip(lower=0)
+    return 100 * (scored["high"] - scored["low"] + 40 * outside) / scored["measured"]
+
+
+def inside(scored: pd.DataFrame) -> pd.Series:
+    return (scored["low"] <= scored["measured"]) & (scored["measured"] <= scored["high"])
+
+
+def ours(case: Case) -> pd.DataFrame:
+    made = prediction.predict(case.runs, case.at)
+    return described(case).assign(value=made.value, low=made.low, high=made.high)
+
+
+def alone(case: Case, law: str, **options: Any) -> pd.DataFrame:
+    """One law by itself with its bootstrap interval for a new run."""
+    fit = fitting.fit(law, case.runs, **options)
+    low, high = fit.bootstrap(300).predict_interval(case.at)
+    return described(case).assign(value=fit.predict(case.at), low=low, high=high)
+
+
+METHODS = {
+    "analysis.predict": ours,
+    "hoffmann, Huber": lambda case: alone(case, "hoffmann"),
+    "kaplan, Huber": lambda case: alone(case, "kaplan"),
+    "kaplan_offset, Huber": lambda case: alone(case, "kaplan_offset"),
+}
+
+
+def scores(every: Sequence[Case]) -> None:
+    for name, method in METHODS.items():
+        rows, refused = [], 0
+        for case in every:
+            try:
+                rows.append(method(case))
+            except errors.Refused:
+                refused += 1
+        scored = pd.concat(rows, ignore_index=True)
+        each = by_source(scored, error(scored))
+        print(f"\n{name}: {len(rows)} cases, refused {refused}")
+        print(f"  error {each.mean():.2f}% over sources (median of runs {error(scored).median():.2f}%): "
+              + ", ".join(f"{source} {value:.2f}" for source, value in each.items()))  # fmt: skip
+        half = 50 * np.log(scored["high"] / scored["low"])
+        print(f"  inside {inside(scored).mean():.1%}, median half-width {half.median():.2f}%, interval score "
+              f"{by_source(scored, interval_score(scored)).mean():.1f}%")  # fmt: skip
+        for low, high in itertools.pairwise((*BINS, np.inf)):
+            rows_in = scored[(scored["reach"] >= low) & (scored["reach"] < high)]
+            if len(rows_in):
+                print(f"    ×{low:g} to ×{high:g}: {inside(rows_in).mean():.1%} of {len(rows_in)} inside")
+
+
+def members(case: Case, compute: float, excess: float) -> pd.DataFrame:
+    """The members' log predictions and the scatter of the runs, under these weights."""
+    prediction.COMPUTE, prediction.EXCESS = compute, excess
+    made = prediction.predictor(case.runs)
+    logs = np.log(made.predict(case.at).members)
+    return pd.concat([described(case), logs.add_prefix("log "), logs.notna().all(axis=1).rename("all")], axis=1).assign(
+        scatter=made.scatter
+    )
+
+
+def combined(table: pd.DataFrame, names: Sequence[str], spread: float, distance: float) -> pd.DataFrame:
+    logs = table[[f"log {name}" for name in names if f"log {name}" in table]]
+    value = np.exp(logs.mean(axis=1))
+    wide = (spread * logs.std(axis=1)) ** 2 + (distance * np.log(table["reach"].clip(lower=1))) ** 2
+    half = prediction.quantile(0.95) * np.sqrt(wide + table["scatter"] ** 2)
+    return table.assign(value=value, low=value * np.exp(-half), high=value * np.exp(half))
+
+
+def chosen(found: dict[tuple[float, float], pd.DataFrame], sources: Sequence[str]) -> tuple[Any, str, float, float]:
+    """The weights and the member set of the least error on these sources, then the interval of the least score."""
+
+    def of(table: pd.DataFrame) -> pd.DataFrame:
+        return table[table["source"].isin(sources)]
+
+    _, weights, names = min(
+        (float(by_source(made, error(made)).mean()), weights, names)
+        for weights, table in found.items()
+        for names in SETS
+        for made in [combined(of(table), SETS[names], 1.0, 0.006)]
+    )
+    _, spread, distance = min(
+        (float(by_source(made, interval_score(made)).mean()), spread, distance)
+        for spread in SPREADS
+        for distance in DISTANCES
+        for made in [combined(of(found[weights]), SETS[names], spread, distance)]
+    )
+    return weights, names, spread, distance
+
+
+def choose(every: Sequence[Case]) -> None:
+    found = {
+        weights: pd.concat([members(case, *weights) for case in every], ignore_index=True) for weights in WEIGHTS
+    }
+    print(f"{len(WEIGHTS) * len(SETS)} weights and member sets, then {len(SPREADS) * len(DISTANCES)} intervals")
+    rows = [
+        {"weights": weights, "members": names, **each, "mean": each.mean()}
+        for weights, table in found.items()
+        for names in SETS
+        for made in [combined(table, SETS[names], 1.0, 0.006)]
+        for each in [by_source(made, error(made))]
+    ]
+    print(pd.DataFrame(rows).sort_values("mean").round(2).to_string(index=False))
+    sources = sorted({case.source for case in every})
+    print("all sources:", chosen(found, sources))
+    parts = []
+    for left_out in sources:
+        weights, names, spread, distance = chosen(found, [source for source in sources if source != left_out])
+        table = found[weights]
+        made = combined(table[table["source"] == left_out], SETS[names], spread, distance)
+        parts.append(made)
+        print(f"without {left_out}: {weights}, {names}, {spread}, {distance}: error there "
+              f"{by_source(made, error(made)).mean():.2f}%, inside {inside(made).mean():.1%}")  # fmt: skip
+    whole = pd.concat(parts)
+    print(f"left out in turn: error {by_source(whole, error(whole)).mean():.2f}%, inside {inside(whole).mean():.1%}, "
+          f"interval score {by_source(whole, interval_score(whole)).mean():.1f}%")  # fmt: skip
+
+
+def main() -> None:
+    settings = tyro.cli(Settings, description=__doc__)
+    every = list(cases())
+    print(f"{len(every)} cases of {len({(c.source, c.table) for c in every})} tables of {len({c.source for c in every})} sources")
+    (choose if settings.choose else scores)(every)
+
+
+if __name__ == "__main__":
+    main()
