@@ -76,7 +76,7 @@ def test_a_failed_row_that_fit_accepts_is_reported_too(tmp_path: Path) -> None:
     frame = table(status="finished").astype(object)
     frame.loc[len(frame)] = ["-", "-", "-", "failed"]
     frame.to_csv(tmp_path / "runs.csv", index=False)
-    drawing.report(Table(tmp_path / "runs.csv"), tmp_path / "out", None)
+    drawing.report(Table(tmp_path / "runs.csv"), tmp_path / "out", None, resamples=20)
     assert "30 finished of 31" in (tmp_path / "out" / "report.md").read_text()
 
 

@@ -67,7 +67,7 @@ def compare(tiny: Make, devices: int, plan: list[tuple[str, dict[str, int], dict
         assert one["consumed"], what
 
 
-@pytest.mark.parametrize("devices", [4, 8])
+@pytest.mark.parametrize("devices", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_no_split_over_devices_changes_the_losses(tiny: Make, devices: int) -> None:
     compare(tiny, devices, SPREAD[devices])
 

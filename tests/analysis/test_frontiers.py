@@ -61,7 +61,7 @@ def test_approaches_1_and_2_find_the_planted_exponent(approach, within, planted,
 
 @pytest.mark.parametrize("approach", [1, 2, 3])
 def test_intervals_are_seeded_and_hold_the_estimate(approach, sweep) -> None:
-    a, b = (analysis.frontier(sweep, approach, resamples=200, seed=4) for _ in range(2))
+    a, b = (analysis.frontier(sweep, approach, resamples=50, seed=4) for _ in range(2))
     assert a.exponent_params == b.exponent_params
     low, high = a.exponent_params.interval
     assert low <= a.exponent_params.value <= high

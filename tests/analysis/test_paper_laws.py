@@ -137,6 +137,7 @@ def test_tao_is_lower_than_the_published_constants(load: Callable[[str], pd.Data
     assert fit.starts.share == 1
 
 
+@pytest.mark.slow
 def test_farseer_and_an_interaction_describe_its_table_better_than_a_sum(load: Callable[[str], pd.DataFrame]) -> None:
     """Every fourth run; the published constants, in this parametrization, are a point of the same family."""
     runs = load("scalebench_farseer").drop_duplicates().iloc[::4]

@@ -43,6 +43,7 @@ def check(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert str(folder / "report.html") in capsys.readouterr().out
 
 
+@pytest.mark.engines
 def test_hoffmann_from_nothing_to_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check("hoffmann2022", tmp_path, capsys)
     runs = store.Store(tmp_path / "store").run_ids()
