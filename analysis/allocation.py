@@ -74,7 +74,12 @@ class Frontier:
         if np.isnan(samples[0]):  # the loss where the optima came without
             return uncertainty.Estimate(np.nan, (np.nan, np.nan), self.level)
         resampled = uncertainty.unbiased(samples[1:], samples[0]) if self.approach == 3 else samples[1:]
-        return uncertainty.estimate(samples[0], resampled, self.level)
+        return uncertainty.estimate(samples[0], resampled, self.level, self._among)
+
+    @property
+    def _among(self) -> float:
+        """The level among the resamples that are there, which some may be missing from (`Bootstrap.level`)."""
+        return self.bootstrap.level(self.level) if self.bootstrap else self.level
 
     @property
     def exponent_params(self) -> uncertainty.Estimate:
@@ -115,7 +120,7 @@ class Frontier:
                 f"loss = {loss}: the fitted law reaches no loss at or below E = {least:.4g}; pass a higher one"
             )
         samples = curve.reach(loss, inference_tokens)
-        tail = (1 - self.level) / 2
+        tail = (1 - self._among) / 2
         ends = np.quantile(samples[1:], [tail, 1 - tail], axis=0, method="inverted_cdf")  # takes infinite ones
         flops, n, d = (
             uncertainty.Estimate(float(samples[0, i]), (float(ends[0, i]), float(ends[1, i])), self.level)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import budgets, checkpoints, checks, definitions, errors, fitting, laws, noise
+from analysis import budgets, checklists, checkpoints, checks, definitions, errors, fitting, laws, noise
 
 MANY = 12  # more distinct values than this are no grid: held-out groups are then quarters of a decade
 QUARTER = np.log(10.0) / 4
@@ -20,8 +20,9 @@ class Backtest:
     (the run's value over it), the law's inputs, `measured`, `predicted`, `error` = predicted − measured, `log_error`
     (on the fit's scale: by default log predicted − log measured), `low` to `high` the interval of a new run, `inside`,
     and `flops`, `flops_budget`, `seed` where the table has them. `origins` has a row an origin, the largest first:
-    fitted and held-out runs, rms errors, share inside, or why it was `refused`. `excluded` says which rows of the table
-    are no runs of it, `warnings` what pools runs that should be fitted apart, `notes` which columns follow from others.
+    fitted and held-out runs, rms errors, share inside, why its fit is `unidentified` ("" where the runs below it carry
+    the law), or why it was `refused`. `excluded` says which rows of the table are no runs of it, `warnings` what pools
+    runs that should be fitted apart, `notes` which columns follow from others.
     """
 
     law: laws.Law
@@ -62,7 +63,7 @@ class Backtest:
                 continue
             relative = f" ({row['rms_log_error']:.2%})" if self.scale == "log" else ""
             lines.append(
-                f"  up to {row['origin']:.3g} ({row['fitted']} runs) predicts {row['held_out']} runs up to "
+                f"  up to {row['origin']:.3g} ({row['fitted']} runs) predicts {row['held_out']:.0f} runs up to "
                 f"{row['reach']:.3g} times that: rms error {row['rms_error']:.4f}{relative}, mean "
                 f"{row['mean_error']:+.4f}, {row['inside']:.0%} inside the {self.level:.0%} interval"
             )
@@ -104,6 +105,7 @@ def backtest(
     checks.one_of_each(chosen.frame, form.varies)
     rows: list[dict[str, Any]] = []
     tables: list[pd.DataFrame] = []
+    doubts: list[str] = []
     for smallest_held in steps[: min(origins, len(steps) - 1)]:
         below = group < smallest_held
         above = ~below
@@ -115,7 +117,9 @@ def backtest(
                 )
         origin = float(size[below].max())
         try:
-            table = _predicted(form, chosen.frame[below], chosen.frame[above], loss, level, resamples, seed, options)
+            fit = fitting.fit(form, chosen.frame[below], loss=loss, **options)
+            fitting.refuse_unconverged(fit)
+            table, told = _predicted(fit, chosen.frame[above], loss, level, resamples, seed)
         except errors.Refused as reason:
             if not tables:
                 raise
@@ -124,6 +128,7 @@ def backtest(
         table.insert(0, "origin", origin)
         table.insert(1, "reach", size[above] / origin)
         tables.append(table)
+        doubts += [f"up to {origin:.3g}: {doubt}" for doubt in told]
         rows.append(
             {
                 "origin": origin,
@@ -134,6 +139,7 @@ def backtest(
                 "rms_log_error": float(np.sqrt(np.mean(table["log_error"] ** 2))),
                 "mean_error": float(table["error"].mean()),
                 "inside": float(table["inside"].mean()),
+                "unidentified": "; ".join(checklists.unidentified(fit)),
                 "refused": "",
             }
         )
@@ -150,30 +156,23 @@ def backtest(
         (
             *checkpoints.warn(chosen.frame, cluster, *(options.get(name, name) for name in ("params", "tokens"))),
             *checks.mixture(chosen.frame, {*form.inputs, *(options.get(name, name) for name in form.inputs)})[0],
+            *doubts,
         ),
         notes,
     )
 
 
 def _predicted(
-    form: laws.Law,
-    below: pd.DataFrame,
-    above: pd.DataFrame,
-    loss: str,
-    level: float,
-    resamples: int,
-    seed: int,
-    options: dict[str, Any],
-) -> pd.DataFrame:
-    fit = fitting.fit(form, below, loss=loss, **options)
-    fitting.refuse_unconverged(fit)
+    fit: fitting.Fit, above: pd.DataFrame, loss: str, level: float, resamples: int, seed: int
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
     measured = above[loss].to_numpy(dtype=np.float64)
     at = fitting.inputs(fit, above)
     predicted = fit.predict(at)
-    low, high = fit.bootstrap(resamples, seed).predict_interval(at, level)
+    boot = fit.bootstrap(resamples, seed)
+    low, high = boot.predict_interval(at, level)
     others = [name for name in ("flops", "flops_budget", "seed") if name in above.columns and name not in at]
     transform = fit.criterion.transform
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             **at,
             **{name: above[name].to_numpy() for name in others},
@@ -186,6 +185,7 @@ def _predicted(
             "inside": (measured >= low) & (measured <= high),
         }
     )
+    return table, boot.warnings
 
 
 def groups(frame: pd.DataFrame, column: str, values: np.ndarray) -> np.ndarray:

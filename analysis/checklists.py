@@ -13,16 +13,23 @@ from analysis.diagnostics import rounded
 if typing.TYPE_CHECKING:
     from analysis import fitting
 
+FEWEST = 3  # runs a free parameter, and values of an input: two fix a slope, and nothing tells whether it holds
 
-def checklist(fit: "fitting.Fit") -> str:
-    """The checklist of Li et al. 2025, arXiv 2502.18969, one line each."""
+
+def checklist(fit: "fitting.Fit", intervals: str = "") -> str:
+    """The checklist of Li et al. 2025, arXiv 2502.18969, one line each.
+
+    Where `intervals` of the parameters are printed beside it, it says what they are, and no standard errors.
+    """
     residuals, found = fit.residuals, fit.diagnostics
     spread = fit.criterion.transform(fit.runs["loss"].to_numpy())
     r2 = 1 - np.sum(residuals**2) / max(np.sum((spread - spread.mean()) ** 2), 1e-300)
     quantity = {"log": "log L", "log1p": "log(1 + y)", "linear": "y"}[fit.criterion.scale]
+    free = [name for name in fit.params if name not in fit.fixed]
     lines = [
         f"form: {fit.law.equation}  [{fit.law.source}; {fit.law.validated}]",
-        f"free parameters: {', '.join(_describe(fit, name) for name in fit.params if name not in fit.fixed)}",
+        f"free parameters: {', '.join(_describe(fit, name, not intervals) for name in free)}"
+        + (f" ({intervals})" if intervals else ""),
         *([f"fixed: {', '.join(f'{k} = {v:.6g}' for k, v in fit.fixed.items())}"] if fit.fixed else []),
         *fit.facts,
         f"checkpoints: {fit.clusters} runs, several rows each, resampled by run"
@@ -41,7 +48,7 @@ def checklist(fit: "fitting.Fit") -> str:
     return "\n".join(lines)
 
 
-def _describe(fit: "fitting.Fit", name: str) -> str:
+def _describe(fit: "fitting.Fit", name: str, with_error: bool) -> str:
     """A parameter to the digits that the data support, or that they do not determine it."""
     found = fit.diagnostics
     value, error = fit.params[name], found.standard_error[name]
@@ -49,7 +56,7 @@ def _describe(fit: "fitting.Fit", name: str) -> str:
         error *= abs(value)
     if any(name in group for group in found.undetermined):
         return f"{name} not determined (about {value:.1g})"
-    return f"{name} = {rounded(value, error)}" + (f" ± {error:.2g}" if error > 0 else "")
+    return f"{name} = {rounded(value, error)}" + (f" ± {error:.2g}" if error > 0 and with_error else "")
 
 
 def doubts(fit: "fitting.Fit", theta: np.ndarray) -> tuple[str, ...]:
@@ -63,6 +70,16 @@ def doubts(fit: "fitting.Fit", theta: np.ndarray) -> tuple[str, ...]:
         *_few_starts(fit),
         *_few_runs(fit),
     )
+
+
+def unidentified(fit: "fitting.Fit") -> tuple[str, ...]:
+    """Why the runs do not identify the fit's parameters, so that what it errs by elsewhere says nothing of the law."""
+    free = len(fit.law.names) - len(fit.fixed)
+    values = {name: len(np.unique(np.round(np.log(np.abs(fit.runs[name])), 2))) for name in fit.law.inputs}
+    few = [f"{count} values of {name}" for name, count in values.items() if count < FEWEST]
+    runs = (f"{len(fit.runs)} runs for {free} parameters",) if len(fit.runs) < FEWEST * free else ()
+    theta = solver.coordinates(fit.law, fit.params)[0]
+    return (*few, *runs, *_at_bounds(fit, theta), *_undetermined(fit), *_other_minima(fit))
 
 
 def _at_bounds(fit: "fitting.Fit", theta: np.ndarray) -> Iterator[str]:
@@ -84,12 +101,12 @@ def _vanishing(fit: "fitting.Fit") -> Iterator[str]:
 
 
 def _weak(fit: "fitting.Fit") -> Iterator[str]:
-    """Exponents known within a factor only, and not said to be undetermined."""
+    """Exponents known within a factor of two at best, and not said to be undetermined."""
     vague = {name for group in fit.diagnostics.undetermined for name in group}
     for name in fit.diagnostics.free:
         factor = np.exp(min(1.96 * fit.diagnostics.standard_error[name], 690.0))
         if fit.law.parameter(name).log and name not in (*fit.law.linear, *vague) and factor > 2:
-            yield f"{name} is weakly identified: known within a factor of {factor:.2g} either way"
+            yield f"{name} is weakly identified: its standard error leaves more than a factor of 2 either way"
 
 
 def _undetermined(fit: "fitting.Fit") -> Iterator[str]:
@@ -122,7 +139,7 @@ def _few_runs(fit: "fitting.Fit") -> Iterator[str]:
     free = len(fit.law.names) - len(fit.fixed)
     if 0 < fit.clusters <= 2 * free:
         yield f"{fit.clusters} clusters for {free} parameters: intervals between so few runs are rough"
-    if len(fit.runs) < 3 * free:
+    if len(fit.runs) < FEWEST * free:
         yield f"{len(fit.runs)} runs for {free} parameters: expect wide intervals"
 
 

@@ -28,8 +28,9 @@ class Extrapolation:
 
     `plain` is the law's own prediction with its bootstrap interval `plain_interval` for a new run. `biases` are the log
     errors expected there, a row a target and a column a way in which errors may go on: "none", "same rate", "drifting
-    rate". `predicted` is the law less their mean, `interval` that of a new run. `errors` has a row a group of
-    back-tested runs: `origin`, `reach` (how many times the largest fitted value), mean `log_error`.
+    rate". `predicted` is the law less their mean, `interval` that of a new run. `left_out` says which origins are not
+    counted because the runs below them do not identify the law, `warnings` what else to doubt. `errors` has a row a
+    group of back-tested runs: `origin`, `reach` (how many times the largest fitted value), mean `log_error`.
     """
 
     fit: fitting.Fit
@@ -42,9 +43,11 @@ class Extrapolation:
     predicted: np.ndarray
     interval: tuple[np.ndarray, np.ndarray]
     level: float
+    left_out: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def summary(self) -> str:
-        """A line a prediction; before them, which columns were made of others."""
+        """A line a prediction, then the origins left out and warnings; first, which columns were made of others."""
         lines = list(self.backtest.notes)
         for i, reach in enumerate(self.reach):
             told = ", ".join(f"{np.expm1(bias):+.2%} at {way}" for way, bias in self.biases.iloc[i, 1:].items())
@@ -55,7 +58,8 @@ class Extrapolation:
                 f"{self.plain[i]:.4f} ({self.level:.0%}: {low} to {high}); from its back-tests an error of {told} is "
                 f"expected; corrected {self.predicted[i]:.4f} ({self.level:.0%}: {least} to {most})"
             )
-        return "\n".join(lines)
+        left_out = [f"left out: {told}" for told in self.left_out]
+        return "\n".join([*lines, *left_out, *(f"warning: {told}" for told in self.warnings)])
 
 
 def extrapolate(
@@ -80,32 +84,13 @@ def extrapolate(
     interval is that of their mixture in equal parts: each way's error with Student's t (as many degrees of freedom as
     origins less one, since groups above one origin err together), and the resampled law with the scatter of single
     runs. A target further than twice the largest back-tested reach (in logs) gets the first and the third way only: a
-    drift seen over a short way is not carried on for a long one. Raises `Refused` below 3 origins of 3 held-out runs,
-    or where a target does not lie above the runs.
+    drift seen over a short way is not carried on for a long one. Origins whose runs do not identify the law are not
+    counted (fewer than 3 values of an input or 3 runs a parameter, a parameter at a bound or undetermined,
+    several minima): how such a fit errs says nothing of the law. Raises `Refused` below 3 origins of 3 held-out runs
+    that count, or where a target does not lie above the runs.
     """
     form = laws.get(law)
     frame, notes, options = definitions.prepared(frame, (*form.inputs, hold_out), options, form.inputs)
-    test = backtests.backtest(
-        form,
-        frame,
-        hold_out,
-        origins=origins + _sparse(frame, hold_out, options.get("cluster")),
-        loss=loss,
-        level=level,
-        resamples=resamples,
-        seed=seed,
-        **options,
-    )
-    usable = test.usable[test.usable["held_out"] >= FEWEST]
-    if len(usable) < FEWEST:
-        raise errors.Refused(
-            f"{len(usable)} origins of {origins} could be back-tested on {FEWEST} runs or more: a correction needs "
-            f"{FEWEST}; add budgets, or use a law of fewer parameters"
-        )
-    fit = fitting.fit(form, frame, loss=loss, **options)
-    fitting.refuse_unconverged(fit)
-    if fit.criterion.scale != "log":
-        raise errors.Refused(f"residuals on the scale {fit.criterion.scale!r}: log errors are needed; pass scale='log'")
     target = pd.DataFrame({key: np.atleast_1d(np.asarray(value, dtype=np.float64)) for key, value in dict(at).items()})
     if hold_out not in target:
         raise ValueError(
@@ -118,6 +103,32 @@ def extrapolate(
             f"{hold_out} = {target[hold_out].min():g} does not lie above the runs, up to {largest:g}: nothing is to be "
             "corrected there; use fit.predict"
         )
+    test = backtests.backtest(
+        form,
+        frame,
+        hold_out,
+        origins=origins + _sparse(frame, hold_out, options.get("cluster")),
+        loss=loss,
+        level=level,
+        resamples=resamples,
+        seed=seed,
+        **options,
+    )
+    usable = test.usable[test.usable["held_out"] >= FEWEST]
+    left_out = tuple(
+        f"origin {row['origin']:.3g}: the runs below do not identify {form.name!r} ({row['unidentified']})"
+        for row in usable[usable["unidentified"] != ""].to_dict("records")
+    )
+    usable = usable[usable["unidentified"] == ""]
+    if len(usable) < FEWEST:
+        raise errors.Refused(
+            f"{len(usable)} origins of {origins} could be back-tested on {FEWEST} runs or more: a correction needs "
+            f"{FEWEST}; add budgets, or use a law of fewer parameters{''.join('; left out: ' + t for t in left_out)}"
+        )
+    fit = fitting.fit(form, frame, loss=loss, **options)
+    fitting.refuse_unconverged(fit)
+    if fit.criterion.scale != "log":
+        raise errors.Refused(f"residuals on the scale {fit.criterion.scale!r}: log errors are needed; pass scale='log'")
     rows = test.rows[test.rows["origin"].isin(usable["origin"])]
     rows = rows.assign(step=np.round(np.log(rows["reach"]), 1))
     table = rows.groupby(["origin", "step"], as_index=False).agg(
@@ -157,6 +168,8 @@ def extrapolate(
         predicted=plain * np.exp(-biases.mean(axis=1).to_numpy()),
         interval=(plain * np.exp(low), plain * np.exp(high)),
         level=level,
+        left_out=left_out,
+        warnings=(*fit.warnings, *boot.warnings),
     )
 
 

@@ -108,9 +108,12 @@ class Fit:
         """The least objective against one parameter, and the interval that it gives."""
         return profiles.profile(self, name, level)
 
-    def checklist(self) -> str:
-        """What a reader must know to judge the fit (Li et al. 2025, arXiv 2502.18969), one line each."""
-        return checklists.checklist(self)
+    def checklist(self, intervals: str = "") -> str:
+        """What a reader must know to judge the fit (Li et al. 2025, arXiv 2502.18969), one line each.
+
+        `intervals` says which ones of the parameters are printed beside it, in place of standard errors.
+        """
+        return checklists.checklist(self, intervals)
 
     def record(self) -> dict[str, Any]:
         """The fit as JSON holds it, runs included."""

@@ -203,6 +203,7 @@ def _surface(
     boot = fit.bootstrap(resamples, seed)
     samples = {name: np.concatenate([[fit.params[name]], boot.samples[name]]) for name in fit.law.names}
     how = f"approach 3: closed form of {fit.law.equation} under {rule}"
+    warnings = (*fit.warnings, *boot.warnings, *rule.warnings)
     return Frontier(
-        3, level, Surface(samples, rule), allocation.EMPTY, (how, *statements[1:]), (), fit.warnings, (), fit, boot
+        3, level, Surface(samples, rule), allocation.EMPTY, (how, *statements[1:]), (), warnings, (), fit, boot
     )

@@ -192,10 +192,10 @@ class _Draft:
         self.say(f"law: {three.fit.law.equation}  [{three.fit.law.source}]")
         rows = []
         for name, value in three.fit.params.items():
-            low, high = three.bootstrap.interval(name, three.level)
-            rows.append((name, f"{value:.5g}", f"{low:.4g} to {high:.4g}"))
-            self.lines.append(f"  {name} = {value:.5g} ({three.level:.0%}: {low:.4g} to {high:.4g})")
-        self.page.table(("parameter", "value", f"{three.level:.0%} interval"), rows)
+            told = three.bootstrap.told(name, three.level)
+            rows.append((name, f"{value:.5g}", told))
+            self.lines.append(f"  {name} = {value:.5g} ({told})")
+        self.page.table(("parameter", "value", "of resampled runs"), rows)
 
     def held_out(self) -> None:
         self.page.heading("Held-out largest budget")
@@ -241,7 +241,9 @@ class _Draft:
         three = self.by(3)
         said = [line for found in self.made for line in (*found.statements, *found.excluded)]
         warned = list(dict.fromkeys(f"warning: {line}" for found in self.made for line in found.warnings))
-        checklist = three.fit.checklist().splitlines() if three and three.fit else []
+        checklist = (
+            three.fit.checklist("intervals above: of resampled runs").splitlines() if three and three.fit else []
+        )
         self.page.verbatim("\n".join(dict.fromkeys([*said, *warned])))
         if checklist:
             self.page.text("Checklist of the fitted law (Li et al. 2025, arXiv 2502.18969):")

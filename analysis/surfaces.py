@@ -11,32 +11,109 @@ from analysis import checks, errors
 
 FORWARD = 1 / 3  # of the FLOPs of training on a token: 2N of 6N (Kaplan et al. 2020, arXiv 2001.08361, section 2.1)
 HALVINGS = 100
+SETTLED, STEPS = 1e-12, 200  # log N* of two steps of the search under a bent rule, and how many it may take
+STRAIGHT = 1e-3  # rms of log C about a power law of N up to which it is the rule
+ROUGH = 0.05  # rms of log C about the rule from which a warning is due
+FALLS = np.linspace(0.1, 1.0, 91)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bend:
+    """C/D = a N (1 + b (N/N₀)^−δ), N₀ the smallest run's size, below which it goes on as its tangent in logarithms.
+
+    A head or attention beside N adds FLOPs (b > 0), embeddings counted in N take some away (b < 0), either by a share
+    that falls with N: beyond the runs C/D approaches a N, which no power law fitted to them does.
+    """
+
+    a: float
+    b: float
+    delta: float
+    smallest: float
+
+    def tangent(self, params: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """k and κ of the power law k N^κ that has the value and the slope of C/D at N."""
+        x = np.maximum(params, self.smallest)
+        rest = self.b * (x / self.smallest) ** -self.delta
+        kappa = 1 - self.delta * rest / (1 + rest)
+        return self.a * (1 + rest) * x ** (1 - kappa), kappa
 
 
 @dataclasses.dataclass(frozen=True)
 class FlopRule:
-    """C = k · N^κ · D: what N parameters and D tokens cost; a token of inference costs a third of one of training."""
+    """C = k · N^κ · D: what N parameters and D tokens cost; a token of inference costs a third of one of training.
+
+    With a `bend` that is what they cost, and κ the power of N over the runs alone.
+    """
 
     k: float
     kappa: float
     source: str
+    bend: Bend | None = None
+    rms: float = 0.0  # of log C about the rule
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to say of a rule that the runs do not follow closely."""
+        if self.rms <= ROUGH:
+            return ()
+        return (f"the runs' FLOPs scatter by {self.rms:.0%} about the rule {self}: what a budget buys may cost more",)
+
+    def tangent(self, params: np.ndarray) -> tuple[np.ndarray | float, np.ndarray | float]:
+        """k and κ of the power law that the rule is near N."""
+        return self.bend.tangent(params) if self.bend else (self.k, self.kappa)
+
+    def per_token(self, params: np.ndarray) -> np.ndarray:
+        """FLOPs of training N parameters on one token."""
+        k, kappa = self.tangent(params)
+        return np.asarray(k * params**kappa)
 
     def flops(self, params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        return np.asarray(self.k * params**self.kappa * tokens)
+        return self.per_token(params) * tokens
 
     def __str__(self) -> str:
+        if self.bend:
+            a, b, delta, smallest = dataclasses.astuple(self.bend)
+            return (
+                f"C = {a:.4g} · N · (1 {'-' if b < 0 else '+'} {abs(b):.3g} · (N/{smallest:.3g})^-{delta:.2f}) · D "
+                f"({self.source}; over the runs about N^{self.kappa:.3f} · D)"
+            )
         exponent = "" if self.kappa == 1 else f"^{self.kappa:.4f}"
         return f"C = {self.k:.4g} · N{exponent} · D ({self.source})"
 
 
 def flop_rule(frame: pd.DataFrame, params: str, tokens: str, flops: str) -> FlopRule:
-    """k and κ of C = k N^κ D by least squares in logarithms, k alone where C/D is proportional to N."""
+    """k and κ of C = k N^κ D by least squares in logarithms, k alone where C/D is proportional to N.
+
+    Where that leaves more than STRAIGHT and a `Bend` at most half of it, the rule is the bend.
+    """
     n, d, c = (np.log(checks.column(frame, name, "the FLOP rule")) for name in (params, tokens, flops))
     kappa, intercept = np.polyfit(n, c - d, 1)
     rms = np.std(c - d - kappa * n - intercept)
     if abs(kappa - 1) < 1e-6:
-        return FlopRule(float(np.exp(np.mean(c - d - n))), 1.0, f"ratio of column {flops!r} to N·D")
-    return FlopRule(float(np.exp(intercept)), float(kappa), f"fitted to column {flops!r}, rms {rms:.1%}")
+        return FlopRule(float(np.exp(np.mean(c - d - n))), 1.0, f"ratio of column {flops!r} to N·D", rms=float(rms))
+    power = FlopRule(
+        float(np.exp(intercept)), float(kappa), f"fitted to column {flops!r}, rms {rms:.1%}", rms=float(rms)
+    )
+    if rms <= STRAIGHT or (bent := _bend(n, c - d)) is None:
+        return power
+    bend, left = bent
+    if left > rms / 2:
+        return power
+    return dataclasses.replace(power, source=f"fitted to column {flops!r}, rms {left:.1%}", bend=bend, rms=left)
+
+
+def _bend(n: np.ndarray, per_token: np.ndarray) -> tuple[Bend, float] | None:
+    """The bend nearest to log C/D at log N by relative least squares, and the rms of the logarithm about it."""
+    best = None
+    for delta in FALLS:
+        design = np.exp(np.stack([n, n - delta * (n - n.min())], axis=1) - per_token[:, None])
+        a, more = np.linalg.lstsq(design, np.ones(len(n)), rcond=None)[0]
+        if a <= 0 or a + more <= 0:
+            continue
+        left = float(np.std(np.log(design @ [a, more])))
+        if best is None or left < best[1]:
+            best = Bend(float(a), float(more / a), float(delta), float(np.exp(n.min()))), left
+    return best
 
 
 def refuse_without_optimum(params: Mapping[str, float], what: str) -> None:
@@ -48,7 +125,11 @@ def refuse_without_optimum(params: Mapping[str, float], what: str) -> None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Surface:
-    """Minima of E + A/N^α + B/D^β under C = k N^κ D, estimate first and resamples after it."""
+    """Minima of E + A/N^α + B/D^β under C = k N^κ D, estimate first and resamples after it.
+
+    Under a bent rule k and κ are those of its tangent at the minimum, where the two cost the same and trade N for D
+    alike; it is found by steps from one tangent to the next. The exponents are those over the runs.
+    """
 
     params: dict[str, Float[np.ndarray, " samples"]]
     rule: FlopRule
@@ -61,8 +142,24 @@ class Surface:
         In log D the difference of the two sides' logarithms falls everywhere, by a slope between −(β+1) and
         −(β+α/κ), so the root is bracketed from the optimum at T = 0.
         """
+        return self._settled(lambda k, kappa: self._at(np.log(flops / k), kappa, inference_tokens), 0)
+
+    def _settled(self, solve: Callable[..., np.ndarray], column: int) -> np.ndarray:
+        """What `solve` finds under k and κ of the rule near the N in its `column`."""
+        found = solve(self.rule.k, self.rule.kappa)
+        if self.rule.bend is None:
+            return found
+        for _ in range(STEPS):
+            with np.errstate(all="ignore"):  # of a resample without a minimum
+                again = solve(*self.rule.tangent(found[:, column]))
+                moved = np.abs(np.log(again[:, column] / found[:, column]))
+            found = again
+            if not (moved > SETTLED).any():
+                break
+        return found
+
+    def _at(self, cost: np.ndarray, kappa: np.ndarray, inference_tokens: float) -> np.ndarray:
         E, A, B, alpha, beta = (self.params[name] for name in ("E", "A", "B", "alpha", "beta"))
-        kappa, cost = self.rule.kappa, np.log(flops / self.rule.k)
         with np.errstate(divide="ignore", invalid="ignore"):  # of a resample in which a term vanished
             log_n = (np.log(alpha * A / (kappa * beta * B)) + beta * cost) / (alpha + kappa * beta)
             log_d = cost - kappa * log_n
@@ -86,8 +183,10 @@ class Surface:
         log w/(1 − w) = log(κβ/α) + log(1 + T/(3D)), whose right side falls with w (Sardana et al. 2024, arXiv
         2401.00448, minimise 6ND + 2NT at a loss). Infinite where E is not below the loss.
         """
+        return self._settled(lambda k, kappa: self._reach(k, kappa, loss, inference_tokens * FORWARD), 1)
+
+    def _reach(self, k: np.ndarray, kappa: np.ndarray, loss: float, served: float) -> np.ndarray:
         E, A, B, alpha, beta = (self.params[name] for name in ("E", "A", "B", "alpha", "beta"))
-        kappa, served = self.rule.kappa, inference_tokens * FORWARD
         with np.errstate(divide="ignore", invalid="ignore"):
             room = np.log(np.where(loss > E, loss - E, np.nan))
 
@@ -101,7 +200,7 @@ class Surface:
             v = _root(excess, low, low + np.log1p(served * np.exp(-log_tokens(low)))) if served else low
             log_n = (np.log(A) - room + np.logaddexp(0.0, -v)) / alpha
             log_d = log_tokens(v)
-        flops = np.log(self.rule.k) + kappa * log_n + (np.logaddexp(log_d, np.log(served)) if served else log_d)
+        flops = np.log(k) + kappa * log_n + (np.logaddexp(log_d, np.log(served)) if served else log_d)
         found = np.exp(np.stack([flops, log_n, log_d], axis=-1))
         return np.where(np.isnan(room)[:, None], np.inf, found)
 

@@ -59,13 +59,16 @@ def doubling_time(fit: fitting.Fit, level: float = 0.95, resamples: int = 1000, 
     """
     if fit.law.name not in _RATES:
         raise errors.Refused(f"{fit.law.name!r} has no doubling time; fit one of {', '.join(_RATES)}")
-    drawn = fit.bootstrap(resamples, seed).samples
-    samples = {name: drawn[name].to_numpy() for name in drawn.columns}
-    return tuple(_turned(of, rate(fit.params), rate(samples), level) for of, rate in _RATES[fit.law.name].items())
+    boot = fit.bootstrap(resamples, seed)
+    samples = {name: boot.samples[name].to_numpy() for name in boot.samples.columns}
+    return tuple(
+        _turned(of, rate(fit.params), rate(samples), level, boot.level(level))
+        for of, rate in _RATES[fit.law.name].items()
+    )
 
 
-def _turned(of: str, value: float, samples: np.ndarray, level: float) -> Doubling:
-    rate = estimate(value, samples, level)
+def _turned(of: str, value: float, samples: np.ndarray, level: float, among: float) -> Doubling:
+    rate = estimate(value, samples, level, among)
     low, high = rate.interval
     settled = low > 0 or high < 0
     first = 1 / high if settled or value > 0 else -np.inf

@@ -22,6 +22,10 @@ from analysis import errors, solver
 if typing.TYPE_CHECKING:
     from analysis import fitting
 
+RESTARTS = 8  # starts from which a resample is refined that reached no minimum from the optimum of all runs
+MOST_BIAS = 0.97  # of z₀: with 2 · 0.97 < 1.96 a 95% interval keeps the median of its resamples
+FEWEST = 0.5  # share of resamples at a minimum: with more of them missing, not even the median is known
+
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
@@ -55,6 +59,7 @@ def unbiased(
     A resample at quantile u goes to quantile Φ(Φ⁻¹(u) + 2 z₀), Φ(z₀) the share of resamples below the estimate
     `value`: where the estimate is not the median of its resamples, resampling a truth would miss it by as much. Where
     resamples pile up at the estimate, as at a bound, z₀ is the one nearest to 0 that the pile allows. Ranks are kept.
+    |z₀| is at most MOST_BIAS, for an interval that left out the median of the resamples would say more than they do.
 
     Resamples of few clusters scatter less than estimates do: with G `clusters` Φ⁻¹(u) gives way to √(G / (G − 1)) times
     the same quantile of Student's t with G − 1 degrees of freedom (Hesterberg 2015, The American Statistician 69).
@@ -65,6 +70,7 @@ def unbiased(
     ordered = np.take_along_axis(samples, order, axis=0)
     below, upto = np.sum(samples < value, axis=0), np.sum(samples <= value, axis=0)
     z = scipy.special.ndtri((np.clip(count / 2, below, upto) + 0.5) / (count + 1))
+    z = np.clip(z, -MOST_BIAS, MOST_BIAS)
     ranks = np.arange(1, count + 1).reshape(-1, *([1] * (samples.ndim - 1)))
     normal = scipy.special.ndtri(ranks / (count + 1))
     if clusters > 1:
@@ -78,29 +84,57 @@ def unbiased(
     return moved
 
 
-def estimate(value: float, samples: np.ndarray, level: float) -> Estimate:
-    """`value` with the percentile interval of its resamples."""
-    low, high = percentiles(samples, level)
+def estimate(value: float, samples: np.ndarray, level: float, among: float | None = None) -> Estimate:
+    """`value` with the percentile interval of its resamples, at the level `among` those that are there if given."""
+    low, high = percentiles(samples, among or level)
     return Estimate(float(value), (float(low), float(high)), level)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Bootstrap:
-    """Refits on resampled runs; `samples` has one row a resample, `converged` is the share that found its minimum."""
+    """Refits on resampled runs; `samples` has one row a resample, `converged` is the share that found its minimum.
+
+    The others are missing from `samples`. Intervals count half of them below and half above all that are there, so
+    they are wider than those of `samples` alone, up to the whole range of `samples`.
+    """
 
     fit: "fitting.Fit"
     samples: pd.DataFrame
     converged: float
     seed: int
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to say of resamples that are missing."""
+        if self.converged == 1:
+            return ()
+        return (
+            f"{1 - self.converged:.1%} of {len(self.samples) / self.converged:.0f} resamples reached no minimum, from "
+            f"{RESTARTS} other starts either: intervals count half of them below and half above all others",
+        )
+
+    def level(self, level: float) -> float:
+        """The level among `samples` of an interval at `level` among all resamples."""
+        tail = ((1 - level) / 2 - (1 - self.converged) / 2) / self.converged
+        return max(level, 1 - 2 * max(tail, 1e-9)) if 0 < level < 1 else level
+
     def interval(self, name: str, level: float = 0.95) -> tuple[float, float]:
         """The bias-corrected percentile interval of a parameter."""
         if name not in self.samples:
             raise ValueError(f"{name!r} is no parameter of {self.fit.law.name!r}; name one of {list(self.samples)}")
-        low, high = percentiles(
-            unbiased(self.samples[name].to_numpy(), self.fit.params[name], self.fit.clusters), level
-        )
+        moved = unbiased(self.samples[name].to_numpy(), self.fit.params[name], self.fit.clusters)
+        low, high = percentiles(moved, self.level(level))
         return float(low), float(high)
+
+    def told(self, name: str, level: float = 0.95) -> str:
+        """A parameter's interval in words, or at which bound its resamples are: that is no interval of zero width."""
+        low, high = self.interval(name, level)
+        with solver.precise():
+            ends = [solver.named(self.fit.law, end)[name] for end in solver.box(self.fit.law)]
+        for side, bound in zip(("lower", "upper"), ends, strict=True):
+            if low == high == bound:
+                return f"at its {side} bound in {level:.0%} of resamples or more: no interval"
+        return f"{level:.0%} interval {low:.5g} to {high:.5g}"
 
     def predictions(self, at: pd.DataFrame | Mapping[str, Any]) -> np.ndarray:
         """The law at `at` under every resample: an array of (resamples, rows)."""
@@ -132,7 +166,7 @@ class Bootstrap:
             drawn = np.sort(residuals)[(place * len(residuals)).astype(int)].reshape(-1, *[1] * (values.ndim - 1))
             drawn *= np.sqrt(len(residuals) / max(len(residuals) - free, 1))
             values = criterion.invert(criterion.transform(values) + drawn)
-        return percentiles(values, level)
+        return percentiles(values, self.level(level))
 
 
 def counts(runs: int, resamples: int, seed: int) -> np.ndarray:
@@ -145,24 +179,45 @@ def counts(runs: int, resamples: int, seed: int) -> np.ndarray:
 def bootstrap(fit: "fitting.Fit", resamples: int, seed: int) -> Bootstrap:
     """Refit on runs drawn with replacement, every resample started from the optimum of the full sample.
 
-    Rows of one cluster are drawn together. Resamples that do not reach a minimum are left out of `samples` and counted
-    in `converged`; fewer than nine in ten raise `Refused`.
+    Rows of one cluster are drawn together. A resample that reaches no minimum goes on from where it stopped, then
+    starts from RESTARTS other points; what reaches none from there either is left out of `samples` and counted in
+    `converged`. `Refused` where that is more than half of them: not even the median of all is known then.
     """
     data = fit.points()
     runs = len(fit.runs)
     cluster = pd.factorize(fit.runs["cluster"])[0] if "cluster" in fit.runs else np.arange(runs)
     weights = np.zeros((resamples, len(data.weight)))
     weights[:, :runs] = counts(int(cluster.max()) + 1, resamples, seed)[:, cluster] * data.weight[:runs]
-    low, high = solver.box(fit.law, fit.fixed)
     with solver.precise():
-        optimum = solver.coordinates(fit.law, fit.params)
-        start = np.clip(np.tile(optimum, (resamples, 1)), low, high)
-        refined = solver.refine(fit.law, start, data, weights, fit.criterion, low, high)
-        params = {name: np.asarray(values) for name, values in solver.named(fit.law, refined.theta).items()}
-    share = float(refined.converged.mean())
-    if share < 0.9:
+        theta, converged = _refitted(fit, data, weights)
+        params = {name: np.asarray(values) for name, values in solver.named(fit.law, theta).items()}
+    share = float(converged.mean())
+    if share < FEWEST:
         raise errors.Refused(
-            f"only {share:.0%} of {resamples} resamples reached a minimum: {runs} runs do not carry "
-            f"{len(fit.law.names)} parameters of {fit.law.name!r}; add runs or use a simpler law"
+            f"only {share:.0%} of {resamples} resamples reached a minimum, from {RESTARTS} other starts either: {runs} "
+            f"runs do not carry {len(fit.law.names)} parameters of {fit.law.name!r}; add runs or use a simpler law"
         )
-    return Bootstrap(fit, pd.DataFrame(params)[refined.converged].reset_index(drop=True), share, seed)
+    return Bootstrap(fit, pd.DataFrame(params)[converged].reset_index(drop=True), share, seed)
+
+
+def _refitted(
+    fit: "fitting.Fit", data: solver.Points, weights: Float[np.ndarray, "resamples points"]
+) -> tuple[Float[np.ndarray, "resamples parameters"], np.ndarray]:
+    """The parameters of every resample, and which of them are at a minimum."""
+    low, high = solver.box(fit.law, fit.fixed)
+
+    def refined(start: np.ndarray, rows: np.ndarray) -> solver.Refined:
+        return solver.refine(fit.law, np.clip(start, low, high), data, weights[rows], fit.criterion, low, high)
+
+    first = refined(np.tile(solver.coordinates(fit.law, fit.params), (len(weights), 1)), np.arange(len(weights)))
+    theta, converged = first.theta, first.converged.copy()
+    if len(left := np.flatnonzero(~converged)):
+        again = refined(theta[left], left)
+        theta[left], converged[left] = again.theta, again.converged
+    if len(left := np.flatnonzero(~converged)):
+        starts = solver.starts(fit.law, data, RESTARTS, fit.criterion, fit.fixed)
+        again = refined(np.tile(starts, (len(left), 1)), np.repeat(left, len(starts)))
+        value = np.where(again.converged, again.objective, np.inf).reshape(len(left), -1)
+        best = value.argmin(axis=1) + np.arange(len(left)) * len(starts)
+        theta[left], converged[left] = again.theta[best], again.converged[best]
+    return theta, converged

@@ -101,6 +101,18 @@ def test_from_a_csv_to_a_budget_in_three_commands(tmp_path: Path, capsys: pytest
         analysing.predict(tmp_path / "fit.json", {"params": 1e6, "tokens": 1e8}, 1e9)
 
 
+def test_a_parameter_at_its_bound_has_no_interval_and_no_parameter_two(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = table()
+    frame.assign(loss=frame["loss"] - 1.6).to_csv(tmp_path / "runs.csv", index=False)
+    analysing.fit(Table(tmp_path / "runs.csv"), "hoffmann", Objective(), 40, None)
+    told = capsys.readouterr().out
+    assert "  E = 0   at its lower bound in 95% of resamples or more: no interval" in told
+    assert "±" not in told
+    assert "intervals above: of resampled runs" in told
+
+
 def test_laws_are_compared_on_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table().assign(split=["fit"] * 29 + ["out"]).to_csv(tmp_path / "runs.csv", index=False)
     chosen = Table(tmp_path / "runs.csv", where=("split=fit",))

@@ -147,7 +147,7 @@ def fitted(frontier: frontiers.Frontier, frame: pd.DataFrame, *, flops: str = "f
     rule = frontier.curve.rule
     n, d, y = (fit.runs[name].to_numpy() for name in ("params", "tokens", "loss"))
     runs = checks.runs(frame).frame
-    c = checks.column(runs, flops, "the figure") if flops in runs.columns else rule.k * n**rule.kappa * d
+    c = checks.column(runs, flops, "the figure") if flops in runs.columns else rule.flops(n, d)
     budget = budgets.label(runs, c)
     values, count = np.unique(budget[~np.isnan(budget)], return_counts=True)
     sliced = values[count >= 4]
@@ -175,7 +175,7 @@ def _contours(
     assert frontier.fit is not None
     across, up = np.geomspace(c.min() / 2, c.max() * 2, 120), np.geomspace(n.min() / 2, n.max() * 2, 120)
     C, N = np.meshgrid(across, up)
-    surface = frontier.fit.predict({"params": N, "tokens": C / rule.k / N**rule.kappa})
+    surface = frontier.fit.predict({"params": N, "tokens": C / rule.per_token(N)})
     least = float(surface.min())
     ticks = ticker.MaxNLocator(nbins=14, steps=[1, 2, 2.5, 5, 10]).tick_values(least, float(np.quantile(y, 0.98)))
     levels = np.array([tick for tick in ticks if least < tick <= y.max()])
@@ -203,7 +203,7 @@ def _slices(
         mine = budget == value
         color = shade.to_rgba(value)
         at = np.geomspace(n[mine].min() / 1.15, n[mine].max() * 1.15, 80)
-        panel.plot(at, frontier.fit.predict({"params": at, "tokens": value / rule.k / at**rule.kappa}), color=color)
+        panel.plot(at, frontier.fit.predict({"params": at, "tokens": value / rule.per_token(at)}), color=color)
         panel.scatter(n[mine], y[mine], color=color, s=18, lw=0.4, edgecolor="white", zorder=3)
     shown = np.isin(budget, sliced)
     axes.logarithmic(panel, "x", n[shown], pad=0.1)

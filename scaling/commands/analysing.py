@@ -171,12 +171,11 @@ def fit(table: Table, law: str, objective: Objective, resamples: int, save: Path
         if parameter in fitted.fixed:
             print(f"  {parameter} = {value:.5g}   fixed")
             continue
-        low, high = boot.interval(parameter)
         doubt = "   (not determined by these runs)" if parameter in vague else ""
-        print(f"  {parameter} = {value:.5g}   95% interval {low:.5g} to {high:.5g}{doubt}")
-    if boot.converged < 1:
-        print(f"  {boot.converged:.1%} of {resamples} resamples reached a minimum; the others are left out")
-    print(fitted.checklist())
+        print(f"  {parameter} = {value:.5g}   {boot.told(parameter)}{doubt}")
+    for told in boot.warnings:
+        print(f"  warning: {told}")
+    print(fitted.checklist("intervals above: of resampled runs"))
     if save is not None:
         print(f"saved to {save}")
 
@@ -204,6 +203,8 @@ def predict(path: Path, at: dict[str, float], inference_tokens: float | None, la
         f"if {fitted.law.name} is right, at {where}: loss {float(fitted.predict(at).item()):.4f}, 95% interval "
         f"{mean[0].item():.4f} to {mean[1].item():.4f}; of a single run {run[0].item():.4f} to {run[1].item():.4f}"
     )
+    for told in boot.warnings:
+        print(f"warning: {told}")
 
 
 def calibrated(fitted: "analysis.Fit", at: dict[str, float]) -> None:
@@ -229,6 +230,8 @@ def allocate(fitted: "analysis.Fit", flops: float, inference_tokens: float | Non
     )
     for line in found.statements:
         print(f"made by {line}" if line == found.statements[0] else line)
+    for line in found.warnings:
+        print(f"warning: {line}")
 
 
 def compare(table: Table, candidates: Sequence[str], objective: Objective, hold_out: str, origins: int) -> None:

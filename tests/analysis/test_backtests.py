@@ -121,3 +121,9 @@ def test_weights_count_in_the_likelihood() -> None:
     by_hand = np.sum(np.log(2 * np.pi * tau / weight) + weight * residuals**2 / tau)
     found = comparison.minus_two_log_likelihood(residuals, criteria.Criterion("squared"), weight)
     assert found == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_runs_are_counted_in_whole_numbers_beside_a_refused_origin(planted) -> None:
+    found = analysis.backtest("hoffmann", planted(budgets=3, sizes=4, noise=1e-3, two_seeds=False), resamples=20)
+    assert "(8 runs) predicts 4 runs up to" in found.summary()
+    assert found.origins["unidentified"].iloc[0].startswith("8 runs for 5 parameters")

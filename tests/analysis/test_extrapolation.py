@@ -44,3 +44,17 @@ def test_a_target_that_is_no_extrapolation_is_refused(planted) -> None:
     few = frame[frame["flops_budget"] >= np.unique(frame["flops_budget"])[-3]]
     with pytest.raises(analysis.Refused, match="a correction needs 3"):
         analysis.extrapolate("hoffmann", few, {"params": [1e6], "tokens": [1e8], "flops": [6e14]}, resamples=20)
+
+
+def test_origins_that_do_not_identify_the_law_are_not_counted(planted, law_params) -> None:
+    """Two and three budgets of four noisy runs: counted, how their fits err moves the prediction the wrong way."""
+    frame = planted(noise=0.01, seed=2, sizes=4, budgets=9, width=2.0, two_seeds=False, low=2e9, high=4e12)
+    params, tokens = 2e6, 4e8
+    exact = law_params["E"] + law_params["A"] / params ** law_params["alpha"]
+    exact += law_params["B"] / tokens ** law_params["beta"]
+    at = {"params": params, "tokens": tokens, "flops": 6 * params * tokens}
+    found = analysis.extrapolate("hoffmann", frame, at, resamples=30, origins=8)
+    assert found.predicted[0] == pytest.approx(exact, rel=0.03)
+    assert "8 runs for 5 parameters" in found.left_out[-1]
+    assert f"left out: {found.left_out[0]}" in found.summary()
+    assert found.errors["origin"].nunique() + len(found.left_out) == len(found.backtest.usable)

@@ -1,6 +1,7 @@
 """Optima of the fitted law with the cost of inference (Sardana et al. 2024, arXiv 2401.00448), against searches."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -94,3 +95,56 @@ def test_approaches_without_a_law_refuse_inference(approach, sweep) -> None:
         found.reach(2.0)
     with pytest.raises(ValueError, match="at least 0"):
         found.allocate(1e13, inference_tokens=-1.0)
+
+
+def counted(per_token, sizes: np.ndarray) -> pd.DataFrame:
+    """A sweep of a planted law whose FLOPs a token are a function of N."""
+    flops, params = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e17, 1e19, 5), sizes))
+    tokens = flops / per_token(params)
+    return pd.DataFrame({"params": params, "tokens": tokens, "flops": flops}).assign(
+        loss=1.8 + 480 / params**0.35 + 2100 / tokens**0.37
+    )
+
+
+WIDTHS = np.array([128, 192, 256, 384, 512, 768, 1024])
+NON_EMBEDDING = 12 * WIDTHS**3 / 64
+
+
+def head(params: np.ndarray) -> np.ndarray:
+    """A head of 50,304 words for N = 12 L d², L = d/64."""
+    return 50304 * (params * 64 / 12) ** (1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("per_token", "rule"),
+    [
+        (lambda n: 3.6 * n, "C = 3.6 · N · D"),
+        (lambda n: 10.2 * n, "C = 10.2 · N · D"),
+        (lambda n: 10.2 * n**0.9, "N^0.9000"),
+        (lambda n: 6 * (n + head(n)), "(1 + "),
+        (lambda n: 6 * (n - 800 * n ** (1 / 3)), "(1 - "),
+    ],
+)
+@pytest.mark.parametrize("served", [0.0, 1e10])
+def test_an_allocation_costs_its_budget_by_the_accounting_of_the_runs(per_token, rule, served) -> None:
+    """A law of N that leaves out the head, or counts embeddings, far beyond the runs."""
+    found = analysis.frontier(counted(per_token, NON_EMBEDDING), 3, resamples=5)
+    assert rule in found.statements[0]
+    for flops in (1e19, 1e22, 1e25):
+        bought = found.allocate(flops, served)
+        cost = per_token(bought.params.value) * (bought.tokens.value + served / 3)
+        assert cost == pytest.approx(flops, rel=0.02)
+        others = bought.params.value * np.array([0.97, 1.03])
+        left = [flops / per_token(n) - served / 3 for n in others]
+        fit = found.fit.predict({"params": others, "tokens": np.array(left)})
+        assert (fit > bought.loss.value * (1 - 2e-4)).all()
+    target = found.reach(2.2, served)
+    cost = per_token(target.params.value) * (target.tokens.value + served / 3)
+    assert cost == pytest.approx(target.flops.value, rel=0.02)
+
+
+def test_runs_far_from_any_rule_are_warned_about() -> None:
+    frame = counted(lambda n: 6 * n, NON_EMBEDDING)
+    spread = frame.assign(flops=frame["flops"] * np.tile([0.8, 1.25, 1.0, 0.7, 1.1], 7))
+    assert any("scatter by" in told for told in analysis.frontier(spread, 3, resamples=5).warnings)
+    assert not any("scatter by" in told for told in analysis.frontier(frame, 3, resamples=5).warnings)

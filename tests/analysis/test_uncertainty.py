@@ -1,5 +1,7 @@
 """Intervals are reproducible, hold what they should, and the noise between seeds is what was planted."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -139,3 +141,33 @@ def test_seed_noise_says_why_it_is_not_measured(sweep) -> None:
     assert "no column 'seed'" in analysis.seed_noise(sweep.drop(columns="seed")).message
     twice = pd.concat([sweep, sweep.assign(run_id=sweep["run_id"] + "b", loss=sweep["loss"] * 1.5)])
     assert "one seed twice" in analysis.seed_noise(twice).message
+
+
+def test_resamples_that_stop_short_start_again(planted) -> None:
+    """14 noisy runs: a third of the resamples stops between minima when started from the optimum of all runs alone."""
+    fit = analysis.fit("hoffmann", planted(noise=0.03, seed=3, two_seeds=False).sample(14, random_state=3))
+    boot = fit.bootstrap(100)
+    assert boot.converged == 1.0
+    assert boot.warnings == ()
+    low, high = boot.interval("alpha")
+    assert low <= np.median(boot.samples["alpha"]) <= high
+
+
+@pytest.mark.parametrize(("share", "level"), [(1.0, 0.95), (0.99, 1 - 2 * 0.02 / 0.99), (0.9, 1.0)])
+def test_missing_resamples_widen_intervals_and_are_named(sweep, share: float, level: float) -> None:
+    """Half of them below and half above the others: the tails hold 2.5% of all resamples."""
+    boot = dataclasses.replace(analysis.fit("hoffmann", sweep).bootstrap(100), converged=share)
+    assert boot.level(0.95) == pytest.approx(level, abs=1e-6)
+    moved = uncertainty.unbiased(boot.samples["alpha"].to_numpy(), boot.fit.params["alpha"])
+    tail = 50 * (1 - level)
+    assert boot.interval("alpha") == pytest.approx(
+        tuple(np.percentile(moved, [tail, 100 - tail], method="weibull")), rel=1e-6
+    )
+    assert [f"{1 - share:.1%} of " in told for told in boot.warnings] == [True] * (share < 1)
+
+
+def test_too_few_resamples_at_a_minimum_are_refused(sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = analysis.fit("hoffmann", sweep)
+    monkeypatch.setattr(uncertainty, "FEWEST", 1.01)
+    with pytest.raises(analysis.Refused, match="100% of 20 resamples reached a minimum, from 8 other starts either"):
+        fit.bootstrap(20)
