@@ -259,7 +259,7 @@ def test_two_workers_share_a_sweep(results: store.Store, make_run: Make, fill: F
 
 def test_a_tracker_that_fails_warns_once_and_training_goes_on(results: store.Store, make_run: Make, fill: Fill) -> None:
     class Broken(config.Tracker):
-        kind: str = "broken"
+        kind: str = "unreachable"
 
         def log(self, rows: Any) -> None:
             raise ConnectionError("no network")
