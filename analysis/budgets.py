@@ -95,18 +95,13 @@ def nearby(values: Float[np.ndarray, " runs"]) -> np.ndarray:
     return group
 
 
-def fit_weighted(
-    u: Float[np.ndarray, " points"], y: Float[np.ndarray, " points"], weights: Float[np.ndarray, "resamples points"]
-) -> Float[np.ndarray, "resamples 3"]:
-    """Least-squares parabolas c0 + c1 u + c2 u² under every row of weights; NaN where three sizes are not left."""
-    powers = np.stack([np.ones_like(u), u, u**2], axis=-1)
-    gram = np.einsum("rp,pi,pj->rij", weights, powers, powers)
-    moment = np.einsum("rp,pi,p->ri", weights, powers, y)
-    sizes = np.stack([weights[:, u == size].sum(axis=1) > 0 for size in np.unique(u)]).sum(axis=0)
-    enough = sizes >= 3
-    solved = np.full((len(weights), 3), np.nan)
-    solved[enough] = np.linalg.solve(gram[enough], moment[enough][:, :, None])[:, :, 0]
-    return solved
+def parabolas(
+    u: Float[np.ndarray, " points"], losses: Float[np.ndarray, "samples points"]
+) -> Float[np.ndarray, "samples 3"]:
+    """Least-squares parabolas c0 + c1 u + c2 u² through every row of losses; NaN where there are no three sizes."""
+    if len(np.unique(u)) < 3:
+        return np.full((len(losses), 3), np.nan)
+    return np.asarray(losses @ np.linalg.pinv(np.stack([np.ones_like(u), u, u**2], axis=-1)).T)
 
 
 def minimum(coefficients: Float[np.ndarray, "resamples 3"], low: float, high: float) -> Float[np.ndarray, " resamples"]:
@@ -191,12 +186,12 @@ def slices(
     return found, tuple(unequal), (*alone, *unlabelled(frame))
 
 
-def resampled(
-    cut: Slice, weights: Float[np.ndarray, "resamples points"]
-) -> tuple[Float[np.ndarray, " resamples"], Float[np.ndarray, " resamples"]]:
-    """Where each resample's parabola is least, in u = log N − center, and its loss there; NaN: nowhere on the grid."""
+def least_of(
+    cut: Slice, losses: Float[np.ndarray, "samples points"]
+) -> tuple[Float[np.ndarray, " samples"], Float[np.ndarray, " samples"]]:
+    """Where each row's parabola is least, in u = log N − center, and its loss there; NaN: nowhere on the grid."""
     u = cut.u
-    c = fit_weighted(u, cut.loss, weights)
+    c = parabolas(u, losses)
     at = minimum(c, float(u.min()), float(u.max()))
     return at, c[:, 0] + c[:, 1] * at + c[:, 2] * at**2
 
@@ -204,7 +199,7 @@ def resampled(
 def least(cut: Slice, kind: str) -> tuple[Float[np.ndarray, " 1"], Float[np.ndarray, " 1"]]:
     """Where the curve of this kind is least, in u, and its loss there; NaN where that is an end of the grid."""
     if kind == "parabola":
-        return resampled(cut, np.ones((1, len(cut.u))))
+        return least_of(cut, cut.loss[None])
     u, log_loss = _sizes(cut)
     between = interpolate.Akima1DInterpolator(u, log_loss)
     flat = between.derivative().roots(extrapolate=False)
@@ -235,7 +230,7 @@ def parabola(cut: Slice) -> Parabola:
     """The parabola through one budget."""
     u = cut.u
     low, high = float(u.min()), float(u.max())
-    c = fit_weighted(u, cut.loss, np.ones((1, len(u))))
+    c = parabolas(u, cut.loss[None])
     at = float(minimum(c, low, high)[0])
     refused = _too_few(cut)
     if not refused and c[0, 2] <= 0:

@@ -11,6 +11,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
+<<<<<<< HEAD
 from analysis import (
     allocation,
     budgets,
@@ -24,6 +25,9 @@ from analysis import (
     surfaces,
     uncertainty,
 )
+=======
+from analysis import allocation, budgets, checks, envelope, errors, fitting, isoflop, lines, surfaces
+>>>>>>> faultsB
 from analysis.allocation import Allocation, Frontier, Target
 from analysis.lines import Lines
 from analysis.surfaces import FlopRule, Surface, flop_rule
@@ -41,8 +45,6 @@ __all__ = [
     "through",
 ]
 
-BIN = np.log(10.0) / 4  # envelope of unlabelled runs: the best run of each quarter of a decade of FLOPs
-
 
 def frontier(
     frame: pd.DataFrame,
@@ -57,7 +59,9 @@ def frontier(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Frontier:
-    """The frontier by approach 1, 2 or 3, with intervals from resampled runs (by "akima", from the minima's scatter).
+    """The frontier by approach 1, 2 or 3 with its intervals.
+
+    They come from residuals drawn again (1 and 2; by "akima", from the minima's scatter) and from resampled runs (3).
 
     `minimum` says by what curve approach 2 reads off a budget's best size: a "parabola" in log N, or "akima", log
     losses interpolated (Porian et al. 2024, arXiv 2406.19146). On planted laws (5 budgets over 2 decades, 7 to 15
@@ -83,7 +87,7 @@ def frontier(
     if approach == 2:
         made = isoflop.frontier(chosen, names, loss, level, resamples, seed, minimum)
     else:
-        made = (_envelope if approach == 1 else _parametric)(chosen, names, loss, level, resamples, seed)
+        made = (envelope.frontier if approach == 1 else _parametric)(chosen, names, loss, level, resamples, seed)
     return dataclasses.replace(
         made,
         statements=(*made.statements, *told),
@@ -126,51 +130,6 @@ def through(
     weighed = ", ".join(f"log {name} by 1/{of}²" for name, of in zip("ND", errors_of, strict=True) if of)
     how = f"straight lines in logarithms through {len(logs)} given optima, {weighed or 'all weighing the same'}"
     return Frontier(0, level, curve, allocation.minima(logs), allocation.statements(optima, names, how), (), ())
-
-
-def _envelope(
-    chosen: checks.Selection, names: dict[str, str], loss: str, level: float, resamples: int, seed: int
-) -> Frontier:
-    frame = chosen.frame
-    table = pd.DataFrame({key: checks.column(frame, name, "the envelope") for key, name in names.items()})
-    table["loss"] = checks.column(frame, loss, "the envelope")
-    labelled = budgets.labelled(frame)
-    low = np.log(table["flops"]).min()
-    table["bin"] = checks.numbers(frame, "flops_budget") if labelled else ((np.log(table["flops"]) - low) // BIN)
-    table = table.groupby(["bin", "params", "tokens"], as_index=False).mean()  # seeds of one configuration are one
-    logs = np.log(table[["flops", *lines.QUANTITIES]].to_numpy())
-    drawn = np.concatenate([np.ones((1, len(table))), uncertainty.counts(len(table), resamples, seed)])
-    sizes = table.groupby("bin")["params"].nunique()
-    if not len(contested := sizes.index[sizes > 1].to_numpy()):
-        raise errors.Refused("approach 1: no two sizes share a budget, so none can be the best; run sizes side by side")
-    best = []
-    for value in contested:
-        mine = np.flatnonzero(table["bin"] == value)
-        losses = np.where(drawn[:, mine] > 0, logs[mine, 3], np.inf)
-        first = losses.argmin(axis=1)
-        best.append(np.where(np.isinf(losses.min(axis=1))[:, None], np.nan, logs[mine][first]))
-    optima = np.stack(best, axis=1)
-    before = np.fmin.accumulate(optima[:, :, 3], axis=1)
-    behind = np.concatenate([np.zeros((len(optima), 1), bool), optima[:, 1:, 3] >= before[:, :-1]], axis=1)
-    optima[behind] = np.nan
-    found = allocation.minima(optima[0])
-    if len(found) < lines.FEWEST or found["params"].nunique() < 2:
-        raise errors.Refused(
-            f"approach 1: the envelope has {len(found)} points of {found['params'].nunique()} sizes; it needs "
-            f"{lines.FEWEST} points of 2 sizes; run more budgets"
-        )
-    groups = "budget" if labelled else "quarter of a decade of FLOPs"
-    how = f"approach 1: the best final loss of each {groups}, where no cheaper run is better; {allocation.LOSS_LINE}"
-    worse = int(behind[0].sum())
-    excluded: tuple[str, ...] = (
-        (f"approach 1: {worse} budgets whose best run is no better than a cheaper one",) if worse else ()
-    )
-    if alone := len(sizes) - len(contested):
-        excluded += (f"approach 1: {alone} budgets with one size only",)
-    excluded += tuple(f"approach 1: {told}" for told in budgets.unlabelled(frame))
-    return Frontier(
-        1, level, lines.through(optima), found, allocation.statements(frame, names, how), excluded, chosen.warnings
-    )
 
 
 def _parametric(

@@ -8,12 +8,27 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from scipy import stats
 
-from analysis import allocation, biases, budgets, checks, errors, fitting, lines, outliers, surfaces, uncertainty
+from analysis import (
+    allocation,
+    biases,
+    budgets,
+    checks,
+    errors,
+    fitting,
+    lines,
+    outliers,
+    redrawing,
+    surfaces,
+)
 from analysis.lines import Lines
 
 _DRAWN = {"parabola": "least-squares parabolas in log N", "akima": "Akima's interpolation of log loss in log N"}
-_VARIED = {"parabola": "resampled runs", "akima": "the scatter of the minima about the line (Student's t)"}
+_VARIED = {
+    "parabola": "residuals of the parabolas, drawn again",
+    "akima": "the scatter of the minima about the line (Student's t)",
+}
 _COLUMNS = ["minimum", "budgets", "exponent_params", "exponent_tokens", "difference", "bias_exponent", "bias_params"]
 
 Minima = tuple[budgets.Minimum, ...]
@@ -87,9 +102,32 @@ def _optima(
     estimate = _least(good, kind)
     if kind != "parabola":  # a curve through every point: without some it is another curve, not another draw of it
         return lines.redrawn(estimate[0], None, resamples, seed)
-    drawn = [uncertainty.counts(len(cut.u), resamples, seed + i) for i, cut in enumerate(good)]
-    again = [cut.logs(*budgets.resampled(cut, weights)) for cut, weights in zip(good, drawn, strict=True)]
-    return np.concatenate([estimate, np.stack(again, axis=1)])
+    fitted = [(budgets.parabolas(cut.u, cut.loss[None]) @ np.vander(cut.u, 3, increasing=True).T)[0] for cut in good]
+    left = [redrawing.residuals(cut.loss, curve) for cut, curve in zip(good, fitted, strict=True)]
+    drawn = redrawing.redrawn(fitted, left, sum(len(part) - 3 for part in left), resamples, seed)
+    again = [cut.logs(*budgets.least_of(cut, losses)) for cut, losses in zip(good, drawn, strict=True)]
+    return np.concatenate([estimate, _as_scattered(estimate, np.stack(again, axis=1))])
+
+
+def _as_scattered(
+    estimate: Float[np.ndarray, "1 budgets 4"], drawn: Float[np.ndarray, "resamples budgets 4"]
+) -> Float[np.ndarray, "resamples budgets 4"]:
+    """The drawn minima, spread further where the estimates scatter about their line beyond what the draws explain.
+
+    A χ² of the minima's log N about the line above its 95% quantile has a cause that no residual shows, such as
+    learning rates that suit some budgets better; all deviations are then widened by √(χ²/(m − 2)).
+    """
+    variance = np.nanvar(drawn[:, :, 1], axis=0)
+    if (variance <= 0).any() or np.isnan(variance).any():
+        return drawn
+    precision = np.repeat(1 / variance[:, None], 2, axis=1)
+    line = lines.through(estimate, precision)
+    away = estimate[0, :, 1] - line.intercept[0, 0] - line.slope[0, 0] * estimate[0, :, 0]
+    freedom = len(away) - 2
+    chi2 = float(np.sum(away**2 / variance))
+    if chi2 <= stats.chi2.ppf(0.95, freedom):
+        return drawn
+    return estimate + np.sqrt(chi2 / freedom) * (drawn - estimate)
 
 
 def _doubts(found: Minima) -> tuple[str, ...]:

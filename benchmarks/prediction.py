@@ -196,9 +196,7 @@ def chosen(found: dict[tuple[float, float], pd.DataFrame], sources: Sequence[str
 
 
 def choose(every: Sequence[Case]) -> None:
-    found = {
-        weights: pd.concat([members(case, *weights) for case in every], ignore_index=True) for weights in WEIGHTS
-    }
+    found = {weights: pd.concat([members(case, *weights) for case in every], ignore_index=True) for weights in WEIGHTS}
     print(f"{len(WEIGHTS) * len(SETS)} weights and member sets, then {len(SPREADS) * len(DISTANCES)} intervals")
     rows = [
         {"weights": weights, "members": names, **each, "mean": each.mean()}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import analysis
-from analysis import biases, budgets, fitting, frontiers, plots
+from analysis import biases, budgets, fitting, frontiers, isoflop, plots
 
 
 def optimum(law: dict[str, float], flops: float) -> tuple[float, float, float]:
@@ -232,3 +232,50 @@ def test_minima_of_a_frontier_are_optima(planted) -> None:
     assert again.approach == 0
     with pytest.raises(analysis.Refused, match="a line through optima knows only"):
         again.allocate(1e13, inference_tokens=1e9)
+
+
+def on_one_grid(law: dict[str, float], replica: int, noise: float) -> pd.DataFrame:
+    """Six budgets on one list of sizes of random phase, each about a guess of its best size that is 20% off."""
+    rng = np.random.default_rng(replica)
+    phase, rows = rng.uniform(0, np.log(1.4)), []
+    for flops in np.geomspace(2e11, 2e13, 6):
+        params = np.exp(phase + np.log(1.4) * np.arange(0, 80))
+        guess = optimum(law, flops)[0] * np.exp(0.2 * rng.normal())
+        params = params[np.abs(np.log(params / guess)) < np.log(3.0)]
+        rows.append(pd.DataFrame({"params": params, "tokens": flops / 6 / params, "flops": flops}))
+    frame = pd.concat(rows, ignore_index=True)
+    exact = law["E"] + law["A"] / frame["params"] ** law["alpha"] + law["B"] / frame["tokens"] ** law["beta"]
+    return frame.assign(flops_budget=frame["flops"], loss=exact * np.exp(noise * rng.normal(size=len(frame))))
+
+
+@pytest.mark.parametrize("approach", [1, 2])
+def test_intervals_of_exponents_are_as_wide_as_the_exponents_scatter(approach, law_params, monkeypatch) -> None:
+    """Drawn runs made them two to three times as wide here, and held the exponent in every replica."""
+    monkeypatch.setattr(isoflop, "_law", lambda *_: analysis.Refused("not asked here"))
+    true = law_params["beta"] / (law_params["alpha"] + law_params["beta"])
+    found = [
+        analysis.frontier(on_one_grid(law_params, replica, 0.001), approach, resamples=100).exponent_params
+        for replica in range(40)
+    ]
+    assert sum(a.interval[0] <= true <= a.interval[1] for a in found) >= 35
+    scatter = np.sqrt(np.mean([(a.value - true) ** 2 for a in found]))
+    assert 0.85 < np.median([a.interval[1] - a.interval[0] for a in found]) / (2 * 1.96 * scatter) < 1.6
+
+
+def test_minima_that_scatter_beyond_their_residuals_widen_the_interval(planted) -> None:
+    """Every other budget at another best size, as learning rates may move it: no residual of a parabola shows that."""
+    smooth = planted(noise=1e-4, budgets=6, sizes=9, two_seeds=False)
+    group = np.searchsorted(np.unique(smooth["flops_budget"]), smooth["flops_budget"] * (1 - 1e-9))
+    moved = smooth.assign(params=smooth["params"] * np.where(group % 2, 1.15, 1.0))
+    moved["tokens"] = moved["flops"] / 6 / moved["params"]
+    narrow, wide = (analysis.frontier(frame, 2, resamples=100).exponent_params for frame in (smooth, moved))
+    width = [a.interval[1] - a.interval[0] for a in (narrow, wide)]
+    assert width[1] > 5 * width[0]
+    assert wide.interval[0] < narrow.value < wide.interval[1]
+
+
+def test_budgets_of_few_sizes_draw_runs_for_the_envelope(planted) -> None:
+    few = analysis.frontier(planted(noise=0.001, sizes=3, two_seeds=False, width=1.5), 1, resamples=50)
+    assert "resampled runs: the budgets have too few sizes" in few.statements[0]
+    many = analysis.frontier(planted(noise=0.001, sizes=9, two_seeds=False), 1, resamples=50)
+    assert "residuals of the budgets' curves" in many.statements[0]
