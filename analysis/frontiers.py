@@ -11,23 +11,19 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-<<<<<<< HEAD
 from analysis import (
     allocation,
     budgets,
     checkpoints,
     checks,
     definitions,
+    envelope,
     errors,
     fitting,
     isoflop,
     lines,
     surfaces,
-    uncertainty,
 )
-=======
-from analysis import allocation, budgets, checks, envelope, errors, fitting, isoflop, lines, surfaces
->>>>>>> faultsB
 from analysis.allocation import Allocation, Frontier, Target
 from analysis.lines import Lines
 from analysis.surfaces import FlopRule, Surface, flop_rule
