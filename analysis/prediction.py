@@ -203,7 +203,7 @@ def predictor(
         raise errors.Refused(
             f"{len(fits)} of {len(MEMBERS)} laws can be fitted to these runs: {next(iter(refused.values()))}"
         )
-    logs = np.mean([np.log(fit.fitted) for fit in fits.values()], axis=0)
+    logs = np.mean([np.log(fit.predict(runs)) for fit in fits.values()], axis=0)
     rule = surfaces.flop_rule(runs, "params", "tokens", "flops")
     statements = [
         f"the mean of {len(fits)} laws: {', '.join(fits)}",
