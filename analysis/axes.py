@@ -40,8 +40,8 @@ def style() -> contextlib.AbstractContextManager[None]:
 
 def new(columns: int, width: float = 4.6, height: float = 3.7) -> tuple[figure.Figure, list[axes.Axes]]:
     """A figure with one row of panels, drawn without any window or global state."""
-    made = figure.Figure(figsize=(width * columns, height), layout="constrained")
-    return made, [made.add_subplot(1, columns, i + 1) for i in range(columns)]
+    fig = figure.Figure(figsize=(width * columns, height), layout="constrained")
+    return fig, [fig.add_subplot(1, columns, i + 1) for i in range(columns)]
 
 
 def human(value: float) -> str:
@@ -110,10 +110,10 @@ def shades(values: np.ndarray) -> cm.ScalarMappable:
 
 
 def colorbar(
-    made: figure.Figure, panel: axes.Axes, shade: cm.ScalarMappable, label: str, at: np.ndarray | None = None
+    fig: figure.Figure, panel: axes.Axes, shade: cm.ScalarMappable, label: str, at: np.ndarray | None = None
 ) -> None:
     """A colour bar with ticks `at` the values themselves where there are few, else as on a log axis."""
-    bar = made.colorbar(shade, ax=panel, pad=0.02, aspect=28)
+    bar = fig.colorbar(shade, ax=panel, pad=0.02, aspect=28)
     low, high = (float(np.asarray(limit)) for limit in shade.get_clim())
     log_axis(bar.ax.yaxis, low, high, flops="FLOP" in label)
     if at is not None and len(at) <= 8:

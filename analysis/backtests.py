@@ -119,7 +119,7 @@ def backtest(
         try:
             fit = fitting.fit(form, chosen.frame[below], loss=loss, **options)
             fitting.refuse_unconverged(fit)
-            table, told = _predicted(fit, chosen.frame[above], loss, level, resamples, seed)
+            table, warnings = _predicted(fit, chosen.frame[above], loss, level, resamples, seed)
         except errors.Refused as reason:
             if not tables:
                 raise
@@ -128,7 +128,7 @@ def backtest(
         table.insert(0, "origin", origin)
         table.insert(1, "reach", size[above] / origin)
         tables.append(table)
-        doubts += [f"up to {origin:.3g}: {doubt}" for doubt in told]
+        doubts += [f"up to {origin:.3g}: {doubt}" for doubt in warnings]
         rows.append(
             {
                 "origin": origin,
@@ -196,7 +196,7 @@ def groups(frame: pd.DataFrame, column: str, values: np.ndarray) -> np.ndarray:
         known = np.unique(budget[~unlabelled])
         place = np.searchsorted(known, np.where(unlabelled, values, budget) * (1 + 1e-9), side="right") - 1
         return np.where(unlabelled & (values > known[-1] * (1 + budgets.SAME_BUDGET)), len(known), place)
-    found = budgets.nearby(values)
-    if 1 < len(np.unique(found)) <= MANY:
-        return found
+    group = budgets.nearby(values)
+    if 1 < len(np.unique(group)) <= MANY:
+        return group
     return np.asarray(np.floor((np.log(values) - np.log(values.max())) / QUARTER - 1e-9), dtype=int)

@@ -52,18 +52,18 @@ class Bias:
 
 def bias(cuts: Sequence[budgets.Slice], kind: str, law: Mapping[str, float]) -> Bias | None:
     """The bias of curves of this kind on these slices if E + A/N^α + B/D^β were true; None: they leave no power law."""
-    found, own = [], []
+    minima, own = [], []
     for cut in cuts:
         exact = dataclasses.replace(cut, loss=_losses(law, cut.log_params, cut.log_tokens))
-        found.append(cut.logs(*budgets.least(exact, kind))[0])
+        minima.append(cut.logs(*budgets.least(exact, kind))[0])
         own.append(cut.logs(*_own(cut, law))[0])
-    pairs = [pair for pair in zip(found, own, strict=True) if not np.isnan(pair).any()]
+    pairs = [pair for pair in zip(minima, own, strict=True) if not np.isnan(pair).any()]
     if len(pairs) < lines.FEWEST:
         return None
     optima = np.stack([[curve for curve, _ in pairs], [true for _, true in pairs]])
-    made = lines.through(optima)
+    line = lines.through(optima)
     flops = float(np.exp(optima[1, :, 0].max()))
-    off, (by_curve, by_law) = made.slope[0] - made.slope[1], made.at(flops)
+    off, (by_curve, by_law) = line.slope[0] - line.slope[1], line.at(flops)
     factors = by_curve / by_law
     return Bias(kind, float(off[0]), float(off[1]), float(factors[0]), float(factors[1]), flops)
 

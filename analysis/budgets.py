@@ -151,7 +151,7 @@ def slices(
     """
     n, d, c, y = (np.log(checks.column(frame, name, "iso-FLOP curves")) for name in (params, tokens, flops, loss))
     budget = label(frame, np.exp(c))
-    found: list[Slice] = []
+    cuts: list[Slice] = []
     unequal: list[str] = []
     single = 0
     for value in np.unique(budget[~np.isnan(budget)]):
@@ -169,7 +169,7 @@ def slices(
         edge = "smallest" if best == sizes[0] else "largest" if best == sizes[-1] else ""
         near = mine & (np.abs(n - best) <= NEAR)
         log_n = n[near]
-        found.append(
+        cuts.append(
             Slice(
                 value,
                 log_n,
@@ -183,7 +183,7 @@ def slices(
             )
         )
     alone = (f"{single} budgets with one run only",) if single else ()
-    return found, tuple(unequal), (*alone, *unlabelled(frame))
+    return cuts, tuple(unequal), (*alone, *unlabelled(frame))
 
 
 def least_of(
@@ -267,8 +267,8 @@ def _too_few(cut: Slice) -> str:
 
 
 def _at_edge(cut: Slice) -> str:
-    told = f"the {cut.best_is_edge} size is the best one: the minimum is at the edge of the grid"
-    return told if cut.best_is_edge else ""
+    reason = f"the {cut.best_is_edge} size is the best one: the minimum is at the edge of the grid"
+    return reason if cut.best_is_edge else ""
 
 
 def _few(cut: Slice) -> str:

@@ -21,7 +21,7 @@ def checklist(fit: "fitting.Fit", intervals: str = "") -> str:
 
     Where `intervals` of the parameters are printed beside it, it says what they are, and no standard errors.
     """
-    residuals, found = fit.residuals, fit.diagnostics
+    residuals, diagnostics = fit.residuals, fit.diagnostics
     spread = fit.criterion.transform(fit.runs["loss"].to_numpy())
     r2 = 1 - np.sum(residuals**2) / max(np.sum((spread - spread.mean()) ** 2), 1e-300)
     quantity = {"log": "log L", "log1p": "log(1 + y)", "linear": "y"}[fit.criterion.scale]
@@ -40,7 +40,7 @@ def checklist(fit: "fitting.Fit", intervals: str = "") -> str:
         "optimizer: variable projection on a grid of starts, then projected Newton, float64, exact derivatives",
         f"starts: {fit.starts.reached} of {fit.starts.count} refined starts reached the best minimum",
         f"status: {fit.status}; largest gradient {fit.starts.gradient:.2g} of the objective, condition number "
-        f"{found.condition:.3g}",
+        f"{diagnostics.condition:.3g}",
         f"goodness of fit: rms residual of {quantity} {np.sqrt(np.mean(residuals**2)):.3g}, largest "
         f"{np.abs(residuals).max():.3g}, R² {r2:.5f}",
         *(f"warning: {warning}" for warning in fit.warnings),
@@ -50,11 +50,11 @@ def checklist(fit: "fitting.Fit", intervals: str = "") -> str:
 
 def _describe(fit: "fitting.Fit", name: str, with_error: bool) -> str:
     """A parameter to the digits that the data support, or that they do not determine it."""
-    found = fit.diagnostics
-    value, error = fit.params[name], found.standard_error[name]
+    diagnostics = fit.diagnostics
+    value, error = fit.params[name], diagnostics.standard_error[name]
     if fit.law.parameter(name).log:
         error *= abs(value)
-    if any(name in group for group in found.undetermined):
+    if any(name in group for group in diagnostics.undetermined):
         return f"{name} not determined (about {value:.1g})"
     return f"{name} = {rounded(value, error)}" + (f" ± {error:.2g}" if error > 0 and with_error else "")
 
@@ -119,10 +119,10 @@ def _undetermined(fit: "fitting.Fit") -> Iterator[str]:
 
 def _other_minima(fit: "fitting.Fit") -> Iterator[str]:
     """Minima that an F test at 95% does not tell from the best one."""
-    found = fit.diagnostics
-    quantile = scipy.stats.f.ppf(0.95, 1, max(len(fit.runs) - len(found.free), 1))
+    diagnostics = fit.diagnostics
+    quantile = scipy.stats.f.ppf(0.95, 1, max(len(fit.runs) - len(diagnostics.free), 1))
     for value, params in fit.starts.others:
-        if 2 * (value - fit.objective) < quantile * found.stiffness * found.variance:
+        if 2 * (value - fit.objective) < quantile * diagnostics.stiffness * diagnostics.variance:
             where = ", ".join(f"{name} = {params[name]:.4g}" for name in params if name not in fit.fixed)
             yield (
                 f"poorly identified: another minimum, its objective {value / fit.objective - 1:.2%} higher, lies at "

@@ -15,9 +15,9 @@ SAME_FOR_ALL = ("seed", "learning_rate", "batch_tokens", "family", "optimizer", 
 
 def warn(frame: pd.DataFrame, cluster: str | None, params: str = "params", tokens: str = "tokens") -> tuple[str, ...]:
     """A warning where rows look like checkpoints of runs and no `cluster` says so, with what to pass."""
-    if cluster is not None or not (found := next(_found(frame, params, tokens), None)):
+    if cluster is not None or not (columns := next(_run_columns(frame, params, tokens), None)):
         return ()
-    name, grows = found
+    name, grows = columns
     count = frame[name].nunique()
     return (
         f"rows look like checkpoints of runs: {len(frame)} rows have {count} values of {name!r}, and {grows!r} rises "
@@ -27,7 +27,7 @@ def warn(frame: pd.DataFrame, cluster: str | None, params: str = "params", token
     )
 
 
-def _found(frame: pd.DataFrame, params: str, tokens: str) -> Iterator[tuple[str, str]]:
+def _run_columns(frame: pd.DataFrame, params: str, tokens: str) -> Iterator[tuple[str, str]]:
     """Columns that say the run, or else the size where each has many lengths, and the column that rises in them."""
     if "run_id" in frame.columns and frame["run_id"].nunique() == len(frame):
         return

@@ -86,12 +86,12 @@ def compare(
         mine = {key: value for key, value in options.items() if key in OPTIONS or key in takes[form.name]}
         size = {hold_out: options[hold_out]} if hold_out in options else {}
         try:
-            made = fitting.fit(form, frame, loss=loss, **mine)
-            fitting.refuse_unconverged(made)
+            fitted = fitting.fit(form, frame, loss=loss, **mine)
+            fitting.refuse_unconverged(fitted)
             tests[form.name] = backtests.backtest(
                 form, frame, hold_out, origins=origins, loss=loss, resamples=resamples, seed=seed, **{**mine, **size}
             )
-            fits[form.name] = made
+            fits[form.name] = fitted
         except errors.Refused as reason:
             refused[form.name] = str(reason)
     if not fits:
@@ -174,5 +174,5 @@ def minus_two_log_likelihood(residuals: np.ndarray, criterion: Criterion, weight
         return float(2 * (total / np.exp(log_tau) + np.sum(log_z)))
 
     middle = np.log(max(2 * total / len(residuals), 1e-300))
-    found = scipy.optimize.minimize_scalar(deviance, bounds=(middle - 20, middle + 20), method="bounded")
-    return float(found.fun)
+    minimum = scipy.optimize.minimize_scalar(deviance, bounds=(middle - 20, middle + 20), method="bounded")
+    return float(minimum.fun)

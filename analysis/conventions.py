@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import budgets, checks, errors, frontiers
+from analysis import budgets, checks, definitions, errors, frontiers
 
 COUNTS = ("params", "params_non_embedding", "params_with_head")
 RECORDED = ("flops", "flops_6nd")  # columns of FLOPs; beside them 6 · N · D is always counted
@@ -63,54 +63,54 @@ def approaches(
 def _rows(convention: _Convention, tokens: str, **options: Any) -> Iterator[dict[str, object]]:
     """A row for each approach under one convention; `options` are those of `frontiers.frontier`."""
     options |= {"params": convention.params, "tokens": tokens, "flops": convention.column}
-    made: dict[int, frontiers.Frontier | errors.Refused] = {}
+    results: dict[int, frontiers.Frontier | errors.Refused] = {}
     for approach in (1, 2, 3):
         try:
-            made[approach] = frontiers.frontier(convention.frame, approach, **options)
+            results[approach] = frontiers.frontier(convention.frame, approach, **options)
         except errors.Refused as reason:
-            made[approach] = reason
-    to, against = next(((a, found) for a in (3, 2) if isinstance(found := made[a], frontiers.Frontier)), (0, None))
-    for approach, found in made.items():
+            results[approach] = reason
+    to, against = next(((a, result) for a in (3, 2) if isinstance(result := results[a], frontiers.Frontier)), (0, None))
+    for approach, result in results.items():
         row: dict[str, object] = {"params": convention.params, "flops": convention.flops, "approach": approach}
-        if isinstance(found, errors.Refused):
-            yield {**row, "refused": str(found)}
+        if isinstance(result, errors.Refused):
+            yield {**row, "refused": str(result)}
             continue
-        row |= _exponents(found) | {"refused": ""}
+        row |= _exponents(result) | {"refused": ""}
         if against is not None:
-            row["difference"] = found.exponent_params.value - against.exponent_params.value
+            row["difference"] = result.exponent_params.value - against.exponent_params.value
             row["difference_to"] = f"approach {to}"
         yield row
 
 
-def _exponents(found: frontiers.Frontier) -> dict[str, object]:
-    n, d = found.exponent_params, found.exponent_tokens
+def _exponents(frontier: frontiers.Frontier) -> dict[str, object]:
+    n, d = frontier.exponent_params, frontier.exponent_tokens
     row: dict[str, object] = {
         "exponent_params": n.value, "low": n.interval[0], "high": n.interval[1],
         "exponent_tokens": d.value, "tokens_low": d.interval[0], "tokens_high": d.interval[1],
     }  # fmt: skip
-    if found.bias is not None:
-        row |= {"bias_exponent": found.bias.exponent_params, "bias_params": found.bias.params}
+    if frontier.bias is not None:
+        row |= {"bias_exponent": frontier.bias.exponent_params, "bias_params": frontier.bias.params}
     return row
 
 
 def _conventions(frame: pd.DataFrame, params: str, tokens: str) -> Iterator[_Convention]:
     """The countings of FLOPs with this N: columns that are recorded, and 6 · N · D where it is none of them."""
-    made = "flops_of_6ND"
+    six_nd = "flops_of_6ND"
     counted = frame
     if tokens in frame.columns:
         n, d = (pd.to_numeric(frame[name], errors="coerce") for name in (params, tokens))
-        counted = frame.assign(**{made: 6.0 * n * d})  # text is refused where it counts
+        counted = frame.assign(**{six_nd: definitions.SIX_ND.value(n, d)})  # text is refused where it counts
     seen: list[tuple[str, np.ndarray]] = []
     finished = frame[checks.finished(frame)]
-    for column in (*(name for name in RECORDED if not checks.empty(finished, name)), made):
+    for column in (*(name for name in RECORDED if not checks.empty(finished, name)), six_nd):
         if column not in counted.columns:
             continue
         values = pd.to_numeric(counted[column], errors="coerce").to_numpy(dtype=np.float64)
         if any(np.allclose(values, other, rtol=SAME, atol=0.0, equal_nan=True) for _, other in seen):
             continue
         seen.append((column, values))
-        said = f"6 · {params} · {tokens}" if column == made else column
-        yield _Convention(params, said, column, _relabelled(counted, values) if column != "flops" else counted)
+        label = f"6 · {params} · {tokens}" if column == six_nd else column
+        yield _Convention(params, label, column, _relabelled(counted, values) if column != "flops" else counted)
 
 
 def _relabelled(frame: pd.DataFrame, flops: np.ndarray) -> pd.DataFrame:

@@ -20,9 +20,9 @@ NONE: Mapping[str, str] = {}
 
 @dataclasses.dataclass(frozen=True)
 class Definition:
-    """The quantity `made` as a function of others, `of`; `text` is its right side with their columns filled in."""
+    """`quantity` as a function of others, `of`; `text` is its right side with their columns filled in."""
 
-    made: str
+    quantity: str
     of: tuple[str, ...]
     text: str
     value: Callable[..., np.ndarray]
@@ -34,6 +34,7 @@ class Definition:
         return f"{text} ({self.source})" if self.source else text
 
 
+SIX_ND = Definition("flops", ("params", "tokens"), "6 · {params} · {tokens}", lambda n, d: 6.0 * n * d, KAPLAN)
 # The first that can be made counts: what is recorded or exact comes before C = 6ND.
 DEFINITIONS = (
     Definition("tokens_per_parameter", ("tokens", "params"), "{tokens} / {params}", lambda d, n: d / n),
@@ -41,11 +42,11 @@ DEFINITIONS = (
         "tokens", ("tokens_per_parameter", "params"), "{tokens_per_parameter} · {params}", lambda ratio, n: ratio * n
     ),
     Definition("flops", ("flops_budget",), "{flops_budget}", lambda budget: budget, "the budget that is given"),
-    Definition("flops", ("params", "tokens"), "6 · {params} · {tokens}", lambda n, d: 6.0 * n * d, KAPLAN),
+    SIX_ND,
     Definition("tokens", ("flops", "params"), "{flops} / (6 · {params})", lambda c, n: c / (6.0 * n), KAPLAN),
     Definition("params", ("flops", "tokens"), "{flops} / (6 · {tokens})", lambda c, d: c / (6.0 * d), KAPLAN),
 )
-QUANTITIES = {name for each in DEFINITIONS for name in (each.made, *each.of)}
+QUANTITIES = {name for each in DEFINITIONS for name in (each.quantity, *each.of)}
 
 
 def complete(
@@ -58,19 +59,19 @@ def complete(
     made from holds what is no positive number.
     """
     used = checks.finished(frame)
-    told = []
+    statements = []
     for each in _plan(frame, wanted, columns):
         values, fallback = _values(frame, used, each, columns), _fallback(frame, used, each, columns)
-        why = f"the table has no column {each.made!r}"
-        if each.made in frame.columns:
-            why = f"column {each.made!r} is empty in all {int(used.sum())} finished rows"
-        statement = f"{each.made} = {each.said(columns)}"
+        why = f"the table has no column {each.quantity!r}"
+        if each.quantity in frame.columns:
+            why = f"column {each.quantity!r} is empty in all {int(used.sum())} finished rows"
+        statement = f"{each.quantity} = {each.said(columns)}"
         if fallback is not None and (lacks := used & values.isna()).any():
             values = values.where(~lacks, _values(frame, used, fallback, columns))
             statement += f", in {int(lacks.sum())} of {int(used.sum())} rows without it {fallback.said(columns)}"
-        frame = frame.assign(**{each.made: values})
-        told.append(f"{statement}: {why}")
-    return frame, tuple(told)
+        frame = frame.assign(**{each.quantity: values})
+        statements.append(f"{statement}: {why}")
+    return frame, tuple(statements)
 
 
 def taken(frame: pd.DataFrame, wanted: Collection[str], columns: Mapping[str, str] = NONE) -> set[str]:
@@ -87,20 +88,20 @@ def prepared(
     """
     columns = {name: value for name, value in options.items() if name in QUANTITIES}
     used = {*wanted, *taken(frame, wanted, columns)} - set(inputs)
-    made, told = complete(frame, wanted, columns)
-    return made, told, {name: value for name, value in options.items() if name not in used}
+    completed, statements = complete(frame, wanted, columns)
+    return completed, statements, {name: value for name, value in options.items() if name not in used}
 
 
 def ways(name: str) -> str:
     """From what a quantity follows, to be said where it is not there."""
-    found = [" and ".join(each.of) for each in DEFINITIONS if each.made == name]
-    return f" (it also follows from {', or from '.join(found)})" if found else ""
+    origins = [" and ".join(each.of) for each in DEFINITIONS if each.quantity == name]
+    return f" (it also follows from {', or from '.join(origins)})" if origins else ""
 
 
 def exactly(at: Mapping[str, Any] | pd.DataFrame, name: str) -> Any:
     """A quantity from others by a definition that is no estimate, or None: C = 6ND is one."""
     for each in DEFINITIONS:
-        if each.made == name and not each.source and all(of in at for of in each.of):
+        if each.quantity == name and not each.source and all(of in at for of in each.of):
             return each.value(*(np.asarray(at[of], dtype=np.float64) for of in each.of))
     return None
 
@@ -112,8 +113,8 @@ def _plan(frame: pd.DataFrame, wanted: Collection[str], columns: Mapping[str, st
     never = {name for name in QUANTITIES if columns.get(name, name) != name or _misspelt(frame, name)}
     steps: list[Definition] = []
     for name in wanted:
-        found = _steps(name, there | {each.made for each in steps}, never, ())
-        steps += [each for each in found or () if each.made not in {one.made for one in steps}]
+        needed = _steps(name, there | {each.quantity for each in steps}, never, ())
+        steps += [each for each in needed or () if each.quantity not in {one.quantity for one in steps}]
     return steps
 
 
@@ -125,7 +126,7 @@ def _steps(
         return ()
     if name in never:
         return None
-    for each in (one for one in DEFINITIONS if one.made == name and not {*one.of} & {*pending, name}):
+    for each in (one for one in DEFINITIONS if one.quantity == name and not {*one.of} & {*pending, name}):
         parts = [_steps(of, there, never, (*pending, name)) for of in each.of]
         if None not in parts:
             return [*(step for part in parts for step in part or ()), each]
@@ -142,7 +143,7 @@ def _fallback(frame: pd.DataFrame, used: pd.Series, first: Definition, columns: 
     """Another definition of the same quantity, from columns that are there, for rows in which the first has none."""
     for each in DEFINITIONS:
         there = not any(checks.empty(frame[used], columns.get(of, of)) for of in each.of)
-        if each.made == first.made and each != first and there:
+        if each.quantity == first.quantity and each != first and there:
             return each
     return None
 
@@ -154,6 +155,6 @@ def _values(frame: pd.DataFrame, used: pd.Series, each: Definition, columns: Map
         if name == "flops_budget":
             checks.numbers(frame[used], name)
         else:
-            checks.column(frame[used], name, f"{each.made} = {each.said(columns)}")
+            checks.column(frame[used], name, f"{each.quantity} = {each.said(columns)}")
     parts = (pd.to_numeric(frame[name], errors="coerce").astype(np.float64) for name in held)
     return pd.Series(each.value(*parts), index=frame.index, dtype=np.float64)

@@ -211,9 +211,9 @@ def _without_law(
     parts = [_surface(drift, at, noise) for at in places.each()]
     if done:
         parts = [conditioned(part, _surface(drift, known, noise), noise) for part in parts]
-    told = f"start without a law: {done} runs done, too few to start {law.name!r} from; chosen by a law-free surface"
+    fact = f"start without a law: {done} runs done, too few to start {law.name!r} from; chosen by a law-free surface"
     pool, shown, wanted = parts
-    return Belief(pool, shown, wanted, noise, (told,))
+    return Belief(pool, shown, wanted, noise, (fact,))
 
 
 def _by_law(

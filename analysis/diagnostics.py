@@ -161,12 +161,12 @@ def diagnose(fit: "fitting.Fit") -> Diagnostics:
 
 def _vague(names: np.ndarray, axes: np.ndarray, spread: np.ndarray, units: np.ndarray) -> tuple[tuple[str, ...], ...]:
     """Groups of parameters that move together along a direction whose standard deviation is above VAGUE."""
-    found = []
+    groups = []
     for axis, sd in zip(axes, spread, strict=True):
         moved = np.abs(axis) * sd / units  # in relative units of each parameter
         if moved.max(initial=0.0) > VAGUE:
-            found.append(tuple(names[moved > 0.3 * moved.max()].tolist()))
-    return tuple(dict.fromkeys(found))
+            groups.append(tuple(names[moved > 0.3 * moved.max()].tolist()))
+    return tuple(dict.fromkeys(groups))
 
 
 def rounded(value: float, error: float) -> str:

@@ -39,14 +39,14 @@ class Tracks:
 
     def log_predictions(self, x: np.ndarray, end: int | None = None) -> np.ndarray:
         """log y of every member at `x`: (members, ends, points), or (members, points) of one end."""
-        found = []
+        logs = []
         with solver.precise(), np.errstate(all="ignore"):
             for law, theta in zip(self.laws, self.theta, strict=True):
                 rows = theta if end is None else theta[:, end]
                 params = {name: np.asarray(values)[..., None] for name, values in solver.named(law, rows).items()}
                 value = np.asarray(law({law.inputs[0]: np.asarray(x) / self.scale}, params), dtype=np.float64)
-                found.append(np.log(np.broadcast_to(value, (*rows.shape[:-1], len(x)))))
-        return np.concatenate(found)
+                logs.append(np.log(np.broadcast_to(value, (*rows.shape[:-1], len(x)))))
+        return np.concatenate(logs)
 
 
 def ends(x: np.ndarray, horizon: float, least: int = LEAST) -> Float[np.ndarray, " ends"]:
@@ -94,8 +94,8 @@ def _refined(
         data = solver.points({name: x}, y)
         begun = []
         for end in range(count):
-            found = solver.starts(law, solver.points({name: x}, y, weights[memories // 2, end]), STARTS, ROBUST)
-            begun.append(found[np.arange(STARTS) % len(found)])
+            starts = solver.starts(law, solver.points({name: x}, y, weights[memories // 2, end]), STARTS, ROBUST)
+            begun.append(starts[np.arange(STARTS) % len(starts)])
         rows = np.tile(np.stack(begun), (memories, 1, 1, 1)).reshape(memories * count * STARTS, -1)
         padded = np.zeros((memories, count, len(data.weight)))
         padded[:, :, :size] = weights

@@ -31,10 +31,10 @@ def frontier(
     before = np.fmin.accumulate(optima[:, :, 3], axis=1)
     behind = np.concatenate([np.zeros((len(optima), 1), bool), optima[:, 1:, 3] >= before[:, :-1]], axis=1)
     optima[behind] = np.nan
-    found = allocation.minima(optima[0])
-    if len(found) < lines.FEWEST or found["params"].nunique() < 2:
+    minima = allocation.minima(optima[0])
+    if len(minima) < lines.FEWEST or minima["params"].nunique() < 2:
         raise errors.Refused(
-            f"approach 1: the envelope has {len(found)} points of {found['params'].nunique()} sizes; it needs "
+            f"approach 1: the envelope has {len(minima)} points of {minima['params'].nunique()} sizes; it needs "
             f"{lines.FEWEST} points of 2 sizes; run more budgets"
         )
     groups = "budget" if labelled else "quarter of a decade of FLOPs"
@@ -48,9 +48,9 @@ def frontier(
     )
     if alone := len(sizes) - len(contested):
         excluded += (f"approach 1: {alone} budgets with one size only",)
-    excluded += tuple(f"approach 1: {told}" for told in budgets.unlabelled(frame))
+    excluded += tuple(f"approach 1: {reason}" for reason in budgets.unlabelled(frame))
     statements = allocation.statements(frame, names, how)
-    return allocation.Frontier(1, level, lines.through(optima), found, statements, excluded, chosen.warnings)
+    return allocation.Frontier(1, level, lines.through(optima), minima, statements, excluded, chosen.warnings)
 
 
 def _configurations(frame: pd.DataFrame, names: dict[str, str], loss: str) -> pd.DataFrame:
@@ -116,8 +116,8 @@ def _chosen(
 ) -> Float[np.ndarray, "resamples 4"]:
     """The configuration of the least log loss in every draw; NaN where there is none."""
     first, least = losses.argmin(axis=1), losses.min(axis=1)
-    found = np.concatenate([logs[first, :3], least[:, None]], axis=1)
-    return np.where(np.isinf(least)[:, None], np.nan, found)
+    chosen = np.concatenate([logs[first, :3], least[:, None]], axis=1)
+    return np.where(np.isinf(least)[:, None], np.nan, chosen)
 
 
 def _step(sizes: Float[np.ndarray, " sizes"], at: Float[np.ndarray, " resamples"]) -> Float[np.ndarray, " resamples"]:

@@ -50,16 +50,16 @@ class Extrapolation:
         """A line a prediction, then the origins left out and warnings; first, which columns were made of others."""
         lines = list(self.backtest.notes)
         for i, reach in enumerate(self.reach):
-            told = ", ".join(f"{np.expm1(bias):+.2%} at {way}" for way, bias in self.biases.iloc[i, 1:].items())
+            listed = ", ".join(f"{np.expm1(bias):+.2%} at {way}" for way, bias in self.biases.iloc[i, 1:].items())
             low, high = (f"{end[i]:.4f}" for end in self.plain_interval)
             least, most = (f"{end[i]:.4f}" for end in self.interval)
             lines.append(
                 f"{reach:.3g} times the largest {self.backtest.hold_out}: {self.fit.law.name} alone "
-                f"{self.plain[i]:.4f} ({self.level:.0%}: {low} to {high}); from its back-tests an error of {told} is "
+                f"{self.plain[i]:.4f} ({self.level:.0%}: {low} to {high}); from its back-tests an error of {listed} is "
                 f"expected; corrected {self.predicted[i]:.4f} ({self.level:.0%}: {least} to {most})"
             )
-        left_out = [f"left out: {told}" for told in self.left_out]
-        return "\n".join([*lines, *left_out, *(f"warning: {told}" for told in self.warnings)])
+        left_out = [f"left out: {reason}" for reason in self.left_out]
+        return "\n".join([*lines, *left_out, *(f"warning: {warning}" for warning in self.warnings)])
 
 
 def extrapolate(

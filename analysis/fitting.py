@@ -195,25 +195,25 @@ def inputs(fit: Fit, at: pd.DataFrame | Mapping[str, Any]) -> dict[str, np.ndarr
 
     One that is not there is made of others where that is exact: tokens_per_parameter = tokens / params.
     """
-    found = {}
+    values = {}
     for name in fit.law.inputs:
         key = fit.columns[name] if fit.columns[name] in at else name
-        made = None if key in at else definitions.exactly(at, name)
-        if key not in at and made is None:
+        derived = None if key in at else definitions.exactly(at, name)
+        if key not in at and derived is None:
             raise ValueError(
                 f"prediction by {fit.law.name!r} needs {fit.columns[name]!r}; got {', '.join(map(str, at))}; add it"
             )
         try:
-            found[name] = np.asarray(at[key] if made is None else made, dtype=np.float64)
+            values[name] = np.asarray(at[key] if derived is None else derived, dtype=np.float64)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{key} = {at.get(key)!r} holds what is no number; fix or drop it") from error
         positive = name not in fit.law.real
-        if (bad := ~(np.isfinite(found[name]) & ((found[name] > 0) | (not positive)))).any():
+        if (bad := ~(np.isfinite(values[name]) & ((values[name] > 0) | (not positive)))).any():
             raise ValueError(
-                f"{key} = {found[name][bad].flat[0]:g}: prediction by {fit.law.name!r} needs "
+                f"{key} = {values[name][bad].flat[0]:g}: prediction by {fit.law.name!r} needs "
                 f"{'positive ' * positive}finite numbers; fix or drop it"
             )
-    return found
+    return values
 
 
 def fit(
@@ -269,17 +269,17 @@ def fit(
                 "check the units of its inputs, or pass another start="
             )
         best = int(np.nanargmin(refined.objective))
-    found = {name: np.asarray(values) for name, values in solver.named(form, refined.theta).items()}
-    params = {name: float(values[best]) for name, values in found.items()}
+    minima = {name: np.asarray(values) for name, values in solver.named(form, refined.theta).items()}
+    params = {name: float(values[best]) for name, values in minima.items()}
     least, at = float(refined.objective[best]), refined.theta[best]
     reached = int(np.sum(refined.objective <= least + SAME * max(least, solver.EXACT)))
     slope = np.where(((at <= low) | (at >= high)), 0.0, refined.gradient[best])
     starts = Starts(
-        len(theta), reached, float(np.abs(slope).max() / max(least, solver.EXACT)), _others(refined, found, least)
+        len(theta), reached, float(np.abs(slope).max() / max(least, solver.EXACT)), _others(refined, minima, least)
     )
     converged = bool(refined.converged[best])
     status = "converged" if converged else f"not converged (Newton decrement {refined.decrement[best]:.1e})"
-    made = Fit(
+    fitted = Fit(
         law=form,
         params={**params, **given},
         objective=least,
@@ -292,8 +292,8 @@ def fit(
         criterion=criterion,
         fixed=given,
     )
-    named = outliers.of_fit(made, chosen.frame.index)
-    return dataclasses.replace(made, warnings=(*made.warnings, *named, *checklists.doubts(made, at)))
+    named = outliers.of_fit(fitted, chosen.frame.index)
+    return dataclasses.replace(fitted, warnings=(*fitted.warnings, *named, *checklists.doubts(fitted, at)))
 
 
 def _others(

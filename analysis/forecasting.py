@@ -108,9 +108,9 @@ class Forecast:
         """Mean and variance of log y over the members at `x`."""
         share = self.weights.to_numpy()
         used = share > 0
-        found = self.tracks.log_predictions(x, 0)[used]
-        mean = share[used] @ found
-        return mean, share[used] @ (found - mean) ** 2
+        log_y = self.tracks.log_predictions(x, 0)[used]
+        mean = share[used] @ log_y
+        return mean, share[used] @ (log_y - mean) ** 2
 
 
 def label(law: str, memory: float) -> str:
@@ -162,9 +162,9 @@ def forecast(
             f"{horizon:g} times its end fits in; add points, or pass a smaller horizon"
         )
     tracks = ensembles.train(forms, memories, seen, measured, back)
-    repeats = tuple(f"left out: {told}" for told in checks.left_out(chosen) if checks.REPEATS in told)
-    made = _weighed(points, tracks, horizon, shapes.noise(seen, np.log(measured)))
-    return dataclasses.replace(made, warnings=(*repeats, *made.warnings))
+    repeats = tuple(f"left out: {reason}" for reason in checks.left_out(chosen) if checks.REPEATS in reason)
+    result = _weighed(points, tracks, horizon, shapes.noise(seen, np.log(measured)))
+    return dataclasses.replace(result, warnings=(*repeats, *result.warnings))
 
 
 def _accept(forms: Sequence[Law], memories: Sequence[float], horizon: float) -> None:

@@ -124,23 +124,23 @@ def law(
         )
     pairs = tuple((key, parameters[key]) for key in keywords)
     ordered = tuple(key for key in keywords if key in linear)
-    made = Law(
+    form = Law(
         label, equation, source, function, inputs, pairs, ordered, starts, scale, tuple(real), tuple(varies), unit,
         validated,
     )  # fmt: skip
-    _agree(made, linear)
-    return made
+    _agree(form, linear)
+    return form
 
 
-def _agree(made: Law, linear: Sequence[str]) -> None:
+def _agree(form: Law, linear: Sequence[str]) -> None:
     """Raises ValueError where what a law says of its parameters and inputs names others, or no start is given."""
-    label = made.name
-    if unknown := set(linear) - set(made.names):
+    label = form.name
+    if unknown := set(linear) - set(form.names):
         raise ValueError(f"law {label!r}: linear names {sorted(unknown)}, which are no parameters of it; drop them")
-    if unknown := set(made.real) - set(made.inputs):
+    if unknown := set(form.real) - set(form.inputs):
         raise ValueError(f"law {label!r}: real names {sorted(unknown)}, which are no inputs of it; drop them")
-    if made.scale not in typing.get_args(Scale):
-        raise ValueError(f"law {label!r}: scale = {made.scale!r}; choose one of {', '.join(typing.get_args(Scale))}")
-    unstarted = [name for name in made.nonlinear if not made.parameter(name).start]
-    if unstarted and made.starts is None:
+    if form.scale not in typing.get_args(Scale):
+        raise ValueError(f"law {label!r}: scale = {form.scale!r}; choose one of {', '.join(typing.get_args(Scale))}")
+    unstarted = [name for name in form.nonlinear if not form.parameter(name).start]
+    if unstarted and form.starts is None:
         raise ValueError(f"law {label!r}: nothing to start {unstarted} from; give Parameter(start=...) or starts=")

@@ -72,7 +72,7 @@ def frontier(
     if approach not in (1, 2, 3):
         raise ValueError(f"approach = {approach!r}: there are 1 (envelope), 2 (iso-FLOP) and 3 (fitted law); pass one")
     budgets.known(minimum)
-    frame, told = definitions.complete(frame, names, names)
+    frame, statements = definitions.complete(frame, names, names)
     chosen = checks.runs(frame)
     checks.one_of_each(chosen.frame)
     mixed, _ = checks.mixture(chosen.frame, names.values())
@@ -81,14 +81,14 @@ def frontier(
     )
     checks.separable(*(checks.column(chosen.frame, name, "the frontier") for name in (params, tokens)))
     if approach == 2:
-        made = isoflop.frontier(chosen, names, loss, level, resamples, seed, minimum)
+        result = isoflop.frontier(chosen, names, loss, level, resamples, seed, minimum)
     else:
-        made = (envelope.frontier if approach == 1 else _parametric)(chosen, names, loss, level, resamples, seed)
+        result = (envelope.frontier if approach == 1 else _parametric)(chosen, names, loss, level, resamples, seed)
     return dataclasses.replace(
-        made,
-        statements=(*made.statements, *told),
-        fit=made.fit and dataclasses.replace(made.fit, facts=(*made.fit.facts, *told)),
-        excluded=(*checks.left_out(chosen), *made.excluded),
+        result,
+        statements=(*result.statements, *statements),
+        fit=result.fit and dataclasses.replace(result.fit, facts=(*result.fit.facts, *statements)),
+        excluded=(*checks.left_out(chosen), *result.excluded),
     )
 
 
@@ -144,10 +144,10 @@ def of_fit(fit: fitting.Fit, *, level: float = 0.95, resamples: int = 1000, seed
     """
     if fit.law.name != "hoffmann":
         raise errors.Refused(f'a frontier needs the law "hoffmann", not {fit.law.name!r}; fit that one')
-    runs, made = definitions.complete(fit.runs, ("params", "tokens", "flops"))
+    runs, statements = definitions.complete(fit.runs, ("params", "tokens", "flops"))
     rule = flop_rule(runs, "params", "tokens", "flops")
-    told = tuple(fact for fact in fit.facts if fact.startswith("definition of"))
-    return _surface(fit, rule, ("", *told, *made), level, resamples, seed)
+    facts = tuple(fact for fact in fit.facts if fact.startswith("definition of"))
+    return _surface(fit, rule, ("", *facts, *statements), level, resamples, seed)
 
 
 def _surface(

@@ -128,8 +128,8 @@ class Samples:
             jacobians = []
             for at in (inputs, self.measured):
                 padded, length = _padded(self.law, at)
-                found = np.asarray(_jacobian(self.law, self.criterion, few, padded))[:, :length]
-                jacobians.append(np.where(np.isfinite(found), found, 0.0) * self.spread)
+                jacobian = np.asarray(_jacobian(self.law, self.criterion, few, padded))[:, :length]
+                jacobians.append(np.where(np.isfinite(jacobian), jacobian, 0.0) * self.spread)
         if drift:
             size = self.ratio * self.noise
             parts = [size * self.drift.basis(at, self.length) for at in (inputs, self.measured)]
@@ -230,8 +230,8 @@ def _minimise(
                 jnp.where(better, jnp.maximum(damping * 0.2, 1e-12), jnp.minimum(damping * 6 + 1e-6, 1e8)),
             )
 
-        found, value, _ = jax.lax.fori_loop(0, ROUNDS, step, (theta, cost(theta), jnp.array(1e-2)))
-        return found, value
+        minimum, value, _ = jax.lax.fori_loop(0, ROUNDS, step, (theta, cost(theta), jnp.array(1e-2)))
+        return minimum, value
 
     return jax.vmap(one)(theta, centre, measured)
 
@@ -273,31 +273,31 @@ def sample(
 
         def minimise(theta: np.ndarray, y: np.ndarray, noise: float, white: _Whitening) -> tuple[np.ndarray, ...]:
             weight = (np.arange(size) < runs).astype(float)
-            found = _minimise(
+            minimum = _minimise(
                 law, criterion, theta, centres, padded, y, weight, noise, white.left, white.shrink, spread, low, high
             )
-            return tuple(np.asarray(part) for part in found)
+            return tuple(np.asarray(part) for part in minimum)
 
         def residuals(theta: np.ndarray) -> np.ndarray:
             return transformed[:runs] - np.asarray(_evaluate(law, criterion, theta, padded))[:, :runs]
 
         bases = {length: drift.basis(measured, length) for length in LENGTHS}
         first = _Whitening.of(bases[LENGTHS[1]], 1.0, size)
-        found, value = minimise(centres, np.broadcast_to(transformed, (count, size)), guess / np.sqrt(2), first)
-        left = residuals(found[[int(np.nanargmin(value))]])[0]
+        minima, value = minimise(centres, np.broadcast_to(transformed, (count, size)), guess / np.sqrt(2), first)
+        left = residuals(minima[[int(np.nanargmin(value))]])[0]
         freedom = max(runs - len(law.names), 0)
         ratio, length, sigma = _likeliest(left, bases, guess, freedom)
         basis, white = bases[length], _Whitening.of(bases[length], ratio, size)
         shaken = np.broadcast_to(transformed, (count, size)).copy()
         shaken[:, :runs] += sigma * rng.standard_normal((count, runs))
         shaken[:, :runs] += ratio * sigma * rng.standard_normal((count, basis.shape[1])) @ basis.T
-        found, value = minimise(found, shaken, sigma, white)
+        minima, value = minimise(minima, shaken, sigma, white)
         expected = runs + len(law.names)
-        found = found[value <= np.nanmin(value) + expected + 6 * np.sqrt(expected)]
+        minima = minima[value <= np.nanmin(value) + expected + 6 * np.sqrt(expected)]
         gram = np.eye(basis.shape[1]) + ratio**2 * basis.T @ basis
-        weights = np.linalg.solve(gram, ratio**2 * basis.T @ residuals(found).T).T
-    pick = np.arange(count) % len(found)
-    return Samples(law, found[pick], spread, sigma, drift, ratio, length, weights[pick], measured)
+        weights = np.linalg.solve(gram, ratio**2 * basis.T @ residuals(minima).T).T
+    pick = np.arange(count) % len(minima)
+    return Samples(law, minima[pick], spread, sigma, drift, ratio, length, weights[pick], measured)
 
 
 def startable(law: forms.Law, inputs: Inputs, y: Float[np.ndarray, " runs"]) -> bool:

@@ -43,12 +43,12 @@ def frontier(
     """
     cuts, unequal, apart = budgets.slices(chosen.frame, names["params"], names["tokens"], names["flops"], loss)
     curves = {each: tuple(budgets.optimum(cut, each) for cut in cuts) for each in budgets.KINDS}
-    found, good = curves[kind], _counting(cuts, curves[kind])
-    total = len(found) + len(unequal)
+    minima, good = curves[kind], _counting(cuts, curves[kind])
+    total = len(minima) + len(unequal)
     excluded = (
-        *(f"budget {p.budget:.3g}: {p.refused}" for p in found if p.refused),
+        *(f"budget {p.budget:.3g}: {p.refused}" for p in minima if p.refused),
         *unequal,
-        *(f"approach 2: {told}" for told in apart),
+        *(f"approach 2: {reason}" for reason in apart),
     )
     if len(good) < lines.FEWEST:
         why = "; ".join(excluded) if total else "No two runs share a budget"
@@ -59,7 +59,7 @@ def frontier(
         )
     optima = _optima(good, kind, resamples, seed)
     line = lines.through(optima)
-    methods, bias, told = _methods(cuts, curves, kind, _law(chosen.frame, names, loss))
+    methods, bias, statements = _methods(cuts, curves, kind, _law(chosen.frame, names, loss))
     how = (
         f"approach 2: {_DRAWN[kind]} through {len(good)} of {total} budgets, a straight line in logarithms through "
         f"their minima; {allocation.LOSS_LINE}; intervals from {_VARIED[kind]}"
@@ -69,25 +69,25 @@ def frontier(
         level=level,
         curve=line,
         minima=allocation.minima(optima[0]),
-        statements=(*allocation.statements(chosen.frame, names, how), *told),
+        statements=(*allocation.statements(chosen.frame, names, how), *statements),
         excluded=excluded,
         warnings=(
             *chosen.warnings,
             *outliers.of_budgets(chosen.frame, names, loss, cuts),
-            *_doubts(found),
+            *_doubts(minima),
             *_lost(line),
             *_biased(bias),
         ),
-        parabolas=found,
+        parabolas=minima,
         minimum=kind,
         methods=methods,
         bias=bias,
     )
 
 
-def _counting(cuts: Sequence[budgets.Slice], found: Minima) -> list[budgets.Slice]:
+def _counting(cuts: Sequence[budgets.Slice], minima: Minima) -> list[budgets.Slice]:
     """The slices whose minimum counts."""
-    return [cut for cut, p in zip(cuts, found, strict=True) if not p.refused]
+    return [cut for cut, p in zip(cuts, minima, strict=True) if not p.refused]
 
 
 def _least(cuts: Sequence[budgets.Slice], kind: str) -> Float[np.ndarray, "1 budgets 4"]:
@@ -130,12 +130,12 @@ def _as_scattered(
     return estimate + np.sqrt(chi2 / freedom) * (drawn - estimate)
 
 
-def _doubts(found: Minima) -> tuple[str, ...]:
+def _doubts(minima: Minima) -> tuple[str, ...]:
     """What is doubtful of the minima that count, each doubt once with its budgets."""
-    doubts = [(p.warning, f"{p.budget:.3g}") for p in found if p.warning and not p.refused]
+    doubts = [(p.warning, f"{p.budget:.3g}") for p in minima if p.warning and not p.refused]
     return tuple(
-        f"{told} (budgets {', '.join(budget for same, budget in doubts if same == told)})"
-        for told in dict.fromkeys(told for told, _ in doubts)
+        f"{doubt} (budgets {', '.join(budget for same, budget in doubts if same == doubt)})"
+        for doubt in dict.fromkeys(doubt for doubt, _ in doubts)
     )
 
 
@@ -166,13 +166,13 @@ def _methods(
 ) -> tuple[pd.DataFrame, biases.Bias | None, tuple[str, ...]]:
     """Approach 2 by each kind of curve: exponents, their difference to those used, and the bias on this grid."""
     rows: list[tuple[str, int, float, float, float, float, float]] = []
-    told: list[str] = []
+    statements: list[str] = []
     chosen = None
     for kind in sorted(curves, key=lambda kind: kind != used):
         good = _counting(cuts, curves[kind])
         if len(good) < lines.FEWEST:
             rows.append((kind, len(good), np.nan, np.nan, np.nan, np.nan, np.nan))
-            told.append(f"by {biases.CALLED[kind]}: {len(good)} budgets have a minimum that counts")
+            statements.append(f"by {biases.CALLED[kind]}: {len(good)} budgets have a minimum that counts")
             continue
         a, b = lines.through(_least(good, kind)).slope[0]
         difference = float(a) - rows[0][2] if rows else 0.0
@@ -181,8 +181,8 @@ def _methods(
         rows.append((kind, len(good), float(a), float(b), difference, *off))
         chosen = bias if kind == used else chosen
         beside = "" if kind == used else f", {difference:+.4f} from that used"
-        told.append(f"by {biases.CALLED[kind]}: a = {a:.4f}{beside}; {bias or _unknown(law)}")
-    return pd.DataFrame(rows, columns=_COLUMNS), chosen, tuple(told)
+        statements.append(f"by {biases.CALLED[kind]}: a = {a:.4f}{beside}; {bias or _unknown(law)}")
+    return pd.DataFrame(rows, columns=_COLUMNS), chosen, tuple(statements)
 
 
 def _unknown(law: fitting.Fit | errors.Refused) -> str:

@@ -14,12 +14,12 @@ SUBJECTS = (
 
 
 def _collect() -> dict[str, Law]:
-    found: dict[str, Law] = {}
+    by_name: dict[str, Law] = {}
     for subject in SUBJECTS:
         for value in vars(importlib.import_module(f"analysis.catalogue.{subject}")).values():
-            if isinstance(value, Law) and found.setdefault(value.name, value) != value:
+            if isinstance(value, Law) and by_name.setdefault(value.name, value) != value:
                 raise ValueError(f"two laws are called {value.name!r}; rename the one in {subject}")
-    return found
+    return by_name
 
 
 LAWS = _collect()

@@ -63,7 +63,7 @@ def _loss_curves(
     x: Float[np.ndarray, "samples optima"], y: Float[np.ndarray, "samples optima"], weight: Float[np.ndarray, "..."]
 ) -> Float[np.ndarray, "samples 3"]:
     """E ≥ 0, A ≥ 0 and α of y = E + A exp(-αx) by weighted least squares, linear given α, which runs over a grid."""
-    found, least = np.full((len(x), 3), np.nan), np.full(len(x), np.inf)
+    curves, least = np.full((len(x), 3), np.nan), np.full(len(x), np.inf)
     for alpha in np.geomspace(0.02, 1.5, 120):
         basis = np.exp(-alpha * x)
         mean_b, mean_y = np.sum(weight * basis, axis=1), np.sum(weight * y, axis=1)
@@ -75,8 +75,8 @@ def _loss_curves(
         error = np.sum(weight * (y - E[:, None] - A[:, None] * basis) ** 2, axis=1)
         better = error < least
         least = np.where(better, error, least)
-        found[better] = np.stack([E, A, np.full_like(E, alpha)], axis=-1)[better]
-    return found
+        curves[better] = np.stack([E, A, np.full_like(E, alpha)], axis=-1)[better]
+    return curves
 
 
 def redrawn(

@@ -25,7 +25,7 @@ def measurements(
     """
     if unknown := set(columns) - {*law.inputs, *definitions.taken(frame, law.inputs, columns)}:
         raise errors.Refused(f"{sorted(unknown)} are no inputs of {law.name!r}; it takes {', '.join(law.inputs)}")
-    frame, made = definitions.complete(frame, law.inputs, columns)
+    frame, statements = definitions.complete(frame, law.inputs, columns)
     chosen = checks.runs(frame, cluster)
     _clustered(chosen.frame, cluster)
     if not len(chosen.frame):
@@ -43,7 +43,7 @@ def measurements(
     ]
     if "learning_rate" not in law.inputs:
         warnings += checks.learning_rates(chosen.frame)
-    notes = [*made, *chosen.notes, *checks.one_of_each(chosen.frame, law.varies)]
+    notes = [*statements, *chosen.notes, *checks.one_of_each(chosen.frame, law.varies)]
     reported = [checks.mixture(chosen.frame, {*law.inputs, *names.values()})]
     if "tokens" in law.inputs and "unique_tokens" not in law.inputs:
         reported.append(checks.epochs(chosen.frame))

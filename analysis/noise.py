@@ -52,8 +52,8 @@ def seed_noise(frame: pd.DataFrame, loss: str = "loss") -> SeedNoise:
     if not freedom:
         return SeedNoise(np.nan, 0, 0, f"seed noise not measured: no configuration was run with two seeds{left_out}")
     sd = float(np.sqrt(squares / freedom))
-    told = f"seed noise {sd:.4f} nats/token (pooled over {groups} configurations, {freedom} degrees of freedom)"
-    return SeedNoise(sd, freedom, groups, told + left_out)
+    message = f"seed noise {sd:.4f} nats/token (pooled over {groups} configurations, {freedom} degrees of freedom)"
+    return SeedNoise(sd, freedom, groups, message + left_out)
 
 
 def _configuration(frame: pd.DataFrame) -> list[pd.Series]:

@@ -38,14 +38,14 @@ def of_fit(fit: "fitting.Fit", index: pd.Index) -> Iterator[str]:
     residuals = fit.residuals * np.sqrt(weight)
     off = np.abs(residuals - np.median(residuals))
     freedom = max(len(off) - len(fit.diagnostics.free), 1)
-    found = np.flatnonzero(off > limit(np.sort(off)[-freedom:], freedom))  # a robust fit goes through p of n rows
-    many = len(found) > MANY * len(residuals)
-    if not len(found) or (many and fit.clusters):  # rows of a run that lies off as a whole
+    rows = np.flatnonzero(off > limit(np.sort(off)[-freedom:], freedom))  # a robust fit goes through p of n rows
+    many = len(rows) > MANY * len(residuals)
+    if not len(rows) or (many and fit.clusters):  # rows of a run that lies off as a whole
         return
-    params = {} if many else _without(fit, found)
+    params = {} if many else _without(fit, rows)
     moved = [name for name in fit.law.nonlinear if name not in fit.fixed and not fit.law.parameter(name).log]
     exponents = ", ".join(f"{name} = {params[name]:.4g} ({fit.params[name]:.4g} with them)" for name in moved if params)
-    order = found[np.argsort(-np.abs(residuals[found]), kind="stable")]
+    order = rows[np.argsort(-np.abs(residuals[rows]), kind="stable")]
     relative = np.expm1(fit.residuals) if fit.criterion.scale == "log" else None
     yield _said(fit.runs, index, order, relative, "the fit", exponents)
 
@@ -75,18 +75,19 @@ def of_budgets(
     left out first and the parabola drawn again, for it pulls the parabola to itself and away from its neighbours.
     """
     left = _left(cuts)
-    found = np.concatenate([cut.rows[~keep] for cut, keep in zip(cuts, left, strict=True)] or [np.empty(0, int)])
-    if not len(found):
+    rows = np.concatenate([cut.rows[~keep] for cut, keep in zip(cuts, left, strict=True)] or [np.empty(0, int)])
+    if not len(rows):
         return
     off = np.full(len(frame), np.nan)
     for cut, keep in zip(cuts, left, strict=True):
         off[cut.rows] = cut.loss / np.exp(_parabola(cut, keep)) - 1
     table = pd.DataFrame({key: pd.to_numeric(frame[name]).to_numpy() for key, name in {**names, "loss": loss}.items()})
     keep = np.ones(len(frame), bool)
-    keep[found] = False
-    pair = [_exponent(part, names, loss) for part in (frame, frame[keep])]
-    exponents = f"a = {pair[1]:.4g} ({pair[0]:.4g} with them)"
-    order = found[np.argsort(-np.abs(off[found]), kind="stable")]
+    keep[rows] = False
+    others, _, _ = budgets.slices(frame[keep], names["params"], names["tokens"], names["flops"], loss)
+    whole, without = _exponent(cuts), _exponent(others)
+    exponents = f"a = {without:.4g} ({whole:.4g} with them)"
+    order = rows[np.argsort(-np.abs(off[rows]), kind="stable")]
     yield _said(table, frame.index, order, off, "their budget's parabola", exponents)
 
 
@@ -120,9 +121,8 @@ def _scores(cut: budgets.Slice, keep: Bool[np.ndarray, " points"]) -> Float[np.n
     return scores
 
 
-def _exponent(frame: pd.DataFrame, names: Mapping[str, str], loss: str) -> float:
+def _exponent(cuts: Sequence[budgets.Slice]) -> float:
     """Approach 2's exponent of N*, NaN where too few budgets have a minimum."""
-    cuts, _, _ = budgets.slices(frame, names["params"], names["tokens"], names["flops"], loss)
     good = [cut for cut in cuts if not budgets.optimum(cut, "parabola").refused]
     if len(good) < lines.FEWEST:
         return float("nan")
@@ -140,7 +140,7 @@ def _said(
         beside = "" if off is None else f", {off[row]:+.1%}"
         named.append(f"index {index[row]} ({values}{beside})")
     more = f", and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
-    told = f"; without them {exponents}: check them" if exponents else ""
+    remark = f"; without them {exponents}: check them" if exponents else ""
     if len(rows) > MANY * len(table):
-        told = ": so many are no stray rows, but a part of the table that is not as the rest (a source, whole runs)"
-    return f"rows further from {what} than {RULE} ({len(rows)} of {len(table)}): {'; '.join(named)}{more}{told}"
+        remark = ": so many are no stray rows, but a part of the table that is not as the rest (a source, whole runs)"
+    return f"rows further from {what} than {RULE} ({len(rows)} of {len(table)}): {'; '.join(named)}{more}{remark}"

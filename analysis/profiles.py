@@ -82,13 +82,13 @@ class _Curvature:
 
 
 def _curvature(fit: "fitting.Fit", index: int) -> _Curvature:
-    told, theta = fit.diagnostics, solver.coordinates(fit.law, fit.params)[0]
+    diagnostics, theta = fit.diagnostics, solver.coordinates(fit.law, fit.params)[0]
     robust = fit.clusters > 0 or fit.criterion.kind != "squared"
-    covariance = told.covariance if robust else told.equal_scatter
-    variance, curved = covariance[index, index], told.inverse[index, index]
-    kappa = curved / variance if variance > 0 else 1 / max(told.stiffness * told.variance, 1e-300)
+    covariance = diagnostics.covariance if robust else diagnostics.equal_scatter
+    variance, curved = covariance[index, index], diagnostics.inverse[index, index]
+    kappa = curved / variance if variance > 0 else 1 / max(diagnostics.stiffness * diagnostics.variance, 1e-300)
     error = float(np.sqrt(variance)) or 0.1 * max(abs(theta[index]), 1.0)
-    return _Curvature(kappa, error, told.inverse[:, index] / curved if curved > 0 else np.eye(len(theta))[index])
+    return _Curvature(kappa, error, diagnostics.inverse[:, index] / curved if curved > 0 else np.eye(len(theta))[index])
 
 
 def _risen(
@@ -140,14 +140,14 @@ def _objectives(
     held_low[:, index] = held_high[:, index] = at
     weights = np.tile(data.weight, (rows, 1))
     with solver.precise():
-        found = solver.refine(
+        refined = solver.refine(
             fit.law, np.clip(theta, held_low, held_high), data, weights, fit.criterion, held_low, held_high
         )
-        inward = np.where((at > fit_at)[:, None], np.roll(found.theta, 1, axis=0), np.roll(found.theta, -1, axis=0))
+        inward = np.where((at > fit_at)[:, None], np.roll(refined.theta, 1, axis=0), np.roll(refined.theta, -1, axis=0))
         again = solver.refine(
             fit.law, np.clip(inward, held_low, held_high), data, weights, fit.criterion, held_low, held_high
         )
-    return np.fmin(found.objective, again.objective)
+    return np.fmin(refined.objective, again.objective)
 
 
 def _crossing(at: np.ndarray, deviance: np.ndarray, quantile: float) -> tuple[float, bool]:

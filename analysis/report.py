@@ -46,7 +46,7 @@ def write(
     are drawn behind the runs; `notes` are sentences to put on top, such as how learning rates were chosen. Raises
     `Refused` where there is no finished run, or its parameters, tokens or loss are no positive numbers.
     """
-    frame, made = definitions.complete(frame, ("params", "tokens", "flops"), {"params": params})
+    frame, statements = definitions.complete(frame, ("params", "tokens", "flops"), {"params": params})
     chosen = checks.runs(frame)
     if not len(chosen.frame):
         raise errors.Refused(f"0 of {chosen.total} rows are finished runs, nothing to report: {dict(chosen.dropped)}")
@@ -57,7 +57,7 @@ def write(
     draft = _Draft(frame, chosen, place, loss, params, resamples)
     for note in notes:
         draft.say(note)
-    draft.runs(made)
+    draft.runs(statements)
     draft.exponents()
     draft.figures(curves)
     draft.law()
@@ -82,15 +82,15 @@ class _Draft:
         self.frame = frame
         self.noise = noise.seed_noise(frame, loss)
         self.tried = {number: _try(functools.partial(self._frontier, number)) for number in (1, 2, 3)}
-        self.made = [found for found in self.tried.values() if isinstance(found, frontiers.Frontier)]
+        self.frontiers = [result for result in self.tried.values() if isinstance(result, frontiers.Frontier)]
 
     def _frontier(self, approach: int, params: str | None = None) -> frontiers.Frontier:
         counted = params or self.params
         return frontiers.frontier(self.frame, approach, loss=self.loss, params=counted, resamples=self.resamples)
 
     def by(self, approach: int) -> frontiers.Frontier | None:
-        found = self.tried[approach]
-        return found if isinstance(found, frontiers.Frontier) else None
+        result = self.tried[approach]
+        return result if isinstance(result, frontiers.Frontier) else None
 
     def say(self, line: str) -> None:
         self.page.text(line)
@@ -100,8 +100,8 @@ class _Draft:
         self.drawn.append(plots.save(figure, self.place / f"{name}.png"))
         self.page.figure(self.drawn[-1], caption)
 
-    def runs(self, made: Sequence[str]) -> None:
-        """How many runs there are and what they show; which columns were `made` of others."""
+    def runs(self, statements: Sequence[str]) -> None:
+        """How many runs there are and what they show; `statements` say which columns were made of others."""
         runs = self.chosen.frame
         dropped = ", ".join(f"{count} where {why}" for why, count in self.chosen.dropped) or "none"
         sizes_of, losses = (checks.column(runs, name, "the report") for name in (self.params, self.loss))
@@ -116,34 +116,34 @@ class _Draft:
             f"largest model ({sizes[0]} {self.params}) at its best beats the smallest ({sizes[1]}) by {gain:.4f} "
             f"nats/token{beside}"
         )
-        for line in made:
+        for line in statements:
             self.say(line)
 
     def exponents(self) -> None:
         self.page.heading("Compute-optimal scaling")
         rows = []
         for number, name in ((1, "1 (envelope)"), (2, "2 (iso-FLOP)"), (3, "3 (fitted law)")):
-            found = self.tried[number]
-            if isinstance(found, frontiers.Frontier):
-                rows.append((name, _short(found.exponent_params), _short(found.exponent_tokens)))
+            result = self.tried[number]
+            if isinstance(result, frontiers.Frontier):
+                rows.append((name, _short(result.exponent_params), _short(result.exponent_tokens)))
                 self.lines.append(f"approach {name}: N* ∝ C^a with a = {rows[-1][1]}; D* ∝ C^b with b = {rows[-1][2]}")
             else:
-                rows.append((name, f"refused: {found}", "—"))
-                self.lines.append(f"approach {name}: refused: {found}")
+                rows.append((name, f"refused: {result}", "—"))
+                self.lines.append(f"approach {name}: refused: {result}")
         self.page.table(("approach", "a of N* ∝ C^a", "b of D* ∝ C^b"), rows)
-        if len(self.made) > 1:
-            values = [found.exponent_params.value for found in self.made]
+        if len(self.frontiers) > 1:
+            values = [frontier.exponent_params.value for frontier in self.frontiers]
             self.say(f"the approaches differ by at most {max(values) - min(values):.3f} in a")
         self.conventions()
-        if self.made:
+        if self.frontiers:
             self.page.text("What a budget should buy: at the largest measured budget, and at 10 and 100 times it.")
             largest = float(checks.column(checks.runs(self.frame).frame, "flops", "the largest budget").max())
-            bought = [(found, found.allocate(largest * more)) for found in self.made for more in (1.0, 10.0, 100.0)]
+            bought = [(one, one.allocate(largest * more)) for one in self.frontiers for more in (1.0, 10.0, 100.0)]
             self.page.table(
                 ("approach", "FLOPs", "N*", "D*", "loss"),
                 [
-                    (str(found.approach), f"{at.flops:.3g}", _counted(at.params), _counted(at.tokens), _short(at.loss))
-                    for found, at in bought
+                    (str(one.approach), f"{at.flops:.3g}", _counted(at.params), _counted(at.tokens), _short(at.loss))
+                    for one, at in bought
                 ],
             )
 
@@ -152,11 +152,11 @@ class _Draft:
         others = [name for name in ("params", "params_non_embedding", "params_with_head") if name != self.params]
         rows = []
         for name in (name for name in others if name in self.frame.columns and _counts(self.chosen.frame[name])):
-            for found in self.made:
-                again = _try(functools.partial(self._frontier, found.approach, name))
-                told = str(again) if isinstance(again, errors.Refused) else _short(again.exponent_params)
-                rows.append((name, str(found.approach), told))
-                self.lines.append(f"counting {name}, approach {found.approach}: a = {told}")
+            for frontier in self.frontiers:
+                again = _try(functools.partial(self._frontier, frontier.approach, name))
+                exponent = str(again) if isinstance(again, errors.Refused) else _short(again.exponent_params)
+                rows.append((name, str(frontier.approach), exponent))
+                self.lines.append(f"counting {name}, approach {frontier.approach}: a = {exponent}")
         if rows:
             self.page.text(f"The same with parameters counted otherwise (above: {self.params}):")
             self.page.table(("parameters counted", "approach", "a of N* ∝ C^a"), rows)
@@ -192,22 +192,22 @@ class _Draft:
         self.say(f"law: {three.fit.law.equation}  [{three.fit.law.source}]")
         rows = []
         for name, value in three.fit.params.items():
-            told = three.bootstrap.told(name, three.level)
-            rows.append((name, f"{value:.5g}", told))
-            self.lines.append(f"  {name} = {value:.5g} ({told})")
+            interval = three.bootstrap.interval_text(name, three.level)
+            rows.append((name, f"{value:.5g}", interval))
+            self.lines.append(f"  {name} = {value:.5g} ({interval})")
         self.page.table(("parameter", "value", "of resampled runs"), rows)
 
     def held_out(self) -> None:
         self.page.heading("Held-out largest budget")
-        found = _try(
+        backtest = _try(
             lambda: backtests.backtest(
                 "hoffmann", self.frame, loss=self.loss, resamples=self.resamples, params=self.params
             )
         )
-        if isinstance(found, errors.Refused):
-            self.say(f"hold-out: refused: {found}")
+        if isinstance(backtest, errors.Refused):
+            self.say(f"hold-out: refused: {backtest}")
             return
-        table = found.latest
+        table = backtest.latest
         rms = float(np.sqrt(np.mean(table["error"] ** 2)))
         beside = f"seed noise {self.noise.sd:.4f}" if self.noise.sd > 0 else "seed noise not measured"
         best = table.sort_values("measured").iloc[0]
@@ -216,31 +216,31 @@ class _Draft:
             f"{best['predicted']:.4f} ({best['low']:.4f} to {best['high']:.4f}); rms error {rms:.4f} nats/token beside "
             f"{beside}; {int(table['inside'].sum())} of {len(table)} inside the interval"
         )
-        self.draw("held_out", "The largest budget, predicted from the smaller ones.", plots.backtest(found))
+        self.draw("held_out", "The largest budget, predicted from the smaller ones.", plots.backtest(backtest))
         shown = ("measured", "predicted", "low", "high", "error")
         rows = [
             (*(axes.human(float(row[k])) for k in ("params", "tokens")), *(f"{row[k]:.4f}" for k in shown))
             for _, row in table.iterrows()
         ]
         self.page.table(("params", "tokens", *shown), rows)
-        if len(found.origins) > 1:
+        if len(backtest.origins) > 1:
             self.page.text("Rolling origin: the law fitted up to each of the largest budgets, predicting those above.")
-            for line in found.by_origin():
+            for line in backtest.by_origin():
                 self.say(line.strip())
 
     def times(self) -> None:
         """Predicted beside measured times, where times were predicted."""
-        found = timings.compare(self.frame, self.params)
-        if found is not None:
+        comparison = timings.compare(self.frame, self.params)
+        if comparison is not None:
             self.page.heading("Time")
-            self.say(found.line)
-            self.page.table(found.header, found.rows)
+            self.say(comparison.line)
+            self.page.table(comparison.header, comparison.rows)
 
     def how(self) -> None:
         self.page.heading("How it was made")
         three = self.by(3)
-        said = [line for found in self.made for line in (*found.statements, *found.excluded)]
-        warned = list(dict.fromkeys(f"warning: {line}" for found in self.made for line in found.warnings))
+        said = [line for frontier in self.frontiers for line in (*frontier.statements, *frontier.excluded)]
+        warned = list(dict.fromkeys(f"warning: {line}" for frontier in self.frontiers for line in frontier.warnings))
         checklist = (
             three.fit.checklist("intervals above: of resampled runs").splitlines() if three and three.fit else []
         )
@@ -248,7 +248,7 @@ class _Draft:
         if checklist:
             self.page.text("Checklist of the fitted law (Li et al. 2025, arXiv 2502.18969):")
             self.page.verbatim("\n".join(checklist))
-        excluded = [line for found in self.made for line in found.excluded]
+        excluded = [line for frontier in self.frontiers for line in frontier.excluded]
         self.lines += dict.fromkeys([*excluded, *warned, *checklist])
 
 
@@ -256,12 +256,12 @@ def _counts(column: pd.Series) -> bool:
     return bool(pd.to_numeric(column, errors="coerce").gt(0).all())
 
 
-def _short(found: uncertainty.Estimate) -> str:
-    return f"{found.value:.3f} ({found.level:.0%}: {found.interval[0]:.3f} to {found.interval[1]:.3f})"
+def _short(estimate: uncertainty.Estimate) -> str:
+    return f"{estimate.value:.3f} ({estimate.level:.0%}: {estimate.interval[0]:.3f} to {estimate.interval[1]:.3f})"
 
 
-def _counted(found: uncertainty.Estimate) -> str:
-    value, low, high = (axes.human(v) for v in (found.value, *found.interval))
+def _counted(estimate: uncertainty.Estimate) -> str:
+    value, low, high = (axes.human(v) for v in (estimate.value, *estimate.interval))
     return f"{value} ({low} to {high})"
 
 

@@ -73,31 +73,31 @@ def values(column: pd.Series, missing: str = MISSING) -> pd.Series:
 def pooled(frame: pd.DataFrame, inputs: Collection[str]) -> tuple[str, ...]:
     """A warning where runs of one law differ in settings that they may not differ in, with the way out."""
     frame = frame.reset_index(drop=True)
-    found = {name: values(frame[name]) for name in fields(frame) if not may_differ(name, inputs)}
-    found = {name: column for name, column in found.items() if column.nunique() > 1}
-    if not found:
+    differing = {name: values(frame[name]) for name in fields(frame) if not may_differ(name, inputs)}
+    differing = {name: column for name, column in differing.items() if column.nunique() > 1}
+    if not differing:
         return ()
-    listed = " and ".join(f"{name} ({_listed(column)})" for name, column in found.items())
-    remedy = "make it an input of the law" if len(found) == 1 else "make them inputs of the law"
+    listed = " and ".join(f"{name} ({_listed(column)})" for name, column in differing.items())
+    remedy = "make it an input of the law" if len(differing) == 1 else "make them inputs of the law"
     return (
         f"runs of different {listed} in one law that has no such input: fit each on its own, e.g. "
-        f"{_filter(frame, pd.DataFrame(found))}, or {remedy}",
+        f"{_filter(frame, pd.DataFrame(differing))}, or {remedy}",
     )
 
 
 def _listed(column: pd.Series) -> str:
     counts = column.value_counts(sort=False).sort_values(ascending=False, kind="stable")
-    told = ", ".join(f"{value} ({count})" for value, count in counts.iloc[:VALUES].items())
-    return told + (f", and {len(counts) - VALUES} more" if len(counts) > VALUES else "")
+    listed = ", ".join(f"{value} ({count})" for value, count in counts.iloc[:VALUES].items())
+    return listed + (f", and {len(counts) - VALUES} more" if len(counts) > VALUES else "")
 
 
-def _filter(frame: pd.DataFrame, found: pd.DataFrame) -> str:
+def _filter(frame: pd.DataFrame, differing: pd.DataFrame) -> str:
     """The `--where` that keeps the most frequent combination; one that lacks a field has nothing to ask of it."""
-    whole = found[(found != MISSING).any(axis=1)]
-    often = whole.groupby(list(found.columns), sort=False)[found.columns[0]].transform("size")
+    whole = differing[(differing != MISSING).any(axis=1)]
+    often = whole.groupby(list(differing.columns), sort=False)[differing.columns[0]].transform("size")
     at = int(often.to_numpy().argmax())
     asked = []
-    for name in found.columns:
+    for name in differing.columns:
         if (value := whole[name].iloc[at]) != MISSING:
             exact = value if pd.api.types.is_numeric_dtype(frame[name]) else frame[name].loc[whole.index].iloc[at]
             asked.append(f"--where {shlex.quote(f'{name}={exact}')}")

@@ -31,25 +31,25 @@ def turns(x: np.ndarray, y: np.ndarray, least: float) -> list[tuple[float, float
     sizes, place = np.unique(x, return_inverse=True)
     z = np.bincount(place, np.log(y)) / np.bincount(place)
     z[1:-1] = np.median(np.stack([z[:-2], z[1:-1], z[2:]]), axis=0)
-    found, low, high, way = [], 0, 0, 0
+    extremes, low, high, way = [], 0, 0, 0
     for i, value in enumerate(z):
         low, high = (i if value < z[low] else low), (i if value > z[high] else high)
         extreme = low if way <= 0 and value > z[low] + least else high if way >= 0 and value < z[high] - least else None
         if extreme is not None:
             way = 1 if value > z[extreme] else -1
             if extreme:
-                found.append((float(sizes[extreme]), float(np.exp(z[extreme]))))
+                extremes.append((float(sizes[extreme]), float(np.exp(z[extreme]))))
             low = high = i
-    return found
+    return extremes
 
 
 def turning(x: np.ndarray, y: np.ndarray, scatter: float, x_name: str, y_name: str) -> tuple[str, ...]:
     """A warning where y turns; `scatter` is the deviation of log y about the curve."""
-    found = turns(x, y, max(TURN * scatter, 1e-9))
-    if not found:
+    extremes = turns(x, y, max(TURN * scatter, 1e-9))
+    if not extremes:
         return ()
-    named = "; ".join(f"at {x_name} = {at:.4g} ({y_name} = {value:.4g})" for at, value in found[:NAMED])
-    more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    named = "; ".join(f"at {x_name} = {at:.4g} ({y_name} = {value:.4g})" for at, value in extremes[:NAMED])
+    more = f"; and {len(extremes) - NAMED} more" if len(extremes) > NAMED else ""
     return (
         f"{y_name} is not monotone in {x_name}: it turns {named}{more}; a monotone law does not hold across a turn: "
         "use the points after the last one, or a broken law",

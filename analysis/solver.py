@@ -101,14 +101,14 @@ def _grid(law: forms.Law, data: Points, fixed: Mapping[str, float]) -> dict[str,
     """Starting values by parameter: what the law's own rule makes of the data, or the products of its lists."""
     if law.starts is not None:
         real = data.weight > 0
-        made = law.starts({k: v[real] for k, v in data.inputs.items()}, data.y[real])
-        made = {name: np.atleast_1d(np.asarray(values, dtype=np.float64)) for name, values in made.items()}
+        grid = law.starts({k: v[real] for k, v in data.inputs.items()}, data.y[real])
+        grid = {name: np.atleast_1d(np.asarray(values, dtype=np.float64)) for name, values in grid.items()}
     else:
         searched = [name for name in law.nonlinear if name not in fixed]
         axes = np.meshgrid(*(law.parameter(name).start for name in searched), indexing="ij")
-        made = {name: axis.ravel() for name, axis in zip(searched, axes, strict=True)}
-    rows = max((len(values) for values in made.values()), default=1)
-    return {name: np.broadcast_to(values, rows) for name, values in made.items()} | {
+        grid = {name: axis.ravel() for name, axis in zip(searched, axes, strict=True)}
+    rows = max((len(values) for values in grid.values()), default=1)
+    return {name: np.broadcast_to(values, rows) for name, values in grid.items()} | {
         name: np.full(rows, value) for name, value in fixed.items()
     }
 

@@ -146,17 +146,17 @@ class Surface:
 
     def _settled(self, solve: Callable[..., np.ndarray], column: int) -> np.ndarray:
         """What `solve` finds under k and κ of the rule near the N in its `column`."""
-        found = solve(self.rule.k, self.rule.kappa)
+        solution = solve(self.rule.k, self.rule.kappa)
         if self.rule.bend is None:
-            return found
+            return solution
         for _ in range(STEPS):
             with np.errstate(all="ignore"):  # of a resample without a minimum
-                again = solve(*self.rule.tangent(found[:, column]))
-                moved = np.abs(np.log(again[:, column] / found[:, column]))
-            found = again
+                again = solve(*self.rule.tangent(solution[:, column]))
+                moved = np.abs(np.log(again[:, column] / solution[:, column]))
+            solution = again
             if not (moved > SETTLED).any():
                 break
-        return found
+        return solution
 
     def _at(self, cost: np.ndarray, kappa: np.ndarray, inference_tokens: float) -> np.ndarray:
         E, A, B, alpha, beta = (self.params[name] for name in ("E", "A", "B", "alpha", "beta"))
@@ -201,8 +201,8 @@ class Surface:
             log_n = (np.log(A) - room + np.logaddexp(0.0, -v)) / alpha
             log_d = log_tokens(v)
         flops = np.log(k) + kappa * log_n + (np.logaddexp(log_d, np.log(served)) if served else log_d)
-        found = np.exp(np.stack([flops, log_n, log_d], axis=-1))
-        return np.where(np.isnan(room)[:, None], np.inf, found)
+        solution = np.exp(np.stack([flops, log_n, log_d], axis=-1))
+        return np.where(np.isnan(room)[:, None], np.inf, solution)
 
     @property
     def exponents(self) -> Float[np.ndarray, "samples 2"]:

@@ -126,7 +126,7 @@ class Bootstrap:
         low, high = percentiles(moved, self.level(level))
         return float(low), float(high)
 
-    def told(self, name: str, level: float = 0.95) -> str:
+    def interval_text(self, name: str, level: float = 0.95) -> str:
         """A parameter's interval in words, or at which bound its resamples are: that is no interval of zero width."""
         low, high = self.interval(name, level)
         with solver.precise():
@@ -143,9 +143,9 @@ class Bootstrap:
         values = {name: np.atleast_1d(v)[None, :] for name, v in fitting.inputs(self.fit, at).items()}
         law = self.fit.law
         with solver.precise():
-            found = law(values, {name: self.samples[name].to_numpy()[:, None] for name in law.names})
+            predicted = law(values, {name: self.samples[name].to_numpy()[:, None] for name in law.names})
             return np.broadcast_to(
-                np.asarray(found, dtype=np.float64), (len(self.samples), *np.shape(next(iter(values.values())))[1:])
+                np.asarray(predicted, dtype=np.float64), (len(self.samples), *np.shape(next(iter(values.values())))[1:])
             )
 
     def predict_interval(

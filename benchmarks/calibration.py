@@ -100,34 +100,34 @@ def resampled(
     draws["loss"] = np.log(boot.predictions(at)[:, 0])
     value = {**fit.params, "loss": float(np.log(fit.predict(at)[0]))}
     quantile = scipy.stats.t.ppf((1 + LEVEL) / 2, len(fit.runs) - len(fit.params))
-    found: dict[tuple[str, str], Interval] = {}
+    intervals: dict[tuple[str, str], Interval] = {}
     for name, samples in draws.items():
         low, high = (float(end) for end in uncertainty.percentiles(samples, LEVEL))
         half = quantile * float(samples.std())
-        found["percentile", name] = low, high
-        found["basic", name] = 2 * value[name] - high, 2 * value[name] - low
-        found["resampled se", name] = value[name] - half, value[name] + half
+        intervals["percentile", name] = low, high
+        intervals["basic", name] = 2 * value[name] - high, 2 * value[name] - low
+        intervals["resampled se", name] = value[name] - half, value[name] + half
     for name in ("alpha", "beta"):
-        found["corrected", name] = boot.interval(name, LEVEL)
+        intervals["corrected", name] = boot.interval(name, LEVEL)
     for name, noisy in (("loss", False), ("new run", True)):
         low, high = boot.predict_interval(at, LEVEL, noise=noisy)
-        found["corrected", name] = float(np.log(low[0])), float(np.log(high[0]))
-    return found
+        intervals["corrected", name] = float(np.log(low[0])), float(np.log(high[0]))
+    return intervals
 
 
 def analytic(fit: fitting.Fit, at: Mapping[str, np.ndarray]) -> dict[tuple[str, str], Interval]:
     """Intervals from standard errors: the diagnostics' sandwich, and the form that assumes equal scatter."""
-    told, theta = fit.diagnostics, solver.coordinates(fit.law, fit.params)[0]
+    diagnosed, theta = fit.diagnostics, solver.coordinates(fit.law, fit.params)[0]
     there = diagnostics.jacobian(fit, solver.points(at, np.ones(1)), theta)[0]
     directions = {name: np.eye(len(theta))[fit.law.names.index(name)] for name in ("alpha", "beta")}
     quantile = scipy.stats.t.ppf((1 + LEVEL) / 2, len(fit.runs) - len(fit.params))
     value = {**fit.params, "loss": float(np.log(fit.predict(at)[0]))}
-    found: dict[tuple[str, str], Interval] = {}
+    intervals: dict[tuple[str, str], Interval] = {}
     for name, along in {**directions, "loss": there}.items():
-        for method, covariance in (("sandwich", told.covariance), ("equal scatter", told.equal_scatter)):
+        for method, covariance in (("sandwich", diagnosed.covariance), ("equal scatter", diagnosed.equal_scatter)):
             half = quantile * float(np.sqrt(along @ covariance @ along))
-            found[method, name] = value[name] - half, value[name] + half
-    return found
+            intervals[method, name] = value[name] - half, value[name] + half
+    return intervals
 
 
 def profiled(fit: fitting.Fit) -> dict[tuple[str, str], Interval]:
@@ -148,24 +148,24 @@ def cell(name: str, sd: float, settings: Settings) -> tuple[pd.DataFrame, str]:
         fit = analysis.fit("hoffmann", frame, start=LAW)
         converged += fit.status == "converged"
         try:
-            found = resampled(fit, at, settings.resamples, replica) | analytic(fit, at)
+            intervals = resampled(fit, at, settings.resamples, replica) | analytic(fit, at)
         except errors.Refused:
             refused += 1
             continue
         if replica < settings.profiled:
-            found |= profiled(fit)
+            intervals |= profiled(fit)
         if replica < settings.checked:
             agree += analysis.fit("hoffmann", frame).objective >= fit.objective * (1 - 1e-6)
-        rows += [(*key, low <= asked[key[1]] <= high, high - low) for key, (low, high) in found.items()]
+        rows += [(*key, low <= asked[key[1]] <= high, high - low) for key, (low, high) in intervals.items()]
     table = pd.DataFrame(rows, columns=["method", "asked", "cover", "width"])
     grouped = table.groupby(["method", "asked"], sort=False).agg({"cover": "mean", "width": "median"})
     checked = min(settings.checked, settings.replicas)
-    told = (
+    line = (
         f"{name}, noise {sd:g}: {len(runs)} runs, {settings.replicas} replicas, {converged / settings.replicas:.1%} "
         f"converged, {refused} refused intervals, {agree} of {checked} at the best of all starts, "
         f"{time.process_time() - start:.0f} CPU s"
     )
-    return grouped, told
+    return grouped, line
 
 
 def lines(table: pd.DataFrame) -> Iterator[str]:
@@ -186,8 +186,8 @@ def main() -> None:
     cells = []
     for name in settings.grids:
         for sd in settings.noises:
-            table, told = cell(name, sd, settings)
-            print(told, *lines(table), sep="\n", flush=True)
+            table, line = cell(name, sd, settings)
+            print(line, *lines(table), sep="\n", flush=True)
             cells.append(table["cover"])
     print("over all cells: least and most coverage")
     together = pd.concat(cells, axis=1)

@@ -173,10 +173,10 @@ class Trial:
         """The candidates among `rest` that the method would buy with all that is left, in its order."""
         if self.method == "ours" or not self.startable(self.bought):
             done, candidates = self.pool.iloc[self.bought], self.pool.iloc[rest].assign(run=rest)
-            found = design.next_runs(
+            plan = design.next_runs(
                 self.law, done, candidates.drop(columns="loss"), self.target, left, "cost", runs=RUNS, seed=self.seed
             )
-            return [int(i) for i in found.chosen.index]
+            return [int(i) for i in plan.chosen.index]
         samples = self.fit(self.bought)
         candidates, target = (
             samples.factors(self.inputs(frame), 1, drift=False) for frame in (self.pool.iloc[rest], self.target)

@@ -53,7 +53,7 @@ class Score:
     covered: float = np.nan
     width: float = np.nan
     seconds: float = np.nan
-    told: float = np.nan
+    backtested: float = np.nan
 
 
 def score(curve: pd.DataFrame, law: str) -> Score:
@@ -63,12 +63,12 @@ def score(curve: pd.DataFrame, law: str) -> Score:
     if law != "forecast":
         fit = fitting.fit(law, first[["seen", "loss"]], objective="squared", x="seen")
         return Score(rmsle(fit.predict(second), measured), seconds=time.process_time() - start)
-    made = forecasting.forecast(first)
+    forecast = forecasting.forecast(first)
     seconds = time.process_time() - start
-    low, high = made.predict_interval(second, LEVEL)
+    low, high = forecast.predict_interval(second, LEVEL)
     inside = (low <= measured) & (measured <= high)
-    error = rmsle(made.predict(second), measured)
-    return Score(error, float(inside.mean()), float(np.log(high / low).mean() / 2), seconds, made.error)
+    error = rmsle(forecast.predict(second), measured)
+    return Score(error, float(inside.mean()), float(np.log(high / low).mean() / 2), seconds, forecast.error)
 
 
 def rmsle(predicted: np.ndarray, measured: np.ndarray) -> float:
@@ -104,9 +104,9 @@ def planted(count: int, seed: int) -> Iterator[dict[str, float | str]]:
                     far = x[-1] * np.array(REACH)
                     exact = truth(np.concatenate([x, far]))
                     y = exact * np.exp(noise * rng.normal(size=len(exact)))
-                    made = forecasting.forecast(pd.DataFrame({"seen": x, "loss": y[:points]}))
-                    low, high = made.predict_interval({"seen": far}, LEVEL)
-                    predicted = made.predict({"seen": far})
+                    forecast = forecasting.forecast(pd.DataFrame({"seen": x, "loss": y[:points]}))
+                    low, high = forecast.predict_interval({"seen": far}, LEVEL)
+                    predicted = forecast.predict({"seen": far})
                     for i, reach in enumerate(REACH):
                         yield {
                             "law": law,
@@ -128,14 +128,14 @@ def main(settings: Settings) -> None:
     ours = scores[scores["method"] == "forecast"]
     first, warm = ours["seconds"].iloc[0], ours["seconds"].iloc[1:]
     print(f"forecast: CPU seconds {first:.1f} for the first curve, {warm.median():.1f} for a later one")
-    held = ours.groupby("domain")[["covered", "width", "error", "told"]].mean().loc[["NMT", "LM", "BB"]]
-    held.loc["mean over curves"] = ours[["covered", "width", "error", "told"]].mean()
-    names = {"covered": "95% interval holds", "width": "half width", "told": "error in back-tests"}
+    held = ours.groupby("domain")[["covered", "width", "error", "backtested"]].mean().loc[["NMT", "LM", "BB"]]
+    held.loc["mean over curves"] = ours[["covered", "width", "error", "backtested"]].mean()
+    names = {"covered": "95% interval holds", "width": "half width", "backtested": "error in back-tests"}
     print(held.rename(columns=names).to_string(float_format="{:.4f}".format))
     if settings.planted:
-        made = pd.DataFrame(planted(settings.planted, settings.seed))
+        curves = pd.DataFrame(planted(settings.planted, settings.seed))
         for by in (["reach", "law"], ["reach", "noise"], ["reach", "points"], ["reach"]):
-            print(made.groupby(by)[["covered", "half width", "error"]].mean().to_string(float_format="{:.4f}".format))
+            print(curves.groupby(by)[["covered", "half width", "error"]].mean().to_string(float_format="{:.4f}".format))
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ def cpu() -> float:
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     """CPU seconds of a call, and its result."""
     before = cpu()
-    made = work()
-    return cpu() - before, made
+    result = work()
+    return cpu() - before, result
 
 
 def objective(log_N: Any, log_D: Any, log_L: Any, weights: Any = None) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -95,8 +95,8 @@ def recipe(path: str, settings: dict[str, Any]) -> dict[str, Any]:
 
     def work() -> tuple[float, list[float]]:
         with np.errstate(all="ignore"):
-            found = [minimised(x, settings, functions, "L-BFGS-B") for x in starts]
-        best = min((result for result in found if np.isfinite(result.fun)), key=lambda result: result.fun)
+            minima = [minimised(x, settings, functions, "L-BFGS-B") for x in starts]
+        best = min((result for result in minima if np.isfinite(result.fun)), key=lambda result: result.fun)
         return best.fun, best.x.tolist()
 
     seconds, (_, x) = timed(work)
@@ -144,8 +144,8 @@ def package(path: str, settings: dict[str, Any]) -> dict[str, Any]:
         frame.assign(C=6 * frame["N"] * frame["D"])[["C", "N", "D", "loss"]].to_csv(f"{folder}/df.csv", index=False)
         fitted = Chinchilla(folder, param_grid=grid, loss_fn=huber, log_level=60)
         seconds, _ = timed(fitted.fit)
-    found = {name: float(value) for name, value in fitted.params.items()}
-    x = [*(float(np.log(found[name])) for name in "ABE"), found["alpha"], found["beta"]]
+    params = {name: float(value) for name, value in fitted.params.items()}
+    x = [*(float(np.log(params[name])) for name in "ABE"), params["alpha"], params["beta"]]
     return {"imports": imports, "work": [seconds], "x": [x], "count": int(np.prod([len(v) for v in grid.values()]))}
 
 
@@ -161,14 +161,14 @@ def ours(path: str, settings: dict[str, Any]) -> dict[str, Any]:
     frame = pd.read_csv(path)
     first, fitted = timed(lambda: fit("hoffmann", frame))
     warm = [timed(lambda: fit("hoffmann", frame))[0] for _ in range(settings["repeats"])]
-    made = {"imports": imports, "work": [first], "warm": warm, "fits": fitted.starts.count}
+    answer = {"imports": imports, "work": [first], "warm": warm, "fits": fitted.starts.count}
     samples = pd.DataFrame([fitted.params])
     if settings["resamples"]:
-        made["bootstrap"], boot = timed(lambda: fitted.bootstrap(settings["resamples"], seed=settings["seed"]))
-        made["converged"] = boot.converged
+        answer["bootstrap"], boot = timed(lambda: fitted.bootstrap(settings["resamples"], seed=settings["seed"]))
+        answer["converged"] = boot.converged
         samples = pd.concat([samples, boot.samples])
-    made["x"] = np.column_stack([np.log(samples[["A", "B", "E"]]), samples[["alpha", "beta"]]]).tolist()
-    return made
+    answer["x"] = np.column_stack([np.log(samples[["A", "B", "E"]]), samples[["alpha", "beta"]]]).tolist()
+    return answer
 
 
 CONTENDERS = {"recipe": recipe, "resampled": resampled, "package": package, "ours": ours}

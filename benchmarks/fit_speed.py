@@ -87,11 +87,11 @@ class Contender:
     count: int = 0
     note: str = ""
 
-    def add(self, made: Mapping[str, Any]) -> None:
-        self.work += made["work"]
-        self.imports.append(made["imports"])
-        self.x += made["x"]
-        self.count += made.get("count", 0)
+    def add(self, measured: Mapping[str, Any]) -> None:
+        self.work += measured["work"]
+        self.imports.append(measured["imports"])
+        self.x += measured["x"]
+        self.count += measured.get("count", 0)
 
     def total(self, of: int) -> float:
         """CPU seconds of all its parts together, scaled to `of` starts or resamples."""
@@ -135,7 +135,7 @@ class Bench:
 
     def measure(self) -> dict[str, Contender]:
         """All rounds, every other one in the opposite order."""
-        s, made = self.settings, {}
+        s, sides = self.settings, {}
         for key, name in (
             ("recipe", "scipy L-BFGS-B, finite differences (the recipe)"),
             ("gradient", "scipy L-BFGS-B, analytic gradients"),
@@ -143,7 +143,7 @@ class Bench:
             ("bfgs", "scipy BFGS, finite differences"), ("bfgs_gradient", "scipy BFGS, analytic gradients"),
             ("bootstrap", "ours, after a fit"),
         ):  # fmt: skip
-            made[key] = Contender(name)
+            sides[key] = Contender(name)
         kept = {CACHED: str(self.folder / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         fit = {"repeats": 0, "resamples": 0, "seed": s.seed}
         self.run("ours", fit, kept)  # fills the cache
@@ -153,36 +153,36 @@ class Bench:
             starts = {"first": i, "every": max(round(every), 1)}
             slices = {"first": int(edges[i]), "stop": int(edges[i + 1]), "draws": str(self.draws)}
             jobs = [
-                lambda: made["cold"].add(self.run("ours", fit, COLD)),
-                lambda starts=starts: made["recipe"].add(self.run("recipe", {**starts, "gradient": False})),
-                lambda: made["cached"].add(self.run("ours", fit, kept)),
-                lambda slices=slices: made["bfgs"].add(self.run("resampled", {**slices, "gradient": False})),
-                lambda: self._warm(made),
-                lambda starts=starts: made["gradient"].add(self.run("recipe", {**starts, "gradient": True})),
-                lambda slices=slices: made["bfgs_gradient"].add(self.run("resampled", {**slices, "gradient": True})),
+                lambda: sides["cold"].add(self.run("ours", fit, COLD)),
+                lambda starts=starts: sides["recipe"].add(self.run("recipe", {**starts, "gradient": False})),
+                lambda: sides["cached"].add(self.run("ours", fit, kept)),
+                lambda slices=slices: sides["bfgs"].add(self.run("resampled", {**slices, "gradient": False})),
+                lambda: self._warm(sides),
+                lambda starts=starts: sides["gradient"].add(self.run("recipe", {**starts, "gradient": True})),
+                lambda slices=slices: sides["bfgs_gradient"].add(self.run("resampled", {**slices, "gradient": True})),
             ]
             for job in jobs if i % 2 == 0 else jobs[::-1]:
                 job()
             print(f"round {i + 1} of {s.rounds} done", flush=True)
-        return made
+        return sides
 
-    def _warm(self, made: dict[str, Contender]) -> None:
+    def _warm(self, sides: dict[str, Contender]) -> None:
         s = self.settings
         result = self.run("ours", {"repeats": s.repeats, "resamples": s.resamples, "seed": s.seed}, COLD)
         if result["converged"] < 1:
             raise RuntimeError(f"{result['converged']:.1%} of our resamples converged: no rows to compare")
-        made["warm"].add({**result, "work": result["warm"], "x": result["x"][:1]})
-        made["bootstrap"].add({**result, "work": [result["bootstrap"]], "x": []})
-        made["bootstrap"].x, made["bootstrap"].note = result["x"][1:], f"{result['converged']:.1%} converged"
+        sides["warm"].add({**result, "work": result["warm"], "x": result["x"][:1]})
+        sides["bootstrap"].add({**result, "work": [result["bootstrap"]], "x": []})
+        sides["bootstrap"].x, sides["bootstrap"].note = result["x"][1:], f"{result['converged']:.1%} converged"
 
     def package(self) -> Contender | str:
         """The `chinchilla` package, or why there is no such row."""
         python = str(self.settings.chinchilla_python)
         if subprocess.run([python, "-c", "import chinchilla"], capture_output=True, check=False).returncode:
             return "not installed: pip install chinchilla (in an environment of its own; then --chinchilla-python PATH)"
-        made = Contender("chinchilla package, its BFGS over the grid")
-        made.add(self.run("package", {"thin": 1 if self.settings.full else 2}, python=python))
-        return made
+        contender = Contender("chinchilla package, its BFGS over the grid")
+        contender.add(self.run("package", {"thin": 1 if self.settings.full else 2}, python=python))
+        return contender
 
 
 def scaled(count: int, of: int) -> str:
@@ -190,20 +190,20 @@ def scaled(count: int, of: int) -> str:
     return "" if count == of else f" [{count:,} run, scaled to {of:,}]"
 
 
-def report(bench: Bench, made: Mapping[str, Contender], package: Contender | str) -> tuple[str, dict[str, Any]]:
+def report(bench: Bench, sides: Mapping[str, Contender], package: Contender | str) -> tuple[str, dict[str, Any]]:
     """The tables, and the ratios and verdicts as a mapping."""
-    ours = {key: statistics.median(made[key].work) for key in ("warm", "cold", "cached", "bootstrap")}
-    imports = {key: statistics.median(value.imports) for key, value in made.items()}
+    ours = {key: statistics.median(sides[key].work) for key in ("warm", "cold", "cached", "bootstrap")}
+    imports = {key: statistics.median(value.imports) for key, value in sides.items()}
     least = {
-        key: float(bench.objectives(made[key].x).min()) for key in ("recipe", "gradient", "warm", "cold", "cached")
+        key: float(bench.objectives(sides[key].x).min()) for key in ("recipe", "gradient", "warm", "cold", "cached")
     }
     peers = [least["recipe"], least["gradient"]]
     if not isinstance(package, str):
         peers.append(float(bench.objectives(package.x).min()))
-    times = {key: made[key].total(bench.settings.resamples) for key in ("bfgs", "bfgs_gradient")}
+    times = {key: sides[key].total(bench.settings.resamples) for key in ("bfgs", "bfgs_gradient")}
     times["bootstrap"] = ours["bootstrap"]
-    recipe = made["recipe"].total(STARTS)
-    worse, told = worst(bench, made)
+    recipe = sides["recipe"].total(STARTS)
+    worse, notes = worst(bench, sides)
     ratios = {
         "fit, warm": recipe / ours["warm"],
         "fit, cold": recipe / ours["cold"],
@@ -217,9 +217,9 @@ def report(bench: Bench, made: Mapping[str, Contender], package: Contender | str
     never = fit_worse <= WITHIN and max(worse.values()) <= WITHIN
     verdict = "met" if never else "NOT met"
     lines = [
-        *fits(made, package, ours, imports, {**least, "package": peers[-1]}),
-        *bootstraps(bench, made, times),
-        *told,
+        *fits(sides, package, ours, imports, {**least, "package": peers[-1]}),
+        *bootstraps(bench, sides, times),
+        *notes,
         "",
         *verdicts,
         f"never a worse objective: {verdict} (fit: ours over the best peer less 1 = {fit_worse:.1e})",
@@ -229,11 +229,11 @@ def report(bench: Bench, made: Mapping[str, Contender], package: Contender | str
 
 
 def fits(
-    made: Mapping[str, Contender], package: Contender | str, ours: Mapping[str, float], imports: Mapping[str, float],
+    sides: Mapping[str, Contender], package: Contender | str, ours: Mapping[str, float], imports: Mapping[str, float],
     reached: Mapping[str, float],
 ) -> list[str]:  # fmt: skip
     """The table of fits: seconds, ratios to the recipe's with and without imports, the objective reached."""
-    recipe = made["recipe"].total(STARTS)
+    recipe = sides["recipe"].total(STARTS)
     whole = recipe + imports["recipe"]
     lines = [f"{'fit':<84} {'CPU s':>8} {'ratio':>7} {'with imports':>12} {'ratio':>7} {'objective':>20}"]
 
@@ -245,9 +245,9 @@ def fits(
         )
         return f"{name:<84} {seconds:>8.2f} {recipe / seconds:>7.1f} {after} {objective:>20.12e}"
 
-    rows = [("recipe", recipe), ("gradient", made["gradient"].total(STARTS))]
+    rows = [("recipe", recipe), ("gradient", sides["gradient"].total(STARTS))]
     for key, seconds in [*rows, *((key, ours[key]) for key in ("cold", "cached", "warm"))]:
-        name = made[key].name + (scaled(made[key].count, STARTS) if made[key].count else "")
+        name = sides[key].name + (scaled(sides[key].count, STARTS) if sides[key].count else "")
         lines.append(row(name, seconds, None if key == "warm" else imports[key], reached[key]))
     if isinstance(package, str):
         return [*lines, f"chinchilla package: {package}"]
@@ -255,30 +255,30 @@ def fits(
     return [*lines, row(name, package.total(STARTS), package.imports[0], reached["package"])]
 
 
-def bootstraps(bench: Bench, made: Mapping[str, Contender], times: Mapping[str, float]) -> list[str]:
+def bootstraps(bench: Bench, sides: Mapping[str, Contender], times: Mapping[str, float]) -> list[str]:
     """The table of bootstraps: seconds, ratios to the recipe's, standard errors."""
     resamples = bench.settings.resamples
     titled = f"bootstrap, {resamples:,} resamples"
     lines = [f"\n{titled:<72} {'CPU s':>8} {'ratio':>7}   standard errors of A, B, E, α, β"]
     for key, seconds in times.items():
-        x = np.array(made[key].x)
+        x = np.array(sides[key].x)
         spread = np.column_stack([np.exp(x[:, :3]), x[:, 3:]]).std(axis=0, ddof=1)
-        name = made[key].name + (scaled(made[key].count, resamples) if made[key].count else f" ({made[key].note})")
+        name = sides[key].name + (scaled(sides[key].count, resamples) if sides[key].count else f" ({sides[key].note})")
         lines.append(
             f"{name:<72} {seconds:>8.2f} {times['bfgs'] / seconds:>7.1f}   " + " ".join(f"{v:>9.5g}" for v in spread)
         )
     return lines
 
 
-def worst(bench: Bench, made: Mapping[str, Contender]) -> tuple[dict[str, float], list[str]]:
+def worst(bench: Bench, sides: Mapping[str, Contender]) -> tuple[dict[str, float], list[str]]:
     """By how much our objective is above each peer's on the same resamples, at most, and a line for each."""
     worse, lines = {}, []
     for key in ("bfgs", "bfgs_gradient"):
-        weights = bench.weights[: len(made[key].x)]
-        same = bench.objectives(made["bootstrap"].x[: len(weights)], weights)
-        worse[key] = float(np.max(same / bench.objectives(made[key].x, weights) - 1))
+        weights = bench.weights[: len(sides[key].x)]
+        same = bench.objectives(sides["bootstrap"].x[: len(weights)], weights)
+        worse[key] = float(np.max(same / bench.objectives(sides[key].x, weights) - 1))
         lines.append(
-            f"  same resamples, our objective over theirs less 1, at most: {worse[key]:.1e} ({made[key].name})"
+            f"  same resamples, our objective over theirs less 1, at most: {worse[key]:.1e} ({sides[key].name})"
         )
     return worse, lines
 
@@ -301,12 +301,12 @@ def main() -> None:
             f"{cores} cores ({platform.machine()}), load {os.getloadavg()[0]:.1f}, {len(bench.logs[0])} rows",
             flush=True,
         )
-        made = bench.measure()
-        text, results = report(bench, made, bench.package())
+        sides = bench.measure()
+        text, results = report(bench, sides, bench.package())
     print(f"\n{text}")
     if settings.out is not None:
-        told = {key: str(value) if isinstance(value, Path) else value for key, value in vars(settings).items()}
-        settings.out.write_text(json.dumps({"settings": told, **results}, indent=2) + "\n")
+        values = {key: str(value) if isinstance(value, Path) else value for key, value in vars(settings).items()}
+        settings.out.write_text(json.dumps({"settings": values, **results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

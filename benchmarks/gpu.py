@@ -195,9 +195,9 @@ class Bench:
     def check(self) -> None:
         """Hold PyTorch's logits and losses to ours. Raises ValueError where they differ."""
         with tempfile.TemporaryDirectory() as folder:
-            told = {**CHECKED, "precision": "float32", "arrays": f"{folder}/check.npz", "serve": False}
+            changes = {**CHECKED, "precision": "float32", "arrays": f"{folder}/check.npz", "serve": False}
             for kind in (OURS, "torch eager"):
-                answers = self.answers(specification(self.plan.shapes[0], self.plan, kind, **told))
+                answers = self.answers(specification(self.plan.shapes[0], self.plan, kind, **changes))
         far = max(answers[0]["logits_difference"], answers[0]["loss_difference"])
         if not far <= TOLERANCE:
             raise ValueError(f"logits or losses of the two models differ by {far:.2g} where {TOLERANCE:g} is allowed")
@@ -205,10 +205,10 @@ class Bench:
 
     def check_attention(self) -> None:
         """Hold the losses of training with cuDNN's attention to those with the reference. Raises ValueError."""
-        told = {**CHECKED, "precision": "bfloat16", "serve": False}
+        changes = {**CHECKED, "precision": "bfloat16", "serve": False}
         with tempfile.TemporaryDirectory() as folder:
             specs = [
-                specification(self.plan.shapes[0], self.plan, OURS, **told, arrays=f"{folder}/{name}.npz",
+                specification(self.plan.shapes[0], self.plan, OURS, **changes, arrays=f"{folder}/{name}.npz",
                               execution={"attention": name})
                 for name in ("cudnn", "xla")
             ]  # fmt: skip
@@ -252,25 +252,27 @@ class Bench:
             for side in sides.values():
                 side.close()
         ratios = [a["tokens_per_second"] / b["tokens_per_second"] for a, b in zip(*answers.values(), strict=True)]
-        for kind, found in answers.items():
-            if {one["params"] for one in found} != {params}:
-                raise ValueError(f"{kind} has {found[0]['params']:,} parameters where the count says {params:,}")
+        for kind, rounds in answers.items():
+            if {one["params"] for one in rounds} != {params}:
+                raise ValueError(f"{kind} has {rounds[0]['params']:,} parameters where the count says {params:,}")
             self.line(
-                shape.name, kind, batch, found, flops, f", {statistics.median(ratios):.2f} of torch" * (kind == OURS)
+                shape.name, kind, batch, rounds, flops, f", {statistics.median(ratios):.2f} of torch" * (kind == OURS)
             )
         return batch
 
     def line(
-        self, name: str, kind: str, batch: int, found: Sequence[Mapping[str, Any]], flops: float, more: str
+        self, name: str, kind: str, batch: int, rounds: Sequence[Mapping[str, Any]], flops: float, more: str
     ) -> None:
         """Print medians of one contender and keep all."""
-        speed = statistics.median(one["tokens_per_second"] for one in found)
+        speed = statistics.median(one["tokens_per_second"] for one in rounds)
         mfu = f", MFU {speed * flops / self.peak:.1%}" if self.peak else ""
-        peak = found[-1]["peak_bytes"]
+        peak = rounds[-1]["peak_bytes"]
         memory = f", peak {peak / 2**30:.1f} GiB" if peak else ""
         print(f"{name:>5} {kind}, batch {batch}: {speed:,.0f} tokens/s{mfu}{memory}, compiled in "
-              f"{found[0]['compile_seconds']:.0f} s, loss {found[-1]['loss']:.2f}{more}", flush=True)  # fmt: skip
-        self.measured.append({"name": name, "kind": kind, "batch": batch, "flops_per_token": flops, "rounds": [*found]})
+              f"{rounds[0]['compile_seconds']:.0f} s, loss {rounds[-1]['loss']:.2f}{more}", flush=True)  # fmt: skip
+        self.measured.append(
+            {"name": name, "kind": kind, "batch": batch, "flops_per_token": flops, "rounds": [*rounds]}
+        )
 
     def trace(self, contender: Contender) -> None:
         """Three steps as files that Perfetto (perfetto_trace.json.gz) and TensorBoard (xplane.pb) open."""
@@ -286,13 +288,13 @@ class Bench:
         """Runs an hour, each of 20 tokens a parameter, alone and packed, as many steps a dispatch as is usual."""
         from scaling import config
 
-        told = {"context": self.plan.pack_context, "vocabulary": 256 if self.plan is GPU else 512, "batch": 16}
-        told |= {"resident": 2**20, "steps_per_dispatch": config.Execution().steps_per_dispatch}
-        specs = [specification(shape, self.plan, OURS, members=count, **told) for count in (1, members)]
-        found = self.answers(*specs, ask=True)
-        for count, one in zip((1, members), found, strict=True):
+        changes = {"context": self.plan.pack_context, "vocabulary": 256 if self.plan is GPU else 512, "batch": 16}
+        changes |= {"resident": 2**20, "steps_per_dispatch": config.Execution().steps_per_dispatch}
+        specs = [specification(shape, self.plan, OURS, members=count, **changes) for count in (1, members)]
+        answers = self.answers(*specs, ask=True)
+        for count, one in zip((1, members), answers, strict=True):
             self.measured.append({"name": shape.name, "kind": "pack", "members": count, "rounds": [one]})
-        alone, packed = (3600 * one["tokens_per_second"] / (20 * one["params"]) for one in found)
+        alone, packed = (3600 * one["tokens_per_second"] / (20 * one["params"]) for one in answers)
         about = f"context {self.plan.pack_context}, batch 16, 20 tokens a parameter"
         print(f"{shape.name:>5} runs an hour ({about}): {alone:,.0f} alone, {packed:,.0f} in packs of {members}: "
               f"{packed / alone:.1f} times", flush=True)  # fmt: skip
@@ -305,8 +307,8 @@ class Bench:
         model = families.Transformer.gpt2(shape.width, shape.depth, shape.heads)
         flops = counting.flops_per_token(model, self.plan.vocabulary, self.plan.context)
         more = {"batch": batch, "execution": execution, "resident": 2**20}
-        found = self.answers(specification(shape, self.plan, OURS, **more), ask=True)
-        self.line(shape.name, f"ours {json.dumps(execution)}", batch, found, flops, "")
+        answers = self.answers(specification(shape, self.plan, OURS, **more), ask=True)
+        self.line(shape.name, f"ours {json.dumps(execution)}", batch, answers, flops, "")
 
 
 def main() -> None:

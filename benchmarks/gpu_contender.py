@@ -58,8 +58,8 @@ class Contender:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith("{"):
-                found: dict[str, Any] = json.loads(line)
-                return found
+                answer: dict[str, Any] = json.loads(line)
+                return answer
         self._ended()
         raise AssertionError
 

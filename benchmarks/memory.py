@@ -108,15 +108,15 @@ def measure(name: str) -> dict[str, float]:
     }
 
 
-def spread(found: dict[str, float]) -> float:
+def spread(sizes: dict[str, float]) -> float:
     """The largest of the three over the smallest."""
-    return max(found.values()) / min(found.values())
+    return max(sizes.values()) / min(sizes.values())
 
 
-def line(name: str, found: dict[str, float]) -> str:
+def line(name: str, sizes: dict[str, float]) -> str:
     """A row of the table."""
-    plan, compiled, measured = (found[key] / 1e6 for key in ("plan", "compiled", "measured"))
-    verdict = "met" if spread(found) <= WITHIN else "NOT MET"
+    plan, compiled, measured = (sizes[key] / 1e6 for key in ("plan", "compiled", "measured"))
+    verdict = "met" if spread(sizes) <= WITHIN else "NOT MET"
     return (
         f"{name:16} {plan:9.1f} {compiled:9.1f} {measured:9.1f} {plan / compiled:10.2f} {plan / measured:10.2f} "
         f"{compiled / measured:10.2f}  {verdict}"
@@ -143,9 +143,9 @@ def main() -> None:
         )
         if done.returncode:
             raise SystemExit(f"{name}: {done.stderr.strip()}")
-        found = json.loads(done.stdout.splitlines()[-1])
-        worst = max(worst, spread(found))
-        print(line(name, found), flush=True)
+        sizes = json.loads(done.stdout.splitlines()[-1])
+        worst = max(worst, spread(sizes))
+        print(line(name, sizes), flush=True)
     print(f"largest spread {worst:.2f}, to reach {WITHIN}: {'met' if worst <= WITHIN else 'not met'}")
 
 

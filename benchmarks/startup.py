@@ -108,9 +108,9 @@ def watched(command: Sequence[str], environment: Mapping[str, str], store: Path)
     Raises RuntimeError where it fails or takes longer than `LIMIT_SECONDS`.
     """
     seen: dict[str, float] = {}
-    with tempfile.TemporaryFile("w+") as told:
+    with tempfile.TemporaryFile("w+") as stderr:
         start = time.perf_counter()
-        process = subprocess.Popen(command, env=dict(environment), stdout=subprocess.DEVNULL, stderr=told)
+        process = subprocess.Popen(command, env=dict(environment), stdout=subprocess.DEVNULL, stderr=stderr)
         while process.poll() is None:
             now = time.perf_counter() - start
             for mark, there in marks_of(store).items():
@@ -123,8 +123,8 @@ def watched(command: Sequence[str], environment: Mapping[str, str], store: Path)
                 process.wait()
             time.sleep(POLL_SECONDS)
         seen["end"] = time.perf_counter() - start
-        told.seek(0)
-        errors = told.read()
+        stderr.seek(0)
+        errors = stderr.read()
     missing = [mark for mark in (*MARKS, CPU) if mark not in seen]
     if process.returncode or missing:
         raise RuntimeError(f"{command} ended with {process.returncode} and without {missing}:\n{errors[-2000:]}")
@@ -144,8 +144,8 @@ class Bench:
             for point in loading.load(CONFIG, OVERRIDES).points()[:1]:
                 corpus.prepare(point.run.data, lambda line: None)
 
-    def start(self, kind: str, told: Mapping[str, str] | None = None) -> tuple[dict[str, float], str]:
-        """One start; `told` is added to its environment. Returns its marks, and what it and its workers told."""
+    def start(self, kind: str, variables: Mapping[str, str] | None = None) -> tuple[dict[str, float], str]:
+        """One start; `variables` are added to its environment. Returns its marks, and what it and its workers told."""
         if kind == "cold":
             shutil.rmtree(self.caches["cold"] / "compiled", ignore_errors=True)
         self.starts += 1
@@ -154,7 +154,7 @@ class Bench:
         command = [sys.executable, "-m", "scaling.cli", "sweep", str(CONFIG), "--store", str(store), *workers]
         for override in OVERRIDES:
             command += ["--set", override]
-        environment = {**os.environ, "SCALING_CACHE": str(self.caches[kind]), **(told or {})}
+        environment = {**os.environ, "SCALING_CACHE": str(self.caches[kind]), **(variables or {})}
         time.sleep(self.settings.rest)
         marks, errors = watched(command, environment, store)
         log = min((store / "sweeps" / NAME / "logs").glob("*.log"))
@@ -168,8 +168,8 @@ def imports(lines: Iterable[str]) -> dict[str, float]:
     """Seconds that each package took to import, itself and without what it imports, from `-X importtime`."""
     seconds: collections.Counter[str] = collections.Counter()
     for line in lines:
-        if found := IMPORT.match(line):
-            seconds[found[4].partition(".")[0]] += int(found[1])
+        if match := IMPORT.match(line):
+            seconds[match[4].partition(".")[0]] += int(match[1])
     return {name: spent / 1e6 for name, spent in seconds.most_common()}
 
 
@@ -180,14 +180,14 @@ def compiling(lines: Iterable[str]) -> dict[tuple[str, str], float]:
     """
     seconds: dict[tuple[str, str], float] = collections.defaultdict(float)
     for line in lines:
-        if found := JAX_WORK.search(line):
-            seconds[found[2], WORK_NAMES[found[1]]] += float(found[3])
+        if match := JAX_WORK.search(line):
+            seconds[match[2], WORK_NAMES[match[1]]] += float(match[3])
     return dict(seconds)
 
 
 def programs(cache: Path) -> list[str]:
     """The names of the compiled programs in a cache folder, one an entry."""
-    return sorted(found[1] for path in cache.rglob("*-cache") if (found := ENTRY.fullmatch(path.name)))
+    return sorted(match[1] for path in cache.rglob("*-cache") if (match := ENTRY.fullmatch(path.name)))
 
 
 def medians(starts: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -224,8 +224,8 @@ def breakdown(bench: Bench, say: Callable[[str], None]) -> dict[str, Any]:
         parts = {what: seconds[name, what] for what in WORK_NAMES.values() if (name, what) in seconds}
         if sum(parts.values()) >= 0.01:
             say(f"  {name}: " + ", ".join(f"{what} {spent:.2f}" for what, spent in parts.items()))
-    told = ", ".join(missed.elements()) or "none"
-    say(f"programs in the cache: {len(before)}; compiled by a warm start although they should have been there: {told}")
+    names = ", ".join(missed.elements()) or "none"
+    say(f"programs in the cache: {len(before)}; compiled by a warm start although they should have been there: {names}")
     answer["jax"] = [{"function": name, "what": what, "seconds": spent} for (name, what), spent in seconds.items()]
     return {**answer, "cached": before, "missed": list(missed.elements())}
 

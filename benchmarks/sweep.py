@@ -138,12 +138,12 @@ def sweep_of(settings: Settings) -> config.Sweep:
 
 def items(resolved: plan.Plan) -> list[Item]:
     """The runs of a plan whose learning rates are known, the tune stage's first. Trunks are ours alone."""
-    found = []
+    runs = []
     for planned in resolved.tune + resolved.runs:
         if planned.run_id is not None:
             label = planned.labels.get("flops_budget")
-            found.append(Item(planned.run, planned.run_id, float(label) if label else float(planned.run.tokens)))
-    return found
+            runs.append(Item(planned.run, planned.run_id, float(label) if label else float(planned.run.tokens)))
+    return runs
 
 
 def sampled(everything: Sequence[Item], count: int) -> list[Item]:
@@ -247,8 +247,8 @@ class Bench:
             seconds = time.perf_counter() - start
         if ended.returncode:
             raise RuntimeError(f"the baseline of run {item.run_id} failed:\n{ended.stderr[-2000:]}")
-        told = json.loads(ended.stdout.strip().splitlines()[-1])
-        one = Measured(item.run_id, item.size, told["steps"], seconds, told["training"], told["loss"])
+        answer = json.loads(ended.stdout.strip().splitlines()[-1])
+        one = Measured(item.run_id, item.size, answer["steps"], seconds, answer["training"], answer["loss"])
         self.measured.append(one)
         print(
             f"  baseline: width {item.size[0]} depth {item.size[1]}, {one.steps} steps: {seconds:.1f} s, "
@@ -292,9 +292,9 @@ def shares(results: store.Store) -> str:
     training = sum(row["seconds"] for row in rows)
     roles = collections.Counter(row["role"] for row in rows)
     spent, bought = sum(row["flops_spent"] for row in rows), sum(r["flops"] for r in rows if r["role"] != "trunk")
-    told = ", ".join(f"{count} {role}" for role, count in roles.items())
+    counts = ", ".join(f"{count} {role}" for role, count in roles.items())
     return (
-        f"rows: {told}; {training:.0f} s of training in all workers; FLOPs spent {spent / bought:.0%} of those bought"
+        f"rows: {counts}; {training:.0f} s of training in all workers; FLOPs spent {spent / bought:.0%} of those bought"
     )
 
 

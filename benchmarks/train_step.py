@@ -276,15 +276,15 @@ class Bench:
 
     def dissect(self, size: Size, result: Comparison) -> tuple[anatomy.Anatomy, anatomy.Anatomy]:
         """Where the time of our step and of PyTorch's faster one goes, in float32."""
-        found = []
+        anatomies = []
         best = max(CONTENDERS[1:], key=lambda name: result.medians[name])
         for name, kind in (("ours", "ours"), (best, "torch eager")):
             spec = spec_of(self.settings, size, kind, "float32")
             spec |= {"products": anatomy.products(spec, fused=kind != "ours")}
             time.sleep(self.settings.rest)
             parts = self.start(spec, name == "ours" or self.settled[size.target, "float32", name])
-            found.append(anatomy.anatomy(spec, result.medians[name], parts))
-        return found[0], found[1]
+            anatomies.append(anatomy.anatomy(spec, result.medians[name], parts))
+        return anatomies[0], anatomies[1]
 
     def _check_params(self, size: Size, name: str, answer: Mapping[str, Any]) -> None:
         if answer["params"] != size.params:
@@ -385,8 +385,8 @@ def main() -> None:
              "params_non_embedding": size.params_non_embedding, "flops_per_token": size.flops_per_token}
             for size, precision, result in rows
         ]  # fmt: skip
-        told = {key: str(value) if isinstance(value, Path) else value for key, value in vars(settings).items()}
-        content = {"settings": told, "torch": version, "peak_flops": bench.peak, "results": results}
+        values = {key: str(value) if isinstance(value, Path) else value for key, value in vars(settings).items()}
+        content = {"settings": values, "torch": version, "peak_flops": bench.peak, "results": results}
         content["anatomy"] = [
             {"target": size.target, "context": size.context, "ours": vars(ours), "torch": vars(theirs)}
             for size, ours, theirs in inside

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 def names() -> list[str]:
     """The experiments there are: modules of this package that define `PAPER`."""
-    found = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    return [name for name in found if hasattr(importlib.import_module(f"{__name__}.{name}"), "PAPER")]
+    modules = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return [name for name in modules if hasattr(importlib.import_module(f"{__name__}.{name}"), "PAPER")]
 
 
 def find(name: str) -> "papers.Paper":
@@ -38,8 +38,8 @@ def find(name: str) -> "papers.Paper":
         raise ValueError(
             f"there is no experiment {name!r}; name one of {', '.join(known)}, or give a Python file that defines PAPER"
         )
-    found: papers.Paper = importlib.import_module(f"{__name__}.{name}").PAPER
-    return found
+    experiment: papers.Paper = importlib.import_module(f"{__name__}.{name}").PAPER
+    return experiment
 
 
 def reproduce(name: str, scale: str, store: str, workers: int | None) -> int:

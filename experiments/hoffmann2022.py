@@ -50,39 +50,39 @@ def sweeps(scale: str) -> list[config.Sweep]:
 def analyse(frames: papers.Frames) -> papers.Findings:
     """The three approaches, the parameters of the law, tokens per parameter, and the cost of a cosine too long."""
     runs = frames.finished
-    made = {number: _frontier(runs, number) for number in (1, 2, 3)}
+    results = {number: _frontier(runs, number) for number in (1, 2, 3)}
     noise = analysis.seed_noise(runs)
     rows = [
-        *(row for number in (1, 2, 3) for row in _exponents(number, made[number])),
-        _github(made[2]),
-        *_parameters(made[3]),
-        _ratio(runs, made),
+        *(row for number in (1, 2, 3) for row in _exponents(number, results[number])),
+        _github(results[2]),
+        *_parameters(results[3]),
+        _ratio(runs, results),
         _overshoot(frames),
     ]
     notes = [noise.message]
-    for found in made.values():
-        if isinstance(found, frontiers.Frontier):
-            notes += [*found.statements[:1], *found.excluded, *(f"warning: {line}" for line in found.warnings)]
-    return papers.Findings(tuple(rows), tuple(_drawings(frames, runs, made)), tuple(dict.fromkeys(notes)))
+    for result in results.values():
+        if isinstance(result, frontiers.Frontier):
+            notes += [*result.statements[:1], *result.excluded, *(f"warning: {line}" for line in result.warnings)]
+    return papers.Findings(tuple(rows), tuple(_drawings(frames, runs, results)), tuple(dict.fromkeys(notes)))
 
 
-Found = frontiers.Frontier | errors.Refused
+Result = frontiers.Frontier | errors.Refused
 
 
-def _frontier(runs: pd.DataFrame, approach: int) -> Found:
+def _frontier(runs: pd.DataFrame, approach: int) -> Result:
     try:
         return frontiers.frontier(runs, approach, resamples=papers.RESAMPLES, level=papers.LEVEL)
     except errors.Refused as reason:
         return reason
 
 
-def _made(found: Found) -> frontiers.Frontier:
-    if isinstance(found, errors.Refused):
-        raise found
-    return found
+def _supported(result: Result) -> frontiers.Frontier:
+    if isinstance(result, errors.Refused):
+        raise result
+    return result
 
 
-def _exponents(number: int, found: Found) -> list[papers.PaperComparison]:
+def _exponents(number: int, result: Result) -> list[papers.PaperComparison]:
     a, b = TABLE_2[number]
     why = {
         1: "final points of runs only, where the paper also interpolates training curves: the best size of a budget "
@@ -99,24 +99,24 @@ def _exponents(number: int, found: Found) -> list[papers.PaperComparison]:
         )
 
         def estimate(letter: str = letter) -> uncertainty.Estimate:
-            return _made(found).exponent_params if letter == "a" else _made(found).exponent_tokens
+            return _supported(result).exponent_params if letter == "a" else _supported(result).exponent_tokens
 
-        told = why if letter == "a" else "as for a: at a given budget, what N* gains D* loses"
-        rows.append(papers.compare(f"{bought} ∝ C^{letter}, approach {number} ({HOW[number]})", claim, estimate, told))
+        cause = why if letter == "a" else "as for a: at a given budget, what N* gains D* loses"
+        rows.append(papers.compare(f"{bought} ∝ C^{letter}, approach {number} ({HOW[number]})", claim, estimate, cause))
     return rows
 
 
-def _github(two: Found) -> papers.PaperComparison:
+def _github(two: Result) -> papers.PaperComparison:
     claim = papers.value(0.53, f"{HOFFMANN}, table A2 (GitHub code)")
     return papers.compare(
         "N* ∝ C^a on source code, approach 2",
         claim,
-        lambda: _made(two).exponent_params,
+        lambda: _supported(two).exponent_params,
         "the paper's text nearest to ours: code, but of many languages, in subword tokens",
     )
 
 
-def _parameters(three: Found) -> list[papers.PaperComparison]:
+def _parameters(three: Result) -> list[papers.PaperComparison]:
     unit = "losses here are nats a byte and not a token, so a term of the loss has no common unit"
     shape = "exponents have no unit: text, vocabulary and sizes 1e4 times smaller are what differs"
     published = {  # Hoffmann et al. 2203.15556, eq. 10; Besiroglu et al. 2404.10102, table 1
@@ -132,23 +132,23 @@ def _parameters(three: Found) -> list[papers.PaperComparison]:
         claim = papers.PaperClaim(f"{first}; refit {refit}", f"{HOFFMANN}, eq. 10; {BESIROGLU}, table 1", *bounds)
 
         def estimate(name: str = name) -> uncertainty.Estimate:
-            found = _made(three)
-            assert found.fit is not None
-            assert found.bootstrap is not None
+            frontier = _supported(three)
+            assert frontier.fit is not None
+            assert frontier.bootstrap is not None
             return uncertainty.Estimate(
-                found.fit.params[name], found.bootstrap.interval(name, papers.LEVEL), papers.LEVEL
+                frontier.fit.params[name], frontier.bootstrap.interval(name, papers.LEVEL), papers.LEVEL
             )
 
         rows.append(papers.compare(f"{name} of L = E + A/N^α + B/D^β", claim, estimate, why))
     return rows
 
 
-def _ratio(runs: pd.DataFrame, made: dict[int, Found]) -> papers.PaperComparison:
+def _ratio(runs: pd.DataFrame, results: dict[int, Result]) -> papers.PaperComparison:
     largest = float(runs["flops_budget"].max()) if "flops_budget" in runs else float(runs["flops"].max())
 
     def estimate() -> uncertainty.Estimate:
-        found = _made(made[2] if isinstance(made[2], frontiers.Frontier) else made[3])
-        samples = found.curve.at(largest)
+        frontier = _supported(results[2] if isinstance(results[2], frontiers.Frontier) else results[3])
+        samples = frontier.curve.at(largest)
         return uncertainty.estimate(samples[0, 1] / samples[0, 0], samples[1:, 1] / samples[1:, 0], papers.LEVEL)
 
     return papers.compare(
@@ -207,21 +207,21 @@ def _overshoot(frames: papers.Frames) -> papers.PaperComparison:
     )
 
 
-def _drawings(frames: papers.Frames, runs: pd.DataFrame, made: dict[int, Found]) -> list[papers.Drawing]:
+def _drawings(frames: papers.Frames, runs: pd.DataFrame, results: dict[int, Result]) -> list[papers.Drawing]:
     drawn = [
         papers.Drawing(
             "envelope",
             "Approach 1 (after figure 2 of the paper): training curves coloured by size and final losses; the sizes "
             "and tokens of the best runs of each budget, with the power law through them.",
-            envelope(runs, made[1], _training(frames, runs)),
+            envelope(runs, results[1], _training(frames, runs)),
         )
     ]
-    if isinstance(made[2], frontiers.Frontier):
+    if isinstance(results[2], frontiers.Frontier):
         caption = "Approach 2 (after figure 3): iso-FLOP curves with their minima; optimal parameters and tokens."
-        drawn.append(papers.Drawing("isoflop", caption, plots.isoflop(runs, made[2])))
-    if isinstance(made[3], frontiers.Frontier):
+        drawn.append(papers.Drawing("isoflop", caption, plots.isoflop(runs, results[2])))
+    if isinstance(results[3], frontiers.Frontier):
         caption = "Approach 3 (after figure 4): contours of the fitted law with the frontier; slices; fit quality."
-        drawn.append(papers.Drawing("fitted_law", caption, plots.fitted(made[3], runs)))
+        drawn.append(papers.Drawing("fitted_law", caption, plots.fitted(results[3], runs)))
     return drawn
 
 
@@ -236,20 +236,20 @@ def _training(frames: papers.Frames, runs: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(columns=["run_id", "tokens", "loss"])
 
 
-def envelope(runs: pd.DataFrame, one: Found, curves: pd.DataFrame) -> figure.Figure:
+def envelope(runs: pd.DataFrame, one: Result, curves: pd.DataFrame) -> figure.Figure:
     """Loss against compute with training curves; where approach 1 was made, N*(C) and D*(C) beside it."""
-    found = one if isinstance(one, frontiers.Frontier) else None
+    frontier = one if isinstance(one, frontiers.Frontier) else None
     with axes.style():
-        made, drawn = axes.new(3 if found else 1, 4.6 if found else 6.4, 4.0)
+        fig, drawn = axes.new(3 if frontier else 1, 4.6 if frontier else 6.4, 4.0)
         shade = axes.shades(runs["params"].to_numpy(dtype=float))
         panels.learning_curves(drawn[0], runs, curves, "params", "flops", shade)
-        axes.colorbar(made, drawn[0], shade, "parameters")
-        if found:
-            best = found.minima
+        axes.colorbar(fig, drawn[0], shade, "parameters")
+        if frontier:
+            best = frontier.minima
             drawn[0].scatter(best["flops"], best["loss"], s=70, facecolor="none", edgecolor=axes.ACCENT, zorder=4)
-            panels.optimum(drawn[1], found, "params", found.exponent_params)
-            panels.optimum(drawn[2], found, "tokens", found.exponent_tokens)
-        return made
+            panels.optimum(drawn[1], frontier, "params", frontier.exponent_params)
+            panels.optimum(drawn[2], frontier, "tokens", frontier.exponent_tokens)
+        return fig
 
 
 PAPER = papers.Paper(

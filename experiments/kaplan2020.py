@@ -76,7 +76,7 @@ def sweeps(scale: str) -> list[config.Sweep]:
     )
     lstm_grid = grids.Ladder(sizes=tuple(grids.Size(width=width, depth=1) for width in s.lstm_widths))
     lstm_tuned_at = grids.Ladder(sizes=lstm_grid.sizes[-2:-1] or lstm_grid.sizes)
-    made = [
+    result = [
         config.Sweep(name=name, base=base, grid=main, learning_rate=_rule(s, _ladder(s, (s.middle,))),
                      execution=execution),
         config.Sweep(name=f"{name}.lstm", base=lstm, grid=lstm_grid, execution=execution,
@@ -86,8 +86,8 @@ def sweeps(scale: str) -> list[config.Sweep]:
     for unique in s.limited:
         limited = base.edit({"data.train_tokens": unique, "tokens": s.limited_tokens})
         runs = grids.Product(parts=(_seeds(0, 1), _ladder(s, (s.middle,))))
-        made.append(config.Sweep(name=f"{name}.data{unique}", base=limited, grid=runs, execution=fewer))
-    return made
+        result.append(config.Sweep(name=f"{name}.data{unique}", base=limited, grid=runs, execution=fewer))
+    return result
 
 
 def _base(s: GridScale) -> config.Run:
@@ -152,15 +152,15 @@ def slices(p: KaplanRuns, flops: str) -> pd.DataFrame:
     `flops` names the column that counts compute. Raises `Refused` where no budget is reached by enough sizes.
     """
     cost, rows = _curves(p, flops)
-    made = []
+    points = []
     for budget in _budgets(cost, {run_id: row["size"] for run_id, row in rows.items()}):
         for run_id, (c, loss) in cost.items():
             if c[0] <= budget <= c[-1]:
                 at = float(np.exp(np.interp(np.log(budget), np.log(c), np.log(loss))))
                 tokens = budget * rows[run_id]["tokens"] / rows[run_id][flops]
                 kept = {k: rows[run_id][k] for k in ("size", "seed", "params", "params_non_embedding")}
-                made.append({**kept, "tokens": tokens, "flops": budget, "flops_budget": budget, "loss": at})
-    return pd.DataFrame(made)
+                points.append({**kept, "tokens": tokens, "flops": budget, "flops_budget": budget, "loss": at})
+    return pd.DataFrame(points)
 
 
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]  # the compute and the loss of every evaluation, by run
@@ -300,11 +300,11 @@ def _drawings(p: KaplanRuns, rows: tuple[papers.PaperComparison, ...]) -> list[p
         "optimum": "After figures 14 and 7: the size that is best at a budget, and LSTMs beside transformers.",
         "embeddings": "After figure 6: the same losses over parameters with embeddings (left) and without (right).",
     }
-    made = {"power_laws": _power_laws(p), "optimum": _optimum(p, rows), "embeddings": _embeddings(p)}
-    return [papers.Drawing(name, captions[name], drawn) for name, drawn in made.items()]
+    figures = {"power_laws": _power_laws(p), "optimum": _optimum(p, rows), "embeddings": _embeddings(p)}
+    return [papers.Drawing(name, captions[name], drawn) for name, drawn in figures.items()]
 
 
-def _law(panel: mpl_axes.Axes, law: str, frame: pd.DataFrame, column: str, told: str, label: str = "") -> None:
+def _law(panel: mpl_axes.Axes, law: str, frame: pd.DataFrame, column: str, equation: str, label: str = "") -> None:
     """The law through the points of a panel, with its exponent, or why there is none."""
     try:
         named: dict[str, Any] = {analysis.LAWS[law].inputs[0]: column}
@@ -314,15 +314,15 @@ def _law(panel: mpl_axes.Axes, law: str, frame: pd.DataFrame, column: str, told:
         return
     exponent = next(value for name, value in fit.params.items() if name.startswith("alpha"))
     x = frame[column].to_numpy(dtype=float)
-    panels.power_law(panel, x, lambda at: fit.predict({column: at}), told.format(exponent), label)
+    panels.power_law(panel, x, lambda at: fit.predict({column: at}), equation.format(exponent), label)
 
 
 def _power_laws(p: KaplanRuns) -> figure.Figure:
     with axes.style():
-        made, (left, middle, right) = axes.new(3, 4.6, 4.0)
+        fig, (left, middle, right) = axes.new(3, 4.6, 4.0)
         shade = axes.shades(p.ladder["params_non_embedding"].to_numpy(dtype=float))
         panels.learning_curves(left, p.ladder, p.curves, "params_non_embedding", "flops_6nd", shade)
-        axes.colorbar(made, left, shade, "non-embedding parameters")
+        axes.colorbar(fig, left, shade, "non-embedding parameters")
         left.set_xlabel("compute 6ND, non-embedding (FLOPs)")
         try:
             minima = frontier(slices(p, "flops_6nd")).minima
@@ -338,17 +338,17 @@ def _power_laws(p: KaplanRuns) -> figure.Figure:
         n, loss = (p.ladder[name].to_numpy(dtype=float) for name in ("params_non_embedding", "loss"))
         panels.losses(right, n, loss, "non-embedding parameters")
         _law(right, "kaplan_n", p.ladder, "params_non_embedding", r"$L \propto N^{{-{:.3f}}}$")
-        return made
+        return fig
 
 
 def _optimum(p: KaplanRuns, rows: tuple[papers.PaperComparison, ...]) -> figure.Figure:
     exponent = next(row.ours for row in rows if row.quantity.startswith("N*"))
     with axes.style():
-        made, drawn = axes.new(1 if exponent is None else 2, 5.0, 4.0)
+        fig, drawn = axes.new(1 if exponent is None else 2, 5.0, 4.0)
         if exponent is not None:
-            found = frontier(slices(p, "flops_6nd"))
+            fitted = frontier(slices(p, "flops_6nd"))
             panels.optimum(
-                drawn[0], found, "params", exponent, paper=0.73, band=False, name="best size, non-embedding parameters"
+                drawn[0], fitted, "params", exponent, paper=0.73, band=False, name="best size, non-embedding parameters"
             )  # Kaplan et al. 2001.08361, eq. 1.7
             drawn[0].set_xlabel("compute 6ND, non-embedding (FLOPs)")
         right, n = drawn[-1], "params_non_embedding"
@@ -359,24 +359,24 @@ def _optimum(p: KaplanRuns, rows: tuple[papers.PaperComparison, ...]) -> figure.
         _law(right, "kaplan_n", p.ladder, n, "", "L(N) of transformers")
         right.set_xlabel("non-embedding parameters")
         right.legend(loc="upper right")
-        return made
+        return fig
 
 
 def _embeddings(p: KaplanRuns) -> figure.Figure:
     with axes.style():
-        made, drawn = axes.new(2, 5.0, 4.0)
+        fig, drawn = axes.new(2, 5.0, 4.0)
         depths = sorted(p.ladder["depth"].unique())
         colors = axes.PALETTE(np.linspace(0, 1, len(depths)))
         named = ("params", "parameters with embeddings"), ("params_non_embedding", "non-embedding parameters")
-        for panel, (column, told) in zip(drawn, named, strict=True):
+        for panel, (column, xlabel) in zip(drawn, named, strict=True):
             loss = p.ladder["loss"].to_numpy(dtype=float)
-            panels.losses(panel, p.ladder[column].to_numpy(dtype=float), loss, told, color="none")
+            panels.losses(panel, p.ladder[column].to_numpy(dtype=float), loss, xlabel, color="none")
             for depth, color in zip(depths, colors, strict=True):
                 rows = p.ladder[p.ladder["depth"] == depth].sort_values(column)
                 panel.plot(rows[column], rows["loss"], "o-", ms=5, lw=1, color=color, label=f"{depth} layers")
             _law(panel, "kaplan_n", p.ladder, column, "")
             panel.legend(loc="upper right")
-        return made
+        return fig
 
 
 PAPER = papers.Paper(

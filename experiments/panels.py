@@ -37,13 +37,13 @@ def learning_curves(
 
 
 def power_law(
-    panel: mpl_axes.Axes, x: np.ndarray, law: Callable[[np.ndarray], np.ndarray] | None, told: str, label: str = ""
+    panel: mpl_axes.Axes, x: np.ndarray, law: Callable[[np.ndarray], np.ndarray] | None, text: str, label: str = ""
 ) -> None:
     """A fitted law over the range of `x`, with its equation in the panel; nothing where there is no fit."""
     if law is not None:
         reach = np.geomspace(x.min() / 1.2, x.max() * 1.2, 80)
         panel.plot(reach, law(reach), "--", color=axes.ACCENT, zorder=2, label=label or None)
-    panel.text(0.05, 0.05, told, transform=panel.transAxes, va="bottom", linespacing=1.5)
+    panel.text(0.05, 0.05, text, transform=panel.transAxes, va="bottom", linespacing=1.5)
 
 
 def losses(panel: mpl_axes.Axes, x: np.ndarray, loss: np.ndarray, xlabel: str, label: str = "", **style: str) -> None:
@@ -57,7 +57,7 @@ def losses(panel: mpl_axes.Axes, x: np.ndarray, loss: np.ndarray, xlabel: str, l
 
 def optimum(
     panel: mpl_axes.Axes,
-    found: frontiers.Frontier,
+    frontier: frontiers.Frontier,
     quantity: str,
     exponent: uncertainty.Estimate,
     *,
@@ -66,10 +66,10 @@ def optimum(
     band: bool = True,
 ) -> None:
     """N*(C) or D*(C) through its minima, with its exponent; `paper` draws that exponent through their middle."""
-    best = found.minima
+    best = frontier.minima
     c, y = best["flops"].to_numpy(), best[quantity].to_numpy()
     reach = np.geomspace(c.min() / 1.5, c.max() * 2, 60)
-    line = [getattr(found.allocate(float(budget)), quantity) for budget in reach]
+    line = [getattr(frontier.allocate(float(budget)), quantity) for budget in reach]
     panel.plot(reach, [point.value for point in line], "--", color=axes.ACCENT, zorder=3, label="power law, ours")
     shown = [y, np.array([point.value for point in line])]
     if band:
@@ -87,7 +87,7 @@ def optimum(
     letter = {"params": "N", "tokens": "D"}[quantity]
     panel.set(xlabel=COMPUTE, ylabel=name or f"compute-optimal {'parameters' if letter == 'N' else 'tokens'}")
     low, high = exponent.interval
-    told = f"${letter}^* \\propto C^{{{exponent.value:.2f}}}$\n95%: {low:.2f} to {high:.2f}"
-    panel.text(0.05, 0.95, told, transform=panel.transAxes, va="top", linespacing=1.5)
+    text = f"${letter}^* \\propto C^{{{exponent.value:.2f}}}$\n95%: {low:.2f} to {high:.2f}"
+    panel.text(0.05, 0.95, text, transform=panel.transAxes, va="top", linespacing=1.5)
     if paper is not None:
         panel.legend(loc="lower right")

@@ -88,7 +88,7 @@ class PaperComparison:
         return "agrees within our interval"
 
     @property
-    def told(self) -> str:
+    def verdict_in_words(self) -> str:
         """The verdict in words for the table."""
         if self.verdict == "differs" and self.ours is not None and self.claim.high is not None:
             return f"differs: ours is {'higher' if self.ours.value > self.claim.high else 'lower'}"

@@ -100,7 +100,7 @@ def show(paper: papers.Paper, findings: papers.Findings, console: rich.console.C
 
 
 def _cells(row: papers.PaperComparison) -> pages.Row:
-    return row.quantity, row.claim.text, row.claim.source, row.shown, row.told, row.why
+    return row.quantity, row.claim.text, row.claim.source, row.shown, row.verdict_in_words, row.why
 
 
 def _described(sweep: config.Sweep, runs: pd.DataFrame) -> str:

@@ -136,12 +136,12 @@ def flops_hardware(
     is only added to the stream. "dots" repeats attention alone. `remat` is `execution.remat`. Laws and MFU use
     `flops`; this count equals the matmuls of the compiled step.
     """
-    found = matmuls(model, vocabulary_size, context, model.mixing_flops_square(context))
-    again = found.mixing if remat == "dots" else 0.0
+    counted = matmuls(model, vocabulary_size, context, model.mixing_flops_square(context))
+    again = counted.mixing if remat == "dots" else 0.0
     if remat == "full":
         ends = [weight.size for weight in _weights(model, vocabulary_size, context) if weight.residual][-1:]
-        again = found.forward - found.head - 2.0 * sum(ends)
-    return (found.total + again) * tokens
+        again = counted.forward - counted.head - 2.0 * sum(ends)
+    return (counted.total + again) * tokens
 
 
 def loss_chunk(

@@ -164,11 +164,11 @@ def largest_fitting(
     index = next((i for i, size in enumerate(sizes) if need(size) <= limit), len(sizes) - 1)
     best, failed = None, len(sizes) * [False]
     while True:
-        made = build(sizes[index])
-        found = measure(made)
-        if found <= limit:
-            best = made
-            wrong = found / need(sizes[index])
+        built = build(sizes[index])
+        measured = measure(built)
+        if measured <= limit:
+            best = built
+            wrong = measured / need(sizes[index])
             if index == 0 or failed[index - 1] or wrong * need(sizes[index - 1]) > DOUBT * limit:
                 return best
             index -= 1
@@ -176,7 +176,7 @@ def largest_fitting(
             return best
         elif index + 1 == len(sizes):
             raise ValueError(
-                f"compiled for {_count(sizes[index])} at once, a step takes {found / 1e9:.3g} GB and the device has "
+                f"compiled for {_count(sizes[index])} at once, a step takes {measured / 1e9:.3g} GB and the device has "
                 f'{limit / 1e9:.3g} GB for it; set execution.remat="full", shard it over more devices '
                 "(execution.mesh.fsdp), or take a smaller model or context"
             )

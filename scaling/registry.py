@@ -31,7 +31,7 @@ def members(package: str) -> tuple[str, ...]:
     """The names of the modules and packages in a package, sorted; none of them is imported."""
     spec = importlib.util.find_spec(package)
     assert spec is not None
-    return tuple(sorted(found.name for found in pkgutil.iter_modules(spec.submodule_search_locations)))
+    return tuple(sorted(info.name for info in pkgutil.iter_modules(spec.submodule_search_locations)))
 
 
 def import_members(package: str) -> None:
@@ -58,8 +58,8 @@ def implementation(variant: "schema.Variant") -> ModuleType | None:
     group = type(variant).group_name()
     fields = (getattr(base, "model_fields", {}) for base in type(variant).__mro__ if ours(base))
     kinds = (each["kind"].default for each in fields if "kind" in each)
-    found = (module(group, kind) for kind in kinds)
-    return next((one for one in found if one is not None), None)
+    modules = (module(group, kind) for kind in kinds)
+    return next((one for one in modules if one is not None), None)
 
 
 def function(variant: "schema.Variant", name: str) -> Callable[..., Any] | None:
@@ -69,7 +69,7 @@ def function(variant: "schema.Variant", name: str) -> Callable[..., Any] | None:
 
 def required(variant: "schema.Variant", name: str) -> Callable[..., Any]:
     """The same. Raises NotImplementedError where there is none, with what to define."""
-    found = function(variant, name)
-    if found is None:
+    implemented = function(variant, name)
+    if implemented is None:
         raise NotImplementedError(f"{type(variant).__qualname__} has no method {name!r}; define it in the class")
-    return found
+    return implemented

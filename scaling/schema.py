@@ -91,10 +91,10 @@ def dotted(annotation: Any, value: Any, name: str = "") -> dict[str, Any]:
         inner = dict.fromkeys(items, annotation)
     else:
         return {name: value}
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, item in items.items():
-        found |= dotted(inner.get(key), item, f"{name}.{key}" if name else key)
-    return found
+        flat |= dotted(inner.get(key), item, f"{name}.{key}" if name else key)
+    return flat
 
 
 def _config_of(annotation: Any, values: Mapping[str, Any]) -> "type[Config] | None":

@@ -20,10 +20,17 @@ if FUSION_EMITTERS:
 os.environ.setdefault("XLA_FLAGS", FAST_COMPILE)
 
 
-def pytest_configure() -> None:
-    """Tests send signals: a shell that starts pytest in the background, or nohup, has children ignore some of them."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests send signals: a shell that starts pytest in the background, or nohup, has children ignore some of them.
+
+    Programs that JAX compiles stay in pytest's cache folder, for all processes of this run and for the next one:
+    half of all compiling is of programs that another process has compiled before.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if config.cache is not None:  # the processes of pytest-xdist inherit what is set here
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("compiled")))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -179,7 +179,7 @@ HEADER = "params,tokens,loss\n"
         (None, "is not there"),
         (b"\x89PNG\r\n\x1a\n\xff\xfe\x00", "is not UTF-8 text"),
         (b"", "is empty"),
-        (b"params,tokenz,loss\n1,2,3\n", "no column 'tokens' for table.csv"),
+        (b"params,tokenz,loss\n1,2,3\n", "no column 'tokens' for input 'tokens' of hoffmann"),
         ((HEADER + "1e6,1e8,3.0\n").encode(), "1 runs for 5 parameters"),
         ((HEADER + "1e6,many,3.0\n" * 9).encode(), "many"),
     ],

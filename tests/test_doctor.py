@@ -24,19 +24,18 @@ from scaling.training.trackers import wandb as wandb_tracker
 from tests import command, s3
 
 Make = Callable[..., config.Run]
-ROOT = Path(__file__).parents[1]
 GPU = machine.Seen("gpu", {"NVIDIA H100": 2})
 CPU = machine.Seen("cpu", {"cpu": 1})
 Usage = namedtuple("Usage", "total used free")
 
 
-def one(found: list[finding.Finding]) -> finding.Finding:
-    (only,) = found
+def one(findings: list[finding.Finding]) -> finding.Finding:
+    (only,) = findings
     return only
 
 
-def levels(found: list[finding.Finding]) -> dict[str, str]:
-    return {each.check: each.level for each in found}
+def levels(findings: list[finding.Finding]) -> dict[str, str]:
+    return {each.check: each.level for each in findings}
 
 
 # This machine
@@ -62,9 +61,9 @@ def levels(found: list[finding.Finding]) -> dict[str, str]:
 def test_accelerators_that_lie_idle_are_told_with_the_reason(
     seen: machine.Seen, has: tuple[int, int, list[str]], environment: Mapping[str, str], level: str, words: str
 ) -> None:
-    found = one(machine.devices(seen, machine.Hardware(*has), environment))
-    assert found.level == level
-    assert words in found.line()
+    outcome = one(machine.devices(seen, machine.Hardware(*has), environment))
+    assert outcome.level == level
+    assert words in outcome.line()
 
 
 def test_accelerators_that_the_launcher_does_not_see_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +71,7 @@ def test_accelerators_that_the_launcher_does_not_see_are_told(monkeypatch: pytes
     monkeypatch.setattr(machine.environments, "find_accelerators", list)
     assert levels(machine.devices(GPU, has, {})) == {"devices": "ok", "launcher": "warning"}
     monkeypatch.setattr(machine.environments, "find_accelerators", lambda: [{"CUDA_VISIBLE_DEVICES": "0"}])
-    assert one(machine.devices(GPU, has, {})).found == "2 × NVIDIA H100 (gpu)"
+    assert one(machine.devices(GPU, has, {})).message == "2 × NVIDIA H100 (gpu)"
 
 
 def test_jax_is_asked_in_a_process_that_may_die_or_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,20 +131,20 @@ STEP = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "a", "S
 def test_variables_for_several_processes_are_whole_or_absent(
     environment: Mapping[str, str], level: str, words: str
 ) -> None:
-    found = one(machine.processes(environment))
-    assert found.level == level
-    assert words in found.line()
+    outcome = one(machine.processes(environment))
+    assert outcome.level == level
+    assert words in outcome.line()
 
 
 # Versions
 
 
 def test_versions_here_are_those_that_the_project_requires() -> None:
-    found = [*versions.packages(*versions.required()), *versions.jax()]
-    assert levels(found) == {"versions": "ok", "jax": "ok"}
+    findings = [*versions.packages(*versions.required()), *versions.jax()]
+    assert levels(findings) == {"versions": "ok", "jax": "ok"}
     import jax
 
-    assert f"jax {jax.__version__}" in found[0].found
+    assert f"jax {jax.__version__}" in findings[0].message
 
 
 def test_what_is_required_is_read_from_the_checkout_or_the_installation(
@@ -168,9 +167,9 @@ def _missing(name: str) -> Any:
 def test_requirements_that_are_not_met_are_named() -> None:
     has = {"jax": "0.9.0", "pydantic": "2.8"}.get
     wanted = ["jax>=0.10", "pydantic>=2.7", "flax", "old; python_version < '3'", "ray; extra == 'ray'"]
-    found = one(versions.packages(">=3.99", wanted, "3.13.0rc1", has))
-    assert found.level == "wrong"
-    assert found.found == "python 3.13.0rc1 (needs >=3.99), jax 0.9.0 (needs >=0.10), no flax"
+    outcome = one(versions.packages(">=3.99", wanted, "3.13.0rc1", has))
+    assert outcome.level == "wrong"
+    assert outcome.message == "python 3.13.0rc1 (needs >=3.99), jax 0.9.0 (needs >=0.10), no flax"
     assert one(versions.packages(">=3.11", wanted[1:2], "3.13.0rc1", has)).level == "ok"
 
 
@@ -201,9 +200,9 @@ WANTS = {
 )
 def test_jax_and_what_is_made_for_it_go_together(changes: dict[str, str | None], words: str | None) -> None:
     has = {"jax": "0.10.2", "jaxlib": "0.10.2", "flax": "0.12", **changes}
-    found = one(versions.jax(has.get, lambda name: WANTS.get(name, [])))
-    assert found.level == ("wrong" if words else "ok")
-    assert words is None or words in found.found
+    outcome = one(versions.jax(has.get, lambda name: WANTS.get(name, [])))
+    assert outcome.level == ("wrong" if words else "ok")
+    assert words is None or words in outcome.message
 
 
 # The tracker
@@ -233,9 +232,9 @@ def test_a_key_is_needed_online_and_never_shown(
 ) -> None:
     if netrc is not None:
         (tmp_path / ".netrc").write_text(netrc)
-    found = one(tracker.trackers([config.Wandb.model_validate({"mode": mode})], environment, tmp_path))
-    assert found.level == level
-    assert "S3CRET" not in found.line()
+    outcome = one(tracker.trackers([config.Wandb.model_validate({"mode": mode})], environment, tmp_path))
+    assert outcome.level == level
+    assert "S3CRET" not in outcome.line()
 
 
 def test_the_netrc_file_may_be_named(wandb: None, tmp_path: Path) -> None:
@@ -247,20 +246,20 @@ def test_the_netrc_file_may_be_named(wandb: None, tmp_path: Path) -> None:
 def test_a_tracker_that_cannot_be_imported_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "wandb.py").write_text("raise TypeError('protobuf')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    found = one(tracker.trackers([config.Wandb(mode="offline")], {}, tmp_path))
-    assert found.level == "wrong"
-    assert found.found == "wandb cannot be imported: TypeError: protobuf; pip install --upgrade wandb"
+    outcome = one(tracker.trackers([config.Wandb(mode="offline")], {}, tmp_path))
+    assert outcome.level == "wrong"
+    assert outcome.message == "wandb cannot be imported: TypeError: protobuf; pip install --upgrade wandb"
 
 
 def test_each_tracker_is_checked_by_its_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Own(config.Tracker):
         kind: str = "of the test of doctor"
 
-    found = tracker.trackers([config.TensorBoard(), Own()], {}, tmp_path)
-    assert [each.level for each in found] == ["ok", "ok"]
-    assert found[0].found.startswith("tensorboardX ")
-    assert "of your own" in found[1].found
-    assert one(tracker.trackers([], {}, tmp_path)).found == "none: metrics are in the store alone"
+    findings = tracker.trackers([config.TensorBoard(), Own()], {}, tmp_path)
+    assert [each.level for each in findings] == ["ok", "ok"]
+    assert findings[0].message.startswith("tensorboardX ")
+    assert "of your own" in findings[1].message
+    assert one(tracker.trackers([], {}, tmp_path)).message == "none: metrics are in the store alone"
     monkeypatch.setattr(versions.importlib.metadata, "version", _missing)
     assert one(tracker.trackers([config.TensorBoard()], {}, tmp_path)).level == "wrong"
 
@@ -272,11 +271,11 @@ def test_room_is_what_the_disk_has(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     new = tmp_path / "not" / "yet"
     monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(0, 0, 5e9) if place == tmp_path else 1 / 0)
     assert one(places.room("disk", new)).level == "ok"
-    assert one(places.room("disk", new, 4e9, "checkpoints")).found.endswith(
+    assert one(places.room("disk", new, 4e9, "checkpoints")).message.endswith(
         "5.0 GB free; checkpoints need at most 4 GB"
     )
-    found = one(places.room("disk", new, 6e9, "checkpoints"))
-    assert (found.level, "5.0 GB free, and checkpoints need 6 GB" in found.found) == ("wrong", True)
+    outcome = one(places.room("disk", new, 6e9, "checkpoints"))
+    assert (outcome.level, "5.0 GB free, and checkpoints need 6 GB" in outcome.message) == ("wrong", True)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(0, 0, 1e9))
     assert one(places.room("disk", new)).level == "warning"
     monkeypatch.setattr(os, "access", lambda place, mode: False)
@@ -306,17 +305,17 @@ def test_compiled_programs_are_to_lie_where_nobody_else_writes(
     for name, mode in modes.items():
         (tmp_path / name).chmod(mode)
     for environment in ({}, {"JAX_COMPILATION_CACHE_DIR": str(folder)}):
-        found = one(places.compiled(environment, os.getuid()))
-        assert found.level == level
-        assert words in found.line()
+        outcome = one(places.compiled(environment, os.getuid()))
+        assert outcome.level == level
+        assert words in outcome.line()
 
 
 def test_compiled_programs_of_another_user_are_refused(tmp_path: Path) -> None:
     environment = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
     if os.getuid() == 0:
         os.chown(tmp_path, 12345, -1)
-    found = one(places.compiled(environment, os.getuid() if os.getuid() == 0 else 12345))
-    assert (found.level, f"{tmp_path} belongs to another user" in found.found) == ("wrong", True)
+    outcome = one(places.compiled(environment, os.getuid() if os.getuid() == 0 else 12345))
+    assert (outcome.level, f"{tmp_path} belongs to another user" in outcome.message) == ("wrong", True)
     bucket = one(places.compiled({"JAX_COMPILATION_CACHE_DIR": "gs://shared/programs"}, os.getuid()))
     assert bucket.level == "warning"
 
@@ -337,10 +336,10 @@ def results(tmp_path: Path, tiny: Make) -> store.Store:
         grid=grids.Axis(field="tokens", values=(64 * 20, 64 * 40)),
         trackers=(config.Wandb(mode="offline"), config.TensorBoard()),
     )
-    made = store.Store(tmp_path / "store")
-    resolved = plan.resolve(sweep, lambda data: corpus.prepare(data, lambda line: None), made)
-    registering.register("mine", sweep, resolved.trunks + resolved.runs, made)
-    return made
+    new = store.Store(tmp_path / "store")
+    resolved = plan.resolve(sweep, lambda data: corpus.prepare(data, lambda line: None), new)
+    registering.register("mine", sweep, resolved.trunks + resolved.runs, new)
+    return new
 
 
 ALL = ("sweeps", "write", "hard links", "exclusivity", "replacing", "listing", "clock", "disk")
@@ -348,23 +347,23 @@ ALL = ("sweeps", "write", "hard links", "exclusivity", "replacing", "listing", "
 
 def test_a_store_that_is_well_is_left_as_it_was(results: store.Store) -> None:
     before = tree(Path(results.path)), sorted(os.listdir(results.path))
-    found = storing.store(results.path)
-    assert levels(found) == dict.fromkeys(ALL, "ok")
-    assert found[0].found == "1 sweeps, 3 runs, all of format 1"
+    findings = storing.store(results.path)
+    assert levels(findings) == dict.fromkeys(ALL, "ok")
+    assert findings[0].message == "1 sweeps, 3 runs, all of format 1"
     assert (tree(Path(results.path)), sorted(os.listdir(results.path))) == before
 
 
 def test_a_store_that_is_not_there_yet_is_tried_and_not_made(tmp_path: Path) -> None:
-    found = storing.store(str(tmp_path / "not" / "yet"))
-    assert levels(found) == dict.fromkeys(ALL, "ok")
-    assert "there is no store at" in found[0].found
+    findings = storing.store(str(tmp_path / "not" / "yet"))
+    assert levels(findings) == dict.fromkeys(ALL, "ok")
+    assert "there is no store at" in findings[0].message
     assert os.listdir(tmp_path) == []
 
 
 def test_what_is_no_store_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    assert "is a file, not a folder" in one(storing.store(str(tmp_path / "file"))).found
-    assert "is not supported" in one(storing.store("ftp://host/x")).found
+    assert "is a file, not a folder" in one(storing.store(str(tmp_path / "file"))).message
+    assert "is not supported" in one(storing.store("ftp://host/x")).message
 
 
 @pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "no"), OSError(errno.EROFS, "read-only")])
@@ -376,9 +375,9 @@ def test_a_store_that_is_read_only_is_told(
 
     monkeypatch.setattr(backends.Folder, "replace", refuse)
     before = tree(Path(results.path))
-    found = storing.store(results.path)
-    assert levels(found) == {"sweeps": "ok", "write": "wrong"}
-    assert "read-only here" in found[1].found
+    findings = storing.store(results.path)
+    assert levels(findings) == {"sweeps": "ok", "write": "wrong"}
+    assert "read-only here" in findings[1].message
     assert tree(Path(results.path)) == before
 
 
@@ -388,9 +387,9 @@ def test_a_disk_without_hard_links_is_told(results: store.Store, monkeypatch: py
 
     monkeypatch.setattr(os, "link", refuse)
     before = sorted(os.listdir(results.path))
-    found = storing.store(results.path)
-    assert levels(found) == {"sweeps": "ok", "write": "ok", "hard links": "wrong"}
-    assert "has no hard links" in found[-1].found
+    findings = storing.store(results.path)
+    assert levels(findings) == {"sweeps": "ok", "write": "ok", "hard links": "wrong"}
+    assert "has no hard links" in findings[-1].message
     assert sorted(os.listdir(results.path)) == before
 
 
@@ -464,9 +463,9 @@ def test_storages_that_workers_cannot_rely_on_are_told(
     scratch = kind(tmp_path / "scratch")
     if kind is Late:
         scratch.names("")
-    found = check(scratch)
-    assert found.level == level
-    assert words in found.found
+    outcome = check(scratch)
+    assert outcome.level == level
+    assert words in outcome.message
 
 
 def test_a_listing_that_never_comes_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -486,10 +485,10 @@ def test_clocks_may_differ_by_less_than_a_lease_allows(
 ) -> None:
     now = backends.Folder.now
     monkeypatch.setattr(backends.Folder, "now", lambda self: now(self) - ahead)
-    found = storing.clock(backends.Folder(tmp_path), heartbeat_seconds=10.0, lease_seconds=60.0)
-    assert found.level == level
-    assert f"this host is {abs(ahead):.1f} s" in found.found
-    assert "25 s are tolerated with leases of 60 s" in found.found
+    outcome = storing.clock(backends.Folder(tmp_path), heartbeat_seconds=10.0, lease_seconds=60.0)
+    assert outcome.level == level
+    assert f"this host is {abs(ahead):.1f} s" in outcome.message
+    assert "25 s are tolerated with leases of 60 s" in outcome.message
 
 
 @pytest.mark.parametrize(
@@ -505,16 +504,16 @@ def test_sweeps_of_other_versions_and_unreadable_ones_are_told(
 ) -> None:
     path = results.sweep_folder("mine") / "sweep.json"
     path.write_text("{" if change is None else json.dumps({**json.loads(path.read_text()), **change}))
-    found = storing.store(results.path)
-    assert found[0].level == "wrong"
-    assert words in found[0].found
-    assert {each.level for each in found[1:]} == {"ok"}
+    findings = storing.store(results.path)
+    assert findings[0].level == "wrong"
+    assert words in findings[0].message
+    assert {each.level for each in findings[1:]} == {"ok"}
 
 
 def test_what_is_no_run_is_told(results: store.Store) -> None:
     (Path(results.path) / "runs" / "mine").mkdir()
-    found = storing.store(results.path)[0]
-    assert (found.level, "'mine' in" in found.found) == ("wrong", True)
+    outcome = storing.store(results.path)[0]
+    assert (outcome.level, "'mine' in" in outcome.message) == ("wrong", True)
 
 
 def test_a_checkpoint_is_as_large_as_is_counted(tiny: Make) -> None:
@@ -537,9 +536,9 @@ def test_room_for_checkpoints_is_that_of_the_runs_that_are_left(
     assert lease.publish({"status": "finished", "reason": None})
     assert storing.checkpoint_bytes(results) == (pytest.approx((2 + 3) * size), 2, 0)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(0, 0, 4.9 * size))
-    found = storing.store(results.path)[-1]
-    assert (found.check, found.level) == ("disk", "wrong")
-    assert "checkpoints of 2 runs without a result need" in found.found
+    outcome = storing.store(results.path)[-1]
+    assert (outcome.check, outcome.level) == ("disk", "wrong")
+    assert "checkpoints of 2 runs without a result need" in outcome.message
 
 
 def test_what_the_sweeps_of_a_store_track_is_asked_for(results: store.Store) -> None:
@@ -571,15 +570,15 @@ def test_a_bucket_is_tried_like_a_folder(server: s3.Server, monkeypatch: pytest.
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     place = f"s3://{s3.BUCKET}/doctor"
-    found = storing.store(place)
-    assert levels(found) == {check: "ok" for check in ALL if check not in ("hard links", "disk")}
+    findings = storing.store(place)
+    assert levels(findings) == {check: "ok" for check in ALL if check not in ("hard links", "disk")}
     backends.open_storage(place).replace("sweeps/x/sweep.json", json.dumps({"format": 9}))
     assert storing.store(place)[0].level == "wrong"
     assert backends.open_storage(f"s3://{s3.BUCKET}").names("") == ["doctor"]
     assert backends.open_storage(place).names("") == ["sweeps"]
     missing = storing.store("s3://no-such-bucket/doctor")
     assert levels(missing) == {"sweeps": "ok", "write": "wrong"}
-    assert "bucket does not exist" in missing[1].found
+    assert "bucket does not exist" in missing[1].message
 
 
 def test_a_bucket_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -589,11 +588,11 @@ def test_a_bucket_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) 
     for name, value in {**settings, "MAX_ATTEMPTS": "1"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     s3fs.S3FileSystem.clear_instance_cache()
-    found = one(storing.store("s3://laws/doctor"))
+    outcome = one(storing.store("s3://laws/doctor"))
     s3fs.S3FileSystem.clear_instance_cache()
-    assert (found.check, found.level) == ("store", "wrong")
-    assert "cannot be reached" in found.found
-    assert "S3CRET" not in found.line()
+    assert (outcome.check, outcome.level) == ("store", "wrong")
+    assert "cannot be reached" in outcome.message
+    assert "S3CRET" not in outcome.line()
 
 
 # The command

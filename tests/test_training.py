@@ -104,16 +104,16 @@ def test_the_config_of_a_run_is_trained_as_it_is(tiny: Make) -> None:
 
 def test_a_breakdown_adds_up_and_counts_each_flop_once(tiny: Make) -> None:
     run = tiny(model__width=64, batch_size=8, tokens=8 * 16 * 20)
-    found = breakdown.measure(
+    measured = breakdown.measure(
         run, config.Execution(steps_per_dispatch=10), corpora.prepare(run.data, lambda line: None), rounds=3
     )
-    assert [part.name for part in found.parts] == ["forward", "backward", "optimizer"]
-    assert sum(part.seconds for part in found.parts) == pytest.approx(found.step.seconds)
-    assert found.step.flops == counting.flops(run.model, 256, 16, run.batch_tokens)
-    assert sum(part.flops or 0.0 for part in found.parts) == pytest.approx(found.step.flops)
-    assert found.parts[0].seconds > 0
-    assert found.data.seconds > 0
-    shown = training.table(found)
+    assert [part.name for part in measured.parts] == ["forward", "backward", "optimizer"]
+    assert sum(part.seconds for part in measured.parts) == pytest.approx(measured.step.seconds)
+    assert measured.step.flops == counting.flops(run.model, 256, 16, run.batch_tokens)
+    assert sum(part.flops or 0.0 for part in measured.parts) == pytest.approx(measured.step.flops)
+    assert measured.parts[0].seconds > 0
+    assert measured.data.seconds > 0
+    shown = training.table(measured)
     assert shown.row_count == 5
 
 

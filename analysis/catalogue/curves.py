@@ -118,14 +118,14 @@ def _broken_starts(breaks: int) -> Starts:
     def starts(inputs: Mapping[str, np.ndarray], loss: np.ndarray) -> dict[str, np.ndarray]:
         """Exponents of either sign, sharpness from sudden to a decade, breaks inside the data in rising order."""
         point = scipy.stats.qmc.Sobol(1 + 3 * breaks, scramble=False).random_base2(BROKEN_STARTS)
-        made = {"c0": -0.2 + 1.2 * point[:, 0]}
+        values = {"c0": -0.2 + 1.2 * point[:, 0]}
         log_d = np.quantile(np.log(inputs["x"]), np.sort(point[:, 1 : breaks + 1], axis=1))
         for i in range(breaks):
             size, sharp = point[:, 1 + breaks + i], point[:, 1 + 2 * breaks + i]
-            made[f"c{i + 1}"] = np.where(size < 0.25, -(10.0 ** (1 - 8 * size)), 10.0 ** (-1.5 + 3.0 * (size - 0.25)))
-            made[f"d{i + 1}"] = np.exp(log_d[:, i])
-            made[f"f{i + 1}"] = 10.0 ** (-2 + 2.2 * sharp)
-        return made
+            values[f"c{i + 1}"] = np.where(size < 0.25, -(10.0 ** (1 - 8 * size)), 10.0 ** (-1.5 + 3.0 * (size - 0.25)))
+            values[f"d{i + 1}"] = np.exp(log_d[:, i])
+            values[f"f{i + 1}"] = 10.0 ** (-2 + 2.2 * sharp)
+        return values
 
     return starts
 

@@ -130,16 +130,16 @@ def _farseer_starts(inputs: Mapping[str, np.ndarray], loss: np.ndarray) -> dict[
     low, high = np.log(inputs["params"].min() / 1e9), np.log(inputs["params"].max() / 1e9)
     middle = np.log(_middle(inputs["tokens"]))
     first, last, fall, drop = grid((0.24, 0.4, 0.6, 0.8), (0.2, 0.33, 0.5, 0.7), (-0.8, -0.3, -0.1), (-1.5, -0.6, -0.1))
-    made = {"p1": 0 * fall, "p2": 0 * fall, "p3": 0 * fall}
+    starts = {"p1": 0 * fall, "p2": 0 * fall, "p3": 0 * fall}
     ends = (np.log(first), np.log(last)), (first * middle, last * middle + drop), (0 * fall, fall)
     for i, (start, end) in enumerate(ends, 1):
-        made[f"s{i}"] = (end - start) / max(high - low, 1e-12)
-        made[f"u{i}"] = start - made[f"s{i}"] * low
-    wide = {name: values[:, None] for name, values in made.items()}
+        starts[f"s{i}"] = (end - start) / max(high - low, 1e-12)
+        starts[f"u{i}"] = start - starts[f"s{i}"] * low
+    wide = {name: values[:, None] for name, values in starts.items()}
     floor = np.exp(wide["u3"] + wide["s3"] * np.log(inputs["params"] / 1e9))
-    found, usable = scales(np.stack([floor, np.asarray(_farseer(**inputs, **wide)) - floor], axis=-1), loss)
-    made = {name: values[usable] for name, values in made.items()}
-    return {**made, "u3": made["u3"] + np.log(found[usable, 0]), "u2": made["u2"] + np.log(found[usable, 1])}
+    factors, usable = scales(np.stack([floor, np.asarray(_farseer(**inputs, **wide)) - floor], axis=-1), loss)
+    starts = {name: values[usable] for name, values in starts.items()}
+    return {**starts, "u3": starts["u3"] + np.log(factors[usable, 0]), "u2": starts["u2"] + np.log(factors[usable, 1])}
 
 
 def _single_starts(scale: str, exponent: str) -> Starts:

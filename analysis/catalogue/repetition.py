@@ -61,10 +61,10 @@ def _starts(inputs: Mapping[str, np.ndarray], loss: np.ndarray) -> dict[str, np.
         wide = [values[:, None] for values in (ratio, alpha, beta, R_D, R_N)]
         size, data = _effective(params, tokens, unique, *wide)
         terms = np.stack([np.ones_like(size), size ** -alpha[:, None], data ** -beta[:, None]], axis=-1)
-        found, usable = scales(terms, loss)
-        sound = np.where(usable[:, None], found, 1.0)
+        factors, usable = scales(terms, loss)
+        sound = np.where(usable[:, None], factors, 1.0)
         ratio = np.where(usable, (alpha * sound[:, 1] / (beta * sound[:, 2])) ** (1 / (alpha + beta)), ratio)
-    E, A, B = found[usable].T
+    E, A, B = factors[usable].T
     kept = {"alpha": alpha, "beta": beta, "R_D": R_D, "R_N": R_N}
     return {"E": E, "A": A, "B": B} | {name: values[usable] for name, values in kept.items()}
 

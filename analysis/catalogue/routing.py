@@ -32,8 +32,8 @@ def _clark_starts(inputs: Mapping[str, np.ndarray], loss: np.ndarray) -> dict[st
     size = np.log10(inputs["params_active"])
     routed = np.log10(_saturating(inputs["experts"], E_start[:, None], E_max[:, None]))
     columns = [size + 0 * routed, routed, size * routed, 1 + 0 * routed]
-    found = np.linalg.pinv(np.stack(columns, axis=-1), rcond=1e-13) @ np.log10(loss)
-    return dict(zip("abcd", found.T, strict=True)) | {"E_start": E_start, "E_max": E_max}
+    coefficients = np.linalg.pinv(np.stack(columns, axis=-1), rcond=1e-13) @ np.log10(loss)
+    return dict(zip("abcd", coefficients.T, strict=True)) | {"E_start": E_start, "E_max": E_max}
 
 
 def _joint(
@@ -79,8 +79,8 @@ def _joint_starts(inputs: Mapping[str, np.ndarray], loss: np.ndarray) -> dict[st
     routed = np.log(_saturating(inputs["experts"], E_start[:, None], E_max[:, None]))
     first = np.exp(delta[:, None] * routed - alpha[:, None] * np.log(inputs["params_active"]))
     second = np.exp(omega[:, None] * routed - beta[:, None] * np.log(inputs["tokens"]))
-    found, usable = scales(np.stack([first, second, np.ones_like(first)], axis=-1), loss)
-    return {name: values[usable] for name, values in shape.items()} | dict(zip("abc", found[usable].T, strict=True))
+    factors, usable = scales(np.stack([first, second, np.ones_like(first)], axis=-1), loss)
+    return {name: values[usable] for name, values in shape.items()} | dict(zip("abc", factors[usable].T, strict=True))
 
 
 def _one_length(
@@ -101,9 +101,9 @@ def _one_length_starts(inputs: Mapping[str, np.ndarray], loss: np.ndarray) -> di
     )
     routed = np.log(_saturating(inputs["experts"], E_start[:, None], E_max[:, None]))
     first = np.exp(delta[:, None] * routed - alpha[:, None] * np.log(inputs["params_active"]))
-    found, usable = scales(np.stack([first, np.ones_like(first)], axis=-1), loss)
+    factors, usable = scales(np.stack([first, np.ones_like(first)], axis=-1), loss)
     shape = {"alpha": alpha, "delta": delta, "E_start": E_start, "E_max": E_max, "gamma": np.zeros_like(alpha)}
-    return {name: values[usable] for name, values in shape.items()} | dict(zip("ac", found[usable].T, strict=True))
+    return {name: values[usable] for name, values in shape.items()} | dict(zip("ac", factors[usable].T, strict=True))
 
 
 _any = Parameter(-10.0, 10.0)

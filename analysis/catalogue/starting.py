@@ -13,8 +13,8 @@ def scales(
     usable = np.isfinite(size).all(axis=1) & (size > 0).all(axis=1)
     unit = np.where(usable[:, None, None], design, 1.0) / np.where(usable[:, None], size, 1.0)[:, None, :]
     gram = unit.swapaxes(1, 2) @ unit + 1e-12 * np.eye(terms.shape[2])
-    found = np.linalg.solve(gram, unit.sum(axis=1)[:, :, None])[:, :, 0] / np.where(usable[:, None], size, 1.0)
-    return found, usable & np.isfinite(found).all(axis=1) & (found > 0).all(axis=1)
+    c = np.linalg.solve(gram, unit.sum(axis=1)[:, :, None])[:, :, 0] / np.where(usable[:, None], size, 1.0)
+    return c, usable & np.isfinite(c).all(axis=1) & (c > 0).all(axis=1)
 
 
 def grid(*axes: tuple[float, ...]) -> list[np.ndarray]:

@@ -45,7 +45,7 @@ def _transfer_starts(inputs: Mapping[str, np.ndarray], loss: np.ndarray) -> dict
     log_N = middle["params"] + (total + np.log(share)) * alpha_D / alpha_N
     log_D = middle["finetune"] + total + np.log1p(-share) + np.log1p(worth) / 2
     sane = (np.abs(log_N) < 600) & (np.abs(log_D) < 600)
-    made = {
+    starts = {
         "N_c": np.exp(np.clip(log_N, -600, 600)),
         "D_c": np.exp(np.clip(log_D, -600, 600)),
         "alpha_N": alpha_N,
@@ -54,7 +54,7 @@ def _transfer_starts(inputs: Mapping[str, np.ndarray], loss: np.ndarray) -> dict
         "alpha": alpha,
         "beta": beta,
     }
-    return {name: values[sane] for name, values in made.items()}
+    return {name: values[sane] for name, values in starts.items()}
 
 
 _HERNANDEZ = "Hernandez et al. 2021, arXiv 2102.01293"

@@ -60,8 +60,8 @@ def describe(name: str) -> str:
         f"parameters: {'; '.join(_conventions(entry.params_convention))}",
         f"FLOPs: {'; '.join(_conventions(entry.flops_convention))}",
     ]
-    told = {entry.renames.get(column, column): meaning for column, meaning in entry.columns.items()}
-    shown = {column: meaning for column, meaning in {**told, **entry.added}.items() if column not in entry.dropped}
+    meanings = {entry.renames.get(column, column): meaning for column, meaning in entry.columns.items()}
+    shown = {column: meaning for column, meaning in {**meanings, **entry.added}.items() if column not in entry.dropped}
     width = max(map(len, shown))
     return "\n".join([*lines, "columns:", *(f"  {column:{width}}  {meaning}" for column, meaning in shown.items())])
 
@@ -115,13 +115,13 @@ def _annotated(entry: Entry, frame: pd.DataFrame) -> pd.DataFrame:
     counts = {"params_convention": entry.params_convention, "flops_convention": entry.flops_convention}
     return frame.assign(
         **{
-            column: frame[told.column].map(told.texts) if isinstance(told, tidying.By) else told
-            for column, told in counts.items()
+            column: frame[convention.column].map(convention.texts) if isinstance(convention, tidying.By) else convention
+            for column, convention in counts.items()
         }
     )
 
 
-def _conventions(told: str | tidying.By) -> list[str]:
-    if isinstance(told, str):
-        return [told]
-    return [f"{told.column} = {value}: {text}" for value, text in told.texts.items()]
+def _conventions(convention: str | tidying.By) -> list[str]:
+    if isinstance(convention, str):
+        return [convention]
+    return [f"{convention.column} = {value}: {text}" for value, text in convention.texts.items()]

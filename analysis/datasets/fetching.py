@@ -58,9 +58,9 @@ def _download(entry: Entry, path: pathlib.Path) -> bytes:
 
 
 def _verify(entry: Entry, content: bytes, where: str, remedy: str) -> None:
-    if (found := hashlib.sha256(content).hexdigest()) != entry.sha256:
+    if (digest := hashlib.sha256(content).hexdigest()) != entry.sha256:
         raise errors.Refused(
-            f"{where} holds {len(content)} bytes with SHA-256 {found}, but {entry.name} is {entry.sha256}: {remedy}"
+            f"{where} holds {len(content)} bytes with SHA-256 {digest}, but {entry.name} is {entry.sha256}: {remedy}"
         )
 
 
@@ -73,9 +73,8 @@ def _keep(path: pathlib.Path, content: bytes) -> None:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
             os.replace(name, path)
-        except BaseException:
+        finally:
             pathlib.Path(name).unlink(missing_ok=True)
-            raise
     except OSError as error:
         raise errors.Refused(
             f"{path} cannot be written ({error}); free some space or set SCALING_CACHE to a folder you may write"

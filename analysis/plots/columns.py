@@ -43,20 +43,20 @@ def metric(frame: pd.DataFrame, x: str, y: str, hue: str | None = None) -> figur
     """
     for name, purpose in ((x, "the x axis"), (y, "the y axis"), *(((hue, "the hue"),) if hue else ())):
         checks.there(frame, name, purpose)
-    rows, told = _drawn(frame, x, y)
+    rows, left_out = _drawn(frame, x, y)
     across, up = _scale(rows, x), checks.numbers(rows, y)
     se = checks.numbers(rows, f"{y}_se") if f"{y}_se" in rows.columns else np.full(len(rows), np.nan)
-    made, (panel,) = axes.new(1, 6.4, 4.2)
+    fig, (panel,) = axes.new(1, 6.4, 4.2)
     colouring = _colouring(_scale(rows, hue)) if hue else ALIKE
     for group in colouring.groups:
         mine = group.rows(len(rows))
         _group(panel, group, across.positions[mine], up[mine], se[mine])
-    colouring.key(made, panel)
+    colouring.key(fig, panel)
     _across(panel, across)
     _up(panel, y, up, se)
-    if told:
-        panel.set_title(told, loc="left", fontsize=8, color=axes.INK)
-    return made
+    if left_out:
+        panel.set_title(left_out, loc="left", fontsize=8, color=axes.INK)
+    return fig
 
 
 def _drawn(frame: pd.DataFrame, x: str, y: str) -> tuple[pd.DataFrame, str]:
@@ -69,10 +69,10 @@ def _drawn(frame: pd.DataFrame, x: str, y: str) -> tuple[pd.DataFrame, str]:
     parts = [f"{count} of {len(frame)} runs without {name}" for name, lost in lacking.items()
              if (count := int((lost & ~trunk).sum()))]  # fmt: skip
     parts += [f"{int(trunk.sum())} trunks"] if trunk.any() else []
-    told = f"left out: {' and '.join(parts)}" if parts else ""
+    left_out = f"left out: {' and '.join(parts)}" if parts else ""
     if not len(rows):
-        raise errors.Refused(f"no run has {x!r} and {y!r}{f' ({told})' if told else ''}: name other columns")
-    return rows, told
+        raise errors.Refused(f"no run has {x!r} and {y!r}{f' ({left_out})' if left_out else ''}: name other columns")
+    return rows, left_out
 
 
 def _numeric(column: pd.Series) -> bool:
@@ -119,11 +119,11 @@ class _Colouring:
     label: str
     shade: cm.ScalarMappable | None = None
 
-    def key(self, made: figure.Figure, panel: mpl_axes.Axes) -> None:
+    def key(self, fig: figure.Figure, panel: mpl_axes.Axes) -> None:
         if self.shade is not None and isinstance(self.shade.norm, colors.LogNorm):
-            axes.colorbar(made, panel, self.shade, self.label)
+            axes.colorbar(fig, panel, self.shade, self.label)
         elif self.shade is not None:
-            bar = made.colorbar(self.shade, ax=panel, pad=0.02, aspect=28)
+            bar = fig.colorbar(self.shade, ax=panel, pad=0.02, aspect=28)
             bar.set_label(self.label)
             bar.outline.set_visible(False)
         if panel.get_legend_handles_labels()[1]:

@@ -50,14 +50,14 @@ def labelled(column: str) -> str:
     return name
 
 
-def save(made: figure.Figure, path: str | os.PathLike[str]) -> pathlib.Path:
+def save(fig: figure.Figure, path: str | os.PathLike[str]) -> pathlib.Path:
     """Write a figure by its suffix: .png, .svg or .pdf."""
     target = pathlib.Path(path)
     if target.suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"{target.name}: figures are written as .png, .svg or .pdf; change the suffix")
     target.parent.mkdir(parents=True, exist_ok=True)
     with axes.style():
-        made.savefig(target)
+        fig.savefig(target)
     return target
 
 

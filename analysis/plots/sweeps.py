@@ -26,7 +26,7 @@ def loss_compute(
     runs = checks.runs(frame).frame
     n, c, y = (checks.column(runs, name, "the figure") for name in (params, flops, loss))
     shade = axes.shades(n)
-    made, (panel,) = axes.new(1, 6.4, 4.2)
+    fig, (panel,) = axes.new(1, 6.4, 4.2)
     shown = [y]
     if curves is not None and len(curves):
         size = dict(zip(runs["run_id"], n, strict=True))
@@ -45,8 +45,8 @@ def loss_compute(
     axes.log_loss(panel, np.concatenate(shown))
     panel.set(xlabel="training compute (FLOPs)", ylabel=LOSS)
     panel.legend(loc="upper right")
-    axes.colorbar(made, panel, shade, "parameters")
-    return made
+    axes.colorbar(fig, panel, shade, "parameters")
+    return fig
 
 
 def _by_budget(frame: pd.DataFrame, params: str, flops: str, loss: str) -> pd.DataFrame:
@@ -64,7 +64,7 @@ def loss_params(
     """Loss against parameters, one line (through the mean over seeds) for each compute budget."""
     table = _by_budget(frame, params, flops, loss)
     shade = axes.shades(table["budget"].to_numpy())
-    made, (panel,) = axes.new(1, 6.4, 4.2)
+    fig, (panel,) = axes.new(1, 6.4, 4.2)
     for budget in np.unique(table["budget"]):
         rows = table[table["budget"] == budget]
         mean = rows.groupby("params")["loss"].mean()
@@ -75,8 +75,8 @@ def loss_params(
     axes.logarithmic(panel, "x", table["params"].to_numpy())
     axes.log_loss(panel, table["loss"].to_numpy())
     panel.set(xlabel="parameters", ylabel=LOSS)
-    axes.colorbar(made, panel, shade, "compute budget (FLOPs)")
-    return made
+    axes.colorbar(fig, panel, shade, "compute budget (FLOPs)")
+    return fig
 
 
 @styled
@@ -94,7 +94,7 @@ def isoflop(
     table = _by_budget(frame, params, flops, loss)
     table = table[table["budget"].isin([p.budget for p in frontier.parabolas])]
     shade = axes.shades(table["budget"].to_numpy())
-    made, panels = axes.new(3, 4.5, 4.0)
+    fig, panels = axes.new(3, 4.5, 4.0)
     left = panels[0]
     for parabola in frontier.parabolas:
         color = shade.to_rgba(np.array(parabola.budget))
@@ -108,7 +108,7 @@ def isoflop(
     axes.logarithmic(left, "x", table["params"].to_numpy())
     axes.log_loss(left, table["loss"].to_numpy())
     left.set(xlabel="parameters", ylabel=LOSS)
-    axes.colorbar(made, left, shade, "FLOPs", np.unique(table["budget"]))
+    axes.colorbar(fig, left, shade, "FLOPs", np.unique(table["budget"]))
     c = frontier.minima["flops"].to_numpy()
     reach = np.geomspace(c.min() / 1.6, c.max() * 10, 80)
     allocated = [frontier.allocate(float(value)) for value in reach]
@@ -126,9 +126,9 @@ def isoflop(
         name = {"params": "parameters", "tokens": "tokens"}[quantity]
         panel.set(xlabel="training compute (FLOPs)", ylabel=f"compute-optimal {name}")
         low, high = estimate.interval
-        told = f"${letter}^* \\propto C^{{{estimate.value:.3f}}}$\n{frontier.level:.0%}: {low:.3f} to {high:.3f}"
-        panel.text(0.05, 0.95, told, transform=panel.transAxes, va="top", linespacing=1.5)
-    return made
+        equation = f"${letter}^* \\propto C^{{{estimate.value:.3f}}}$\n{frontier.level:.0%}: {low:.3f} to {high:.3f}"
+        panel.text(0.05, 0.95, equation, transform=panel.transAxes, va="top", linespacing=1.5)
+    return fig
 
 
 def _budgets(frontier: frontiers.Frontier) -> np.ndarray:
@@ -151,7 +151,7 @@ def fitted(frontier: frontiers.Frontier, frame: pd.DataFrame, *, flops: str = "f
     budget = budgets.label(runs, c)
     values, count = np.unique(budget[~np.isnan(budget)], return_counts=True)
     sliced = values[count >= 4]
-    made, panels = axes.new(3 if len(sliced) else 2, 4.7, 4.0)
+    fig, panels = axes.new(3 if len(sliced) else 2, 4.7, 4.0)
     _contours(panels[0], frontier, rule, c, n, y)
     if len(sliced):
         _slices(panels[1], frontier, rule, sliced, budget, n, y)
@@ -164,8 +164,8 @@ def fitted(frontier: frontiers.Frontier, frame: pd.DataFrame, *, flops: str = "f
     rms = np.sqrt(np.mean(fit.residuals**2))
     last.text(0.05, 0.95, f"{len(y)} runs, rms {rms:.2%}", transform=last.transAxes, va="top")
     last.set(xlabel="predicted " + LOSS, ylabel="measured " + LOSS)
-    axes.colorbar(made, last, shade, "training compute (FLOPs)")
-    return made
+    axes.colorbar(fig, last, shade, "training compute (FLOPs)")
+    return fig
 
 
 def _contours(

@@ -85,9 +85,9 @@ def devices(seen: Seen, has: Hardware, environment: Mapping[str, str]) -> list[f
             remedy += "; where a process trains on them now, ask again when it has ended"
         return [finding.wrong(check, f"JAX finds none: {seen.error}", remedy)]
     if seen.backend != "cpu":
-        found = [finding.ok(check, f"{seen.words()} ({seen.backend})")]
+        findings = [finding.ok(check, f"{seen.words()} ({seen.backend})")]
         if not environments.find_accelerators():
-            found.append(
+            findings.append(
                 finding.warning(
                     "launcher",
                     "JAX finds accelerators of which the local launcher sees none (it reads /proc/driver/nvidia, "
@@ -95,7 +95,7 @@ def devices(seen: Seen, has: Hardware, environment: Mapping[str, str]) -> list[f
                     "start one worker by `scaling worker STORE SWEEP`, or `scaling sweep --workers 1`",
                 )
             )
-        return found
+        return findings
     if has.gpus or has.tpus:
         return [_idle(check, has, environment)]
     free = memory.available()
@@ -130,8 +130,8 @@ def _idle(check: str, has: Hardware, environment: Mapping[str, str]) -> finding.
 def processes(environment: Mapping[str, str]) -> list[finding.Finding]:
     """Whether the variables by which several processes train each run together are complete, or all absent."""
     check = "processes"
-    found = [*_jax_variables(check, environment), *_slurm(check, environment), *_tpu_workers(check, environment)]
-    return found or [finding.ok(check, "a worker started here trains on its own: no variable says otherwise")]
+    findings = [*_jax_variables(check, environment), *_slurm(check, environment), *_tpu_workers(check, environment)]
+    return findings or [finding.ok(check, "a worker started here trains on its own: no variable says otherwise")]
 
 
 def _jax_variables(check: str, environment: Mapping[str, str]) -> list[finding.Finding]:

@@ -65,8 +65,8 @@ def compiled(environment: Mapping[str, str], user: int) -> list[finding.Finding]
             return [finding.wrong(check, f"compiled programs are executed, and {place} {how}", remedy)]
     for place in folder.resolve().parents:
         if place.exists() and _mode(place) & stat.S_IWGRP and not _sticky(place):
-            found = f"the group of {place} may put other programs into {folder}"
-            return [finding.warning(check, found, f"`chmod g-w {place}`, if it has other members than you")]
+            message = f"the group of {place} may put other programs into {folder}"
+            return [finding.warning(check, message, f"`chmod g-w {place}`, if it has other members than you")]
     if folder.exists() and _mode(folder) & (stat.S_IRWXG | stat.S_IRWXO):
         return [finding.warning(check, f"others may read {folder}", f"`chmod 700 {folder}`")]
     return [finding.ok(check, f"{folder} is yours alone" if folder.exists() else f"{folder}, made when first needed")]

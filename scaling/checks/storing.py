@@ -35,8 +35,8 @@ def store(place: str) -> list[finding.Finding]:
     except ValueError as error:
         return [finding.wrong("store", str(error))]
     try:
-        found = [*contents(results), *written(results)]
-        return found if any(each.level == "wrong" for each in found) else [*found, *room(results)]
+        findings = [*contents(results), *written(results)]
+        return findings if any(each.level == "wrong" for each in findings) else [*findings, *room(results)]
     except OSError as error:
         return [_away(results.files, error)]
 
@@ -69,8 +69,8 @@ def contents(results: stores.Store) -> list[finding.Finding]:
             return [finding.wrong("sweeps", str(error), "or give another --store")]
     others = [f"{count} of {age} version" for age, count in formats.items() if age != "this"]
     if others:
-        found = f"{len(names)} sweeps, {', '.join(others)} (this one reads format {stores.FORMAT})"
-        return [finding.wrong("sweeps", found, "use the version of scaling that wrote them, or another store")]
+        message = f"{len(names)} sweeps, {', '.join(others)} (this one reads format {stores.FORMAT})"
+        return [finding.wrong("sweeps", message, "use the version of scaling that wrote them, or another store")]
     return [finding.ok("sweeps", f"{len(names)} sweeps, {runs} runs, all of format {stores.FORMAT}")]
 
 
@@ -90,11 +90,11 @@ def _format(results: stores.Store, name: str) -> str:
 
 def trackers(results: stores.Store) -> list[config.Tracker]:
     """The trackers that the sweeps of a store ask for, each once; those of sweeps that cannot be read are left out."""
-    found: list[config.Tracker] = []
+    wanted: list[config.Tracker] = []
     for name in results.sweeps() if results.exists() else ():
         with contextlib.suppress(ValueError):  # `contents` tells of it
-            found += tracker_configs.stored(results.sweep(name)["config"])
-    return list(dict.fromkeys(found))
+            wanted += tracker_configs.stored(results.sweep(name)["config"])
+    return list(dict.fromkeys(wanted))
 
 
 # What is tried
@@ -109,11 +109,11 @@ def written(results: stores.Store) -> list[finding.Finding]:
             if isinstance(error, PermissionError) or error.errno == errno.EROFS:
                 return [_read_only(results, str(error))]
             return [finding.wrong("write", f"nothing can be written to {results.path}: {error}", "fix that first")]
-        found = [first, *([links(scratch)] if results.local is not None else [])]
-        if any(each.level == "wrong" for each in found):
-            return found
+        findings = [first, *([links(scratch)] if results.local is not None else [])]
+        if any(each.level == "wrong" for each in findings):
+            return findings
         return [
-            *found,
+            *findings,
             exclusive(scratch),
             replaced(scratch),
             listed(scratch),
@@ -154,8 +154,8 @@ def whole(scratch: backends.Storage) -> finding.Finding:
     read = scratch.read("whole")
     seconds = time.perf_counter() - start
     if read != text.encode():
-        found = f"of {len(text.encode())} bytes written {len(read)} came back, and not the same"
-        return finding.wrong("write", found, "trust nothing to this storage")
+        message = f"of {len(text.encode())} bytes written {len(read)} came back, and not the same"
+        return finding.wrong("write", message, "trust nothing to this storage")
     return finding.ok("write", f"{len(read) // 1000} kB written and read back in {1000 * seconds:.0f} ms")
 
 
@@ -214,8 +214,8 @@ def replaced(scratch: backends.Storage) -> finding.Finding:
         ended.set()
         reader.join()
     if broken:
-        found = f"who reads a file while it is replaced may find {broken[0]}"
-        return finding.wrong("replacing", found, "use another file system")
+        message = f"who reads a file while it is replaced may find {broken[0]}"
+        return finding.wrong("replacing", message, "use another file system")
     scratch.replace("replaced", "last")
     if scratch.read("replaced") != b"last":
         return finding.wrong("replacing", "what is read is not what was written last", "turn off caching of its mount")
@@ -255,14 +255,14 @@ def clock(scratch: backends.Storage, heartbeat_seconds: float, lease_seconds: fl
     after = time.time()
     ahead = (before + after) / 2 - there
     most = lease_seconds - heartbeat_seconds
-    found = f"this host is {abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} the storage"
+    difference = f"this host is {abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} the storage"
     tolerance = f"{most / 2:.0f} s are tolerated with leases of {lease_seconds:.0f} s"
     if abs(ahead) <= most / 2:
-        return finding.ok("clock", f"{found}; {tolerance}")
+        return finding.ok("clock", f"{difference}; {tolerance}")
     remedy = "set this host's clock (`timedatectl`, chrony)"
     if ahead > most:
-        return finding.wrong("clock", f"{found}; {tolerance}, and from here running runs look dead", remedy)
-    return finding.warning("clock", f"{found}; {tolerance}", remedy)
+        return finding.wrong("clock", f"{difference}; {tolerance}, and from here running runs look dead", remedy)
+    return finding.warning("clock", f"{difference}; {tolerance}", remedy)
 
 
 # What is needed
@@ -274,12 +274,12 @@ def room(results: stores.Store) -> list[finding.Finding]:
         return []
     needed, runs, unknown = checkpoint_bytes(results)
     what = f"checkpoints of {runs} runs without a result"
-    found = places.room("disk", Path(results.path), needed if runs else None, what)
+    findings = places.room("disk", Path(results.path), needed if runs else None, what)
     if unknown:
-        found.append(
+        findings.append(
             finding.warning("disk", f"{unknown} runs are of families or versions not known here", "see to them")
         )
-    return found
+    return findings
 
 
 def checkpoint_bytes(results: stores.Store) -> tuple[float, int, int]:

@@ -87,14 +87,14 @@ def _applies(text: str, extra: str) -> bool:
 
 def _unmet(texts: Iterable[str], has: Installed, extra: str = "") -> list[str]:
     """Requirements that are not met: `flax 0.1 (needs >=0.2)`."""
-    found = []
+    unmet = []
     for text in texts:
         if not _applies(text, extra):
             continue
         wanted = requirements.Requirement(text)
         version = has(wanted.name)
         if version is None:
-            found.append(f"no {wanted.name}")
+            unmet.append(f"no {wanted.name}")
         elif not wanted.specifier.contains(version, prereleases=True):
-            found.append(f"{wanted.name} {version} (needs {wanted.specifier})")
-    return found
+            unmet.append(f"{wanted.name} {version} (needs {wanted.specifier})")
+    return unmet

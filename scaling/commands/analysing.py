@@ -94,14 +94,14 @@ def pair(text: str, option: str, form: str) -> tuple[str, str]:
 
 def numbers(texts: Sequence[str], option: str) -> dict[str, float]:
     """NAME=NUMBER as a dictionary."""
-    found = {}
+    values = {}
     for text in texts:
         name, value = pair(text, option, "NAME=NUMBER")
         try:
-            found[name] = float(value)
+            values[name] = float(value)
         except ValueError:
             raise ValueError(f"{option} {text}: {value!r} is no number; write NAME=NUMBER") from None
-    return found
+    return values
 
 
 def renamed(table: Table) -> dict[str, Any]:
@@ -111,14 +111,14 @@ def renamed(table: Table) -> dict[str, Any]:
 
 def options(table: Table, objective: Objective) -> dict[str, Any]:
     """The arguments of `analysis.fit` that the command line gave."""
-    made: dict[str, Any] = {"objective": objective.objective, "delta": objective.delta, **renamed(table)}
+    arguments: dict[str, Any] = {"objective": objective.objective, "delta": objective.delta, **renamed(table)}
     if objective.weights is not None:
-        made["weights"] = objective.weights
+        arguments["weights"] = objective.weights
     if objective.cluster is not None:
-        made["cluster"] = objective.cluster
+        arguments["cluster"] = objective.cluster
     if objective.fix:
-        made["fixed"] = numbers(objective.fix, "--fix")
-    return made
+        arguments["fixed"] = numbers(objective.fix, "--fix")
+    return arguments
 
 
 def law_named(text: str) -> analysis.Law:
@@ -172,9 +172,9 @@ def fit(table: Table, law: str, objective: Objective, resamples: int, save: Path
             print(f"  {parameter} = {value:.5g}   fixed")
             continue
         doubt = "   (not determined by these runs)" if parameter in vague else ""
-        print(f"  {parameter} = {value:.5g}   {boot.told(parameter)}{doubt}")
-    for told in boot.warnings:
-        print(f"  warning: {told}")
+        print(f"  {parameter} = {value:.5g}   {boot.interval_text(parameter)}{doubt}")
+    for warning in boot.warnings:
+        print(f"  warning: {warning}")
     print(fitted.checklist("intervals above: of resampled runs"))
     if save is not None:
         print(f"saved to {save}")
@@ -203,34 +203,34 @@ def predict(path: Path, at: dict[str, float], inference_tokens: float | None, la
         f"if {fitted.law.name} is right, at {where}: loss {float(fitted.predict(at).item()):.4f}, 95% interval "
         f"{mean[0].item():.4f} to {mean[1].item():.4f}; of a single run {run[0].item():.4f} to {run[1].item():.4f}"
     )
-    for told in boot.warnings:
-        print(f"warning: {told}")
+    for warning in boot.warnings:
+        print(f"warning: {warning}")
 
 
 def calibrated(fitted: "analysis.Fit", at: dict[str, float]) -> None:
     """Print the prediction whose interval counts that the law may be wrong, or why the runs do not carry one."""
     try:
-        made = analysis.predictor(fitted.runs)
+        predictor = analysis.predictor(fitted.runs)
     except analysis.Refused as reason:
         print(f"no prediction by several laws: {reason}")
         return
     if set(at) == {"flops"}:
-        print(made.allocate(at["flops"]).summary())
+        print(predictor.allocate(at["flops"]).summary())
     elif {"params", "tokens"} <= set(at):
-        print(made.predict(at).summary())
+        print(predictor.predict(at).summary())
 
 
 def allocate(fitted: "analysis.Fit", flops: float, inference_tokens: float | None) -> None:
     """Print the best way to spend a budget."""
-    found = frontiers.of_fit(fitted)
-    spent = found.allocate(flops, inference_tokens or 0.0)
+    frontier = frontiers.of_fit(fitted)
+    spent = frontier.allocate(flops, inference_tokens or 0.0)
     print(
         f"if {fitted.law.name} is right, at {flops:.3g} FLOPs: params {spent.params}, tokens {spent.tokens}, "
         f"loss {spent.loss}"
     )
-    for line in found.statements:
-        print(f"made by {line}" if line == found.statements[0] else line)
-    for line in found.warnings:
+    for line in frontier.statements:
+        print(f"made by {line}" if line == frontier.statements[0] else line)
+    for line in frontier.warnings:
         print(f"warning: {line}")
 
 
@@ -238,18 +238,18 @@ def compare(table: Table, candidates: Sequence[str], objective: Objective, hold_
     """Print laws side by side, the least held-out error first."""
     given, forms = options(table, objective), [law_named(each) for each in candidates]
     frame, name = read(table, [table.loss])
-    found = analysis.compare(forms, frame, hold_out=hold_out, origins=origins, loss=table.loss, **given)
+    comparison = analysis.compare(forms, frame, hold_out=hold_out, origins=origins, loss=table.loss, **given)
     print(f"{name}: {len(frame)} rows, held out by {hold_out}")
-    print(found.summary())
-    print(f"best: {found.best}: {found.fits[found.best].law.equation}")
+    print(comparison.summary())
+    print(f"best: {comparison.best}: {comparison.fits[comparison.best].law.equation}")
 
 
 def backtest(table: Table, law: str, objective: Objective, hold_out: str, origins: int) -> None:
     """Print how well the law fitted below predicts the runs above."""
     given, form = options(table, objective), law_named(law)
     frame, _ = read(table, [table.loss])
-    found = analysis.backtest(form, frame, hold_out, origins=origins, loss=table.loss, **given)
-    print(found.summary())
+    result = analysis.backtest(form, frame, hold_out, origins=origins, loss=table.loss, **given)
+    print(result.summary())
 
 
 def next_runs(table: Table, candidates: Path, law: str, at: dict[str, float], budget: float, cost: str) -> None:
@@ -257,8 +257,8 @@ def next_runs(table: Table, candidates: Path, law: str, at: dict[str, float], bu
     columns, form = renamed(table), law_named(law)
     frame, _ = read(table, [table.loss])
     pool = analysis.read_csv(candidates, [columns.get(name, name) for name in form.inputs])
-    found = analysis.next_runs(form, frame, pool, pd.DataFrame([at]), budget, cost, loss=table.loss, **columns)
-    print(found.summary())
+    chosen = analysis.next_runs(form, frame, pool, pd.DataFrame([at]), budget, cost, loss=table.loss, **columns)
+    print(chosen.summary())
 
 
 def laws_known() -> None:

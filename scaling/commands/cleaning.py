@@ -14,7 +14,7 @@ def collect(store_path: str, dry_run: bool) -> None:
         raise ValueError(f"there is no store at {store_path}; give its folder, or its bucket's URL")
     if not dry_run:
         results.check_writable()
-    found = gc.find(results)
+    removable = gc.find(results)
     gone: list[gc.Removal] = []
 
     def tell(removal: gc.Removal) -> None:
@@ -22,11 +22,11 @@ def collect(store_path: str, dry_run: bool) -> None:
         print(f"{removal.key} ({human.size(removal.size)}): {removal.reason}", flush=True)
 
     if dry_run:
-        for removal in found.removals():
+        for removal in removable.removals():
             tell(removal)
     else:
-        gc.remove(results, found, tell)
-    for why, count in found.left.items():
+        gc.remove(results, removable, tell)
+    for why, count in removable.left.items():
         print(f"{count} runs {why}: left as they are")
     done, total = "would remove" if dry_run else "removed", sum(removal.size for removal in gone)
     print(f"{done} {len(gone)} checkpoints and files, {human.size(total)}")

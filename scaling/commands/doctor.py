@@ -46,8 +46,8 @@ def tracker_of(text: str) -> config.Tracker:
 
 def _wanted(store: str | None, trackers: Sequence[config.Tracker]) -> list[config.Tracker]:
     """What is asked for, and what the sweeps of the store ask for."""
-    found = list(trackers)
+    wanted = list(trackers)
     if store is not None:
         with contextlib.suppress(ValueError, OSError):  # the checks of the store tell of it
-            found += storing.trackers(stores.Store(store))
-    return list(dict.fromkeys(found))
+            wanted += storing.trackers(stores.Store(store))
+    return list(dict.fromkeys(wanted))

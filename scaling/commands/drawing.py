@@ -72,8 +72,8 @@ def plot(
         frame, stem = analysing.read(table, (table.loss,))
         drawn = of_runs(frame, table)
     out.mkdir(parents=True, exist_ok=True)
-    for name, made in drawn.items():
-        print(plots.save(made, out / f"{stem}_{name}.{suffix}"))
+    for name, drawing in drawn.items():
+        print(plots.save(drawing, out / f"{stem}_{name}.{suffix}"))
 
 
 def of_fit(fitted: analysis.Fit) -> dict[str, figure.Figure]:
@@ -92,8 +92,8 @@ def of_fit(fitted: analysis.Fit) -> dict[str, figure.Figure]:
 
 def of_runs(frame: pd.DataFrame, table: Table) -> dict[str, figure.Figure]:
     """Loss against compute and parameters, and the iso-FLOP curves where the runs have them (else the reason)."""
-    costed, made = definitions.complete(frame, ("params", "tokens", "flops"))
-    for line in made:
+    costed, statements = definitions.complete(frame, ("params", "tokens", "flops"))
+    for line in statements:
         print(line)
     drawn = {
         "loss_compute": plots.loss_compute(costed, loss=table.loss),

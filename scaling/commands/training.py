@@ -75,9 +75,9 @@ def prepared(run: config.Run, execution: config.Execution, traced: bool, noise_s
             raise ValueError(f"--profile needs {needed} steps and the run has {run.steps}; train for more")
         changes["steps_per_dispatch"] = min(execution.steps_per_dispatch, TRACED_STEPS, run.steps // needed)
         changes["evaluations"] = 1
-    made = execution.edit(changes)
-    made.sequences(run.batch_size)
-    return made
+    edited = execution.edit(changes)
+    edited.sequences(run.batch_size)
+    return edited
 
 
 def compiled(run: config.Run, execution: config.Execution, corpus: "corpora.Corpus") -> None:
@@ -212,30 +212,30 @@ def summary(outcome: "loop.Outcome", speeds: Sequence[float], flops_per_token: f
 def _measure(run: config.Run, execution: config.Execution, corpus: "corpora.Corpus") -> None:
     from scaling.training import breakdown
 
-    found = breakdown.measure(run, execution, corpus)
+    timed = breakdown.measure(run, execution, corpus)
     console = rich.console.Console(width=None if rich.get_console().is_terminal else 200)
-    console.print(table(found))
+    console.print(table(timed))
     console.print(
-        f"medians of {found.rounds} rounds of {found.steps} steps. Forward and forward with backward are programs of "
+        f"medians of {timed.rounds} rounds of {timed.steps} steps. Forward and forward with backward are programs of "
         "their own; backward and optimizer are what each program takes more than the one before. The optimizer's part "
         "holds clipping, norms and reading the batch; data is the host's work, done while the device computes. FLOPs "
-        f"are exact, the peak is {found.peak / 1e9:,.0f} GFLOP/s."
+        f"are exact, the peak is {timed.peak / 1e9:,.0f} GFLOP/s."
     )
 
 
-def table(found: "breakdown.Breakdown") -> rich.table.Table:
+def table(timed: "breakdown.Breakdown") -> rich.table.Table:
     """A breakdown as a table."""
     shown = rich.table.Table(title="one step", title_justify="left", box=None, pad_edge=False)
     for name in ("part", "ms", "of the step", "FLOPs", "of the peak"):
         shown.add_column(name, justify="left" if name == "part" else "right", no_wrap=True)
-    for part in (*found.parts, found.step, found.data):
+    for part in (*timed.parts, timed.step, timed.data):
         rate = part.flops / part.seconds if part.flops is not None and part.seconds > 0 else None
         shown.add_row(
             part.name,
             f"{part.seconds * 1e3:,.3f}",
-            f"{part.seconds / found.step.seconds:.0%}" + (" beside it" if part is found.data else ""),
+            f"{part.seconds / timed.step.seconds:.0%}" + (" beside it" if part is timed.data else ""),
             f"{part.flops:.3g}" if part.flops is not None else "–",
-            "–" if rate is None else f"{rate / found.peak:.1%}",
+            "–" if rate is None else f"{rate / timed.peak:.1%}",
         )
     return shown
 

@@ -33,10 +33,10 @@ class Data(schema.Variant):
     def prepare(self, log: sources.Log) -> Any:
         """The corpus, downloaded, tokenized and cached first if need be."""
         prepare = registry.function(self, "prepare")
-        found = self.find() if prepare is None else prepare(self, log)
-        if found is None:
+        corpus = self.find() if prepare is None else prepare(self, log)
+        if corpus is None:
             raise ValueError(f"{type(self).__name__}.find returns None, and it has no method 'prepare'; define one")
-        return found
+        return corpus
 
 
 class Text(Data):

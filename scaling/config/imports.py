@@ -42,15 +42,15 @@ def allow(path: Path) -> None:
     beside two sweep files of this process.
     """
     folder = path.absolute().parent
-    found = _beside(path)
-    for name, spec in found.items():
+    specs = _beside(path)
+    for name, spec in specs.items():
         for other in (_installed(name, folder), _loaded(name, spec), _allowed(name, folder)):
             if other is not None:
                 raise ValueError(
                     f"{path} imports {name!r}, which is {_place(spec)} beside it and also {other}; rename the one "
                     "beside it"
                 )
-    FINDER.folders |= dict.fromkeys(found, folder)
+    FINDER.folders |= dict.fromkeys(specs, folder)
     if FINDER not in sys.meta_path:
         sys.meta_path.insert(0, FINDER)  # before sys.path, which may begin with the folder that the process runs in
 
@@ -72,16 +72,16 @@ def _beside(path: Path) -> dict[str, ModuleSpec]:
     """The modules beside a file that it imports, directly or through others of them, by their names."""
     importlib.invalidate_caches()  # a file may be new
     folder = path.absolute().parent
-    found: dict[str, ModuleSpec] = {}
+    specs: dict[str, ModuleSpec] = {}
     pending = [path.absolute()]
     while pending:
         for name in _imported(pending.pop(), folder):
-            spec = None if name in OWN or name in found else _in(folder, name)
+            spec = None if name in OWN or name in specs else _in(folder, name)
             # Python prefers any module to a folder without __init__.py: one of data or logs takes no name away.
             if spec is not None and not (spec.origin is None and _installed(name, folder)):
-                found[name] = spec
+                specs[name] = spec
                 pending += [file for file in _files(spec) if file.suffix == ".py"]
-    return found
+    return specs
 
 
 def _imported(file: Path, folder: Path) -> Iterator[str]:

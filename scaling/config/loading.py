@@ -47,19 +47,19 @@ def module(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    sys.modules[name] = made  # so that new families defined in it can be found by name
-    spec.loader.exec_module(made)
-    return made
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[name] = loaded  # so that new families defined in it can be found by name
+    spec.loader.exec_module(loaded)
+    return loaded
 
 
 def _from_python(path: Path) -> config.Sweep:
-    made = module(path)
-    if not callable(getattr(made, "sweep", None)):
+    loaded = module(path)
+    if not callable(getattr(loaded, "sweep", None)):
         raise ValueError(
             f"{path} has no function sweep(); define one that takes nothing and returns a scaling.config.Sweep"
         )
-    sweep = made.sweep()
+    sweep = loaded.sweep()
     if not isinstance(sweep, config.Sweep):
         raise ValueError(f"sweep() of {path} returns a {type(sweep).__name__}; it must return a scaling.config.Sweep")
     return sweep

@@ -33,9 +33,9 @@ def of(runs: Sequence[config.Run]) -> dict[config.Run, tuple[config.Run, ...]]:
         own = own_trunk(run)
         if own is not None:
             groups[own.model_dump_json(exclude={"tokens"})].append((own, run))
-    found = {}
+    branches = {}
     for pairs in groups.values():
         if len({run.tokens for _, run in pairs}) > 1:
             longest = max((own for own, _ in pairs), key=lambda own: own.tokens)
-            found[longest] = tuple(run for _, run in pairs)
-    return found
+            branches[longest] = tuple(run for _, run in pairs)
+    return branches

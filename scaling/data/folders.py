@@ -29,7 +29,7 @@ def split_of(name: str, validation_fraction: float) -> sources.Split:
 
 def walk(folder: Path, suffix: str = "", leave_out: Collection[str] = ()) -> list[File]:
     """The files below a folder that end in `suffix`, sorted by name; none where the folder is not there."""
-    found: list[File] = []
+    files: list[File] = []
     pending = [("", str(folder))] if folder.is_dir() else []
     while pending:
         prefix, inner = pending.pop()
@@ -39,5 +39,5 @@ def walk(folder: Path, suffix: str = "", leave_out: Collection[str] = ()) -> lis
                     if entry.name not in leave_out:
                         pending.append((f"{prefix}{entry.name}/", entry.path))
                 elif entry.name.endswith(suffix) and entry.is_file():
-                    found.append(File(prefix + entry.name, entry.path, entry.stat().st_size))
-    return sorted(found)
+                    files.append(File(prefix + entry.name, entry.path, entry.stat().st_size))
+    return sorted(files)

@@ -44,10 +44,10 @@ class Layer(nnx.Module):
         batch, outputs = x.shape[: x.ndim - summed], weight.shape[summed:]
         inputs = math.prod(weight.shape[:summed])
         flat, matrix = x.reshape(-1, inputs), self.read(weight).reshape(inputs, -1)
-        found = products.product(flat, matrix) if x.dtype == jnp.float32 else flat @ matrix
+        result = products.product(flat, matrix) if x.dtype == jnp.float32 else flat @ matrix
         if bias is not None:
-            found = found + self.read(bias).reshape(-1)
-        return found.reshape(*batch, *outputs)
+            result = result + self.read(bias).reshape(-1)
+        return result.reshape(*batch, *outputs)
 
 
 class Norm(Layer):

@@ -57,11 +57,11 @@ def resolve(
     where tuning ended at an edge of its grid (see `rates.optimum`), or a rule makes one run of several.
     """
     points = sweep.points()
-    found = functools.cache(corpus_of)
-    tune = tuple(_planned(point, found(point.run.data)) for point in sweep.learning_rate.tuning_points(points))
+    corpus = functools.cache(corpus_of)
+    tune = tuple(_planned(point, corpus(point.run.data)) for point in sweep.learning_rate.tuning_points(points))
     optima, pending = _optima(tune, results)
     if pending:
-        unnamed = [Planned(p.run, p.labels, found(p.run.data), None) for p in points]
+        unnamed = [Planned(p.run, p.labels, corpus(p.run.data), None) for p in points]
         return _plan(sweep, tune, unnamed, pending, {}, None)
     chosen = [
         point.edit({"optimizer.learning_rate": sweep.learning_rate.learning_rate(point.run, optima)})
@@ -72,7 +72,7 @@ def resolve(
             f"the learning-rate rule {sweep.learning_rate.kind!r} gives runs that differ in nothing else one learning "
             "rate; an axis over optimizer.learning_rate goes with the rule 'as_given'"
         )
-    runs = [_planned(point, found(point.run.data)) for point in chosen]
+    runs = [_planned(point, corpus(point.run.data)) for point in chosen]
     return _plan(sweep, tune, runs, "", optima, results)
 
 
@@ -96,15 +96,15 @@ def _planned(point: grids.Point, corpus: corpora.Corpus | None) -> Planned:
 def _trunks(runs: Sequence[Planned], results: store.Store | None) -> list[tuple[Planned, tuple[config.Run, ...]]]:
     """The trunks of a sweep with the runs that start from each; none for runs that all have their results."""
     by_run = {planned.run: planned for planned in runs}
-    found = []
+    shared = []
     for trunk, branches in trunks.of(list(by_run)).items():
         first = by_run[branches[0]]
         planned = _planned(grids.Point(trunk, {"family": trunk.model.kind, "role": "trunk"}), first.corpus)
         if first.run_id is None:
             planned = dataclasses.replace(planned, run_id=None)
         if _pays(planned, [by_run[branch] for branch in branches], results):
-            found.append((planned, branches))
-    return found
+            shared.append((planned, branches))
+    return shared
 
 
 def _pays(trunk: Planned, branches: Sequence[Planned], results: store.Store | None) -> bool:

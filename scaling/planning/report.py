@@ -65,11 +65,11 @@ def settings(planned: Sequence[plan.Planned], shown: Sequence[str]) -> list[dict
 def packs(resolved: plan.Plan, execution: config.Execution, device: str, limit: float | None) -> int:
     """How many programs one device runs for all runs of a plan, packed as `execution.pack` says."""
     groups = collections.Counter(packing.key(p.run) for p in resolved.all)
-    found = 0
+    count = 0
     for p in {packing.key(p.run): p for p in resolved.all}.values():
         most = packing.most(p.run, execution, device, memory.needed(p.run, execution), limit)
-        found += math.ceil(groups[packing.key(p.run)] / most)
-    return found
+        count += math.ceil(groups[packing.key(p.run)] / most)
+    return count
 
 
 def warnings_of(resolved: plan.Plan, rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -93,23 +93,23 @@ def _warn_isoflop(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for r in rows:
         if r["flops_budget"] is not None:
             budgets[r["flops_budget"]][r["params_non_embedding"]] = r["tokens"] / r["params_non_embedding"]
-    found = []
+    messages = []
     for budget, ratios in sorted(budgets.items()):
         low, high, spread = min(ratios.values()), max(ratios.values()), max(ratios) / min(ratios)
         if len(ratios) < 5:
-            found.append(f"budget {budget:.3g} has {len(ratios)} sizes; a parabola wants at least 5")
+            messages.append(f"budget {budget:.3g} has {len(ratios)} sizes; a parabola wants at least 5")
         if not low <= OPTIMAL_TOKENS_PER_PARAM <= high:
-            found.append(
+            messages.append(
                 f"budget {budget:.3g} covers {low:.3g} to {high:.3g} tokens per parameter and the usual minimum is "
                 f"near {OPTIMAL_TOKENS_PER_PARAM:.0f}: it may lie outside; "
                 f"add {'larger' if low > OPTIMAL_TOKENS_PER_PARAM else 'smaller'} sizes"
             )
         if spread > WIDEST_GRID:
-            found.append(
+            messages.append(
                 f"budget {budget:.3g} spans a factor {spread:.0f} in size; a parabola in log N is biased over more "
                 f"than {WIDEST_GRID:.0f} (arXiv 2603.22339)"
             )
-    return found
+    return messages
 
 
 def _warn_epochs(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -133,8 +133,8 @@ def _warn_warmup(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _warn_rates(resolved: plan.Plan) -> list[str]:
-    found = []
+    messages = []
     highest = max((p.run.optimizer.learning_rate for p in resolved.runs), default=0.0)
     if highest > 0.05 and not resolved.pending and resolved.runs[0].run.optimizer.adam_like:
-        found.append(f"learning rates reach {highest:.3g}, far above what Adam is used with; tune them instead")
-    return found
+        messages.append(f"learning rates reach {highest:.3g}, far above what Adam is used with; tune them instead")
+    return messages

@@ -63,11 +63,11 @@ def rates(device: str, results: store.Store | None) -> Rates:
 
     Raises ValueError for a device without runs in the store that the table of peaks does not know.
     """
-    found = rates_if_known(device, results)
-    if found is None:
+    device_rates = rates_if_known(device, results)
+    if device_rates is None:
         known = ", ".join(name for name, _ in devices.PEAK_FLOPS)
         raise ValueError(f"no peak rate is known for device {device!r}; use cpu or one of: {known}")
-    return found
+    return device_rates
 
 
 def rates_if_known(device: str, results: store.Store | None) -> Rates | None:

@@ -125,11 +125,11 @@ class Folder(Storage):
             return file.read()
 
     def read_many(self, keys: Collection[str]) -> dict[str, bytes]:
-        found = {}
+        contents = {}
         for key in keys:
             with contextlib.suppress(FileNotFoundError):
-                found[key] = self.read(key)
-        return found
+                contents[key] = self.read(key)
+        return contents
 
     def create(self, key: str, text: str) -> bool:
         return atomic.create(self.path / key, text)
@@ -167,8 +167,8 @@ class Folder(Storage):
         total = 0
         for each in paths:
             with contextlib.suppress(FileNotFoundError):  # another process removes it meanwhile
-                found = each.lstat()
-                total += found.st_size if stat.S_ISREG(found.st_mode) else 0
+                about = each.lstat()
+                total += about.st_size if stat.S_ISREG(about.st_mode) else 0
         return total
 
     def remove(self, key: str) -> None:

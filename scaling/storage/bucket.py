@@ -79,13 +79,13 @@ class Bucket(Storage):
         if not paths:
             return {}
         with _translated():
-            found = self.fs.cat(list(paths), on_error="return")
-            if not isinstance(found, dict):  # of one path fsspec gives the content alone
-                found = {next(iter(paths)): found}
-            for value in found.values():
+            contents = self.fs.cat(list(paths), on_error="return")
+            if not isinstance(contents, dict):  # of one path fsspec gives the content alone
+                contents = {next(iter(paths)): contents}
+            for value in contents.values():
                 if isinstance(value, Exception) and not isinstance(value, FileNotFoundError):
                     raise value
-        return {paths[path]: value for path, value in found.items() if isinstance(value, bytes)}
+        return {paths[path]: value for path, value in contents.items() if isinstance(value, bytes)}
 
     def create(self, key: str, text: str) -> bool:
         data = text.encode()
@@ -111,10 +111,10 @@ class Bucket(Storage):
     def names(self, key: str) -> list[str]:
         with _translated():
             try:
-                found = self.fs.ls(f"{self.root}/{key}".rstrip("/"), detail=False)
+                paths = self.fs.ls(f"{self.root}/{key}".rstrip("/"), detail=False)
             except FileNotFoundError:
                 return []
-        return sorted({path.rstrip("/").rpartition("/")[2] for path in found})
+        return sorted({path.rstrip("/").rpartition("/")[2] for path in paths})
 
     def walk(self) -> list[str]:
         with _translated():
@@ -125,8 +125,8 @@ class Bucket(Storage):
             if len(keys) < MANY:
                 return {key for key in keys if self.fs.exists(f"{self.root}/{key}")}
             top = {key.partition("/")[0] for key in keys}
-            found = {path for each in top for path in self.fs.find(f"{self.root}/{each}")}
-        return {key for key in keys if f"{self.root}/{key}" in found}
+            paths = {path for each in top for path in self.fs.find(f"{self.root}/{each}")}
+        return {key for key in keys if f"{self.root}/{key}" in paths}
 
     def modified(self, key: str) -> float:
         with _translated():
@@ -144,7 +144,7 @@ class Bucket(Storage):
 
     def size(self, key: str) -> int:
         with _translated():
-            return sum(found["size"] for found in self.fs.find(f"{self.root}/{key}", detail=True).values())
+            return sum(info["size"] for info in self.fs.find(f"{self.root}/{key}", detail=True).values())
 
     def remove(self, key: str) -> None:
         with _translated(), contextlib.suppress(FileNotFoundError):

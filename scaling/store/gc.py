@@ -70,7 +70,7 @@ class Needs:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Removable:
     """What can go: by run of those that ended and of those that did not, and temporary files.
 
     `left` counts the runs that are left as they are, by why.
@@ -101,7 +101,7 @@ class Copy:
         return f"checkpoints/{self.attempt}/{self.step}"
 
 
-def find(results: store.Store, run_ids: Collection[str] | None = None) -> Found:
+def find(results: store.Store, run_ids: Collection[str] | None = None) -> Removable:
     """What can be removed now, of all runs or of those given. Writes nothing.
 
     Raises ValueError where a sweep cannot be read, where a sweep, or a run with checkpoints, is of another version, and
@@ -125,7 +125,7 @@ def find(results: store.Store, run_ids: Collection[str] | None = None) -> Found:
             strays += _strays(results.files, f"runs/{run_id}/{folder}".rstrip("/"))
         if removals:
             (ended if run_id in needs.ended else unfinished)[run_id] = removals
-    return Found(needs, ended, unfinished, strays, left)
+    return Removable(needs, ended, unfinished, strays, left)
 
 
 def _removals(results: store.Store, run_id: str, needs: Needs) -> tuple[str, list[Removal]]:
@@ -143,18 +143,21 @@ def _removals(results: store.Store, run_id: str, needs: Needs) -> tuple[str, lis
 
 
 def remove(
-    results: store.Store, found: Found, on_removed: Callable[[Removal], None], warn: Callable[[str], None] = print
+    results: store.Store,
+    removable: Removable,
+    on_removed: Callable[[Removal], None],
+    warn: Callable[[str], None] = print,
 ) -> None:
     """Remove what was found; `on_removed` is called with each when it is gone.
 
     Of unfinished runs what may go under their lease; those that someone else took meanwhile are left as they are.
     """
-    _drop(results.files, found.strays, on_removed)
-    for run_id, removals in found.ended.items():
+    _drop(results.files, removable.strays, on_removed)
+    for run_id, removals in removable.ended.items():
         _drop(results.files, removals, on_removed)
         _tidy(results.run(run_id))
-    for run_id in found.unfinished:
-        _under_lease(results, run_id, found.needs, on_removed, warn)
+    for run_id in removable.unfinished:
+        _under_lease(results, run_id, removable.needs, on_removed, warn)
 
 
 def tidy(results: store.Store, run_ids: Iterable[str], stop: Callable[[], bool], log: Callable[[str], None]) -> None:
@@ -312,8 +315,8 @@ def _newest(run: backends.Storage, copies: Iterable[Copy]) -> set[Copy]:
 
 def _best(run: backends.Storage, copies: Iterable[Copy]) -> set[Copy]:
     """Of copies of one step the newest that can be read, or all where none can."""
-    found = next((copy for copy in sorted(copies, reverse=True) if _readable(run, copy)), None)
-    return set(copies) if found is None else {found}
+    readable = next((copy for copy in sorted(copies, reverse=True) if _readable(run, copy)), None)
+    return set(copies) if readable is None else {readable}
 
 
 def _readable(run: backends.Storage, copy: Copy) -> bool:
@@ -336,7 +339,7 @@ def _readable(run: backends.Storage, copy: Copy) -> bool:
 
 def _strays(files: backends.Storage, folder: str) -> list[Removal]:
     """Temporary files in a folder whose writer was a process of this host and has ended, or that are old."""
-    found = []
+    strays = []
     for name in files.names(folder):
         match = TEMPORARY.fullmatch(name)
         if match is None:
@@ -345,8 +348,8 @@ def _strays(files: backends.Storage, folder: str) -> list[Removal]:
         with contextlib.suppress(FileNotFoundError):  # it has its name by now
             dead = match["host"] == host.tag() and not host.started(int(match["pid"]))
             if dead or time.time() - files.modified(key) > STRAY_SECONDS:
-                found.append(Removal(key, files.size(key), "a temporary file of a writer that is gone"))
-    return found
+                strays.append(Removal(key, files.size(key), "a temporary file of a writer that is gone"))
+    return strays
 
 
 def _drop(

@@ -25,14 +25,14 @@ class RunSettings:
     def read(self, files: backends.Storage, run_ids: Iterable[str]) -> None:
         """Read the configs of runs that are not known yet: configs never change."""
         keys = {f"runs/{run_id}/config.json": run_id for run_id in run_ids if run_id not in self.runs}
-        found = files.read_many(list(keys))
+        contents = files.read_many(list(keys))
         for key, run_id in keys.items():
             path = f"{files}/{key}"
             self.damaged.pop(run_id, None)
             try:
-                if key not in found:
+                if key not in contents:
                     raise errors.UnreadableError(f"{path} is missing; {atomic.remedy(path)}")
-                stored = atomic.parse(found[key], path)
+                stored = atomic.parse(contents[key], path)
                 layout.check_config(path, stored)
                 self.add(run_id, stored["run"])
             except errors.UnreadableError as error:  # the other runs are read all the same, and this one's row says why
@@ -73,13 +73,13 @@ class RunSettings:
 
         Where the data lies does not count for runs of `one_corpus`.
         """
-        found = []
+        fields = []
         for parts in zip(*(self.runs[run_id] for run_id in run_ids if run_id in self.runs), strict=True):
             distinct = {id(part): part for part in parts}.values()
             if len(distinct) > 1:
                 names = dict.fromkeys(name for part in distinct for name in part)
-                found += [name for name in names if len({repr(part.get(name)) for part in distinct}) > 1]
-        return [name for name in found if not (one_corpus and name.startswith(PLACE))]
+                fields += [name for name in names if len({repr(part.get(name)) for part in distinct}) > 1]
+        return [name for name in fields if not (one_corpus and name.startswith(PLACE))]
 
 
 def beside(fields: Sequence[str], shown: Iterable[str]) -> list[str]:

@@ -296,15 +296,15 @@ class Store:
 
         run_ids = [member["run_id"] for member in self.sweep(sweep)["members"]]
         rows = self.results(run_ids)
-        found = {run_id: row["status"] for run_id, row in rows.items()}
+        statuses = {run_id: row["status"] for run_id, row in rows.items()}
         for run_id in (run_id for run_id in run_ids if run_id not in rows):
-            found[run_id] = self.status(run_id)["status"]
-            if found[run_id] in (*layout.OPEN, "failed"):
+            statuses[run_id] = self.status(run_id)["status"]
+            if statuses[run_id] in (*layout.OPEN, "failed"):
                 try:
                     record.counted(self, run_id)
                 except errors.UnreadableError:
-                    found[run_id] = layout.DAMAGED
-        return {run_id: found[run_id] for run_id in run_ids}
+                    statuses[run_id] = layout.DAMAGED
+        return {run_id: statuses[run_id] for run_id in run_ids}
 
     def open(self, run_ids: Iterable[str]) -> set[str]:
         """Those of the runs that are still to end: of ids that the store gave, or that it does not know yet."""

@@ -116,8 +116,8 @@ def _looped(program: programs.Program, run: config.Run) -> tuple[Any, Any]:
         def at(i: Any) -> Any:
             return jax.tree.map(lambda x: x[i], batches)
 
-        found = jax.eval_shape(parts.gradient, params, at(0), z_loss)
-        empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found)
+        shapes = jax.eval_shape(parts.gradient, params, at(0), z_loss)
+        empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         count = len(jax.tree.leaves(batches)[0])
         return jax.lax.fori_loop(0, count, lambda i, _: parts.gradient(params, at(i), z_loss), empty)
 
@@ -126,11 +126,11 @@ def _looped(program: programs.Program, run: config.Run) -> tuple[Any, Any]:
 
 def _medians(timed: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     """Median seconds of each, run in turn after a first round that compiles and warms up."""
-    found: dict[str, list[float]] = {name: [] for name in timed}
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
     for number in range(rounds + 1):
         for name, function in timed.items():
             begun = time.perf_counter()
             jax.block_until_ready(function())
             if number:
-                found[name].append(time.perf_counter() - begun)
-    return {name: statistics.median(values) for name, values in found.items()}
+                seconds[name].append(time.perf_counter() - begun)
+    return {name: statistics.median(values) for name, values in seconds.items()}

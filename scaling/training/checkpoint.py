@@ -68,7 +68,7 @@ class Checkpoints:
         a checkpoint of another config, and where there are checkpoints and none can be read.
         """
         damaged = ""
-        for step, number in sorted(processes.by_leader(lambda: self._found(at)), reverse=True):
+        for step, number in sorted(processes.by_leader(lambda: self._steps(at)), reverse=True):
             place = self.directories[number]
             read, wrong = None, ""
             try:
@@ -87,7 +87,7 @@ class Checkpoints:
             )
         return None
 
-    def _found(self, at: int | None) -> list[list[int]]:
+    def _steps(self, at: int | None) -> list[list[int]]:
         """Each step that there is a checkpoint of, and in which of the directories."""
         return [[step, i] for i, each in enumerate(self.directories) for step in each.steps() if at in (None, step)]
 

@@ -27,11 +27,11 @@ class Chunk:
 
     def data(self, program: programs.Program) -> list[Any]:
         """This process's rows of the batches of each run, or the places of their examples on the device."""
-        found = []
+        batches = []
         for run, at, count in zip(self.runs, self.starts, self.counts, strict=True):
             mine = mesh.rows(program.mesh, run.run.batch_size)
-            found.append((run.batches.places if program.resident else run.batches.chunk)(at, count, mine))
-        return found
+            batches.append((run.batches.places if program.resident else run.batches.chunk)(at, count, mine))
+        return batches
 
     def dispatch(self, data: Sequence[Any], program: programs.Program) -> steps.Dispatch:
         """The arrays of the dispatch; `data` may be of more steps than are left of a chunk."""
@@ -47,13 +47,13 @@ class Chunk:
 def planned(runs: Sequence[TrainingRun], most: int) -> list[Chunk]:
     """Chunks of up to `most` steps, each run's to its next stop at most, until all have done their steps."""
     at = [run.at for run in runs]
-    found: list[Chunk] = []
+    chunks: list[Chunk] = []
     while True:
         nexts = [min((s for s in run.stops if s > here), default=here) for run, here in zip(runs, at, strict=True)]
         counts = [min(most, stop - here) for stop, here in zip(nexts, at, strict=True)]
         if not any(counts):
-            return found
-        found.append(Chunk(runs, at, counts))
+            return chunks
+        chunks.append(Chunk(runs, at, counts))
         at = [here + count for here, count in zip(at, counts, strict=True)]
 
 

@@ -142,8 +142,8 @@ def _measured(
         if run.task.draws:
             places = np.arange(first, first + size, dtype=np.int32)[mine]
             draw = Draw(mesh.number(program.mesh, seed, np.uint32), mesh.put(program.mesh, places, ("batch",)))
-        found = jax.device_get(program.evaluate(params, program.put_batch(block), draw))
-        for name, (values, weights) in found.items():
+        measured = jax.device_get(program.evaluate(params, program.put_batch(block), draw))
+        for name, (values, weights) in measured.items():
             kept = [None if x is None else np.asarray(x, np.float64)[:, : count - first] for x in (values, weights)]
             blocks.setdefault(name, []).append(tuple(kept))
     return {name: Sums.from_blocks(each) for name, each in blocks.items()}

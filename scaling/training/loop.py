@@ -142,8 +142,8 @@ class TrainingPack:
         chunk, self.pending = self.pending, None
         if chunk is None or chunk.metrics is None:
             return
-        found = jax.device_get(chunk.metrics)._asdict()
-        metrics = {name: values for name, values in found.items() if values is not None}
+        fetched = jax.device_get(chunk.metrics)._asdict()
+        metrics = {name: values for name, values in fetched.items() if values is not None}
         self.clock.charge()
         for index, (run, start, count) in enumerate(zip(chunk.runs, chunk.starts, chunk.counts, strict=True)):
             if count and run.going:

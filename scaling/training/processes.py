@@ -221,8 +221,8 @@ def _failed(who: object) -> str:
 
 def _failures() -> dict[int, dict[str, Any]]:
     """Which processes have failed in the present work, and how."""
-    found = _client().key_value_dir_get(f"{KEY_PREFIX}/failed/{_work}")
-    return {int(key.rpartition("/")[2]): json.loads(value) for key, value in found}
+    entries = _client().key_value_dir_get(f"{KEY_PREFIX}/failed/{_work}")
+    return {int(key.rpartition("/")[2]): json.loads(value) for key, value in entries}
 
 
 def _parted() -> PartedError:

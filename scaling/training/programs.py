@@ -114,8 +114,8 @@ def _measured(program: Program) -> float:
     """Bytes that a pack takes: in a step, or where its state is copied to be stacked or saved. The most of any process,
     since the next size to be compiled, together, follows from it."""
     state = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.shapes))
-    found = max(memory.compiled(program.train), (program.members + 1) * state / program.mesh.shape["fsdp"])
-    return max(processes.gather(found))
+    taken = max(memory.compiled(program.train), (program.members + 1) * state / program.mesh.shape["fsdp"])
+    return max(processes.gather(taken))
 
 
 @functools.lru_cache(maxsize=64)

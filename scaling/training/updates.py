@@ -26,16 +26,16 @@ class Metrics(NamedTuple):
 
 @jax.named_scope("optimizer")
 def update(
-    setup: Setup, state: states.State, found: gradients.Gradient, rate: Array, decay: Array, clip: Array
+    setup: Setup, state: states.State, gradient: gradients.Gradient, rate: Array, decay: Array, clip: Array
 ) -> tuple[states.State, Metrics]:
     """The state after a step: p − rate · multiplier · direction − decay · p, of a gradient clipped to norm `clip`."""
-    norm = states.norm(found.of)
+    norm = states.norm(gradient.of)
     squared, variance = None, None
-    if found.square is not None:
+    if gradient.square is not None:
         sizes = setup.execution.sequences(setup.run.batch_size), setup.run.batch_size
-        squared, variance = noise.moments(found.square, states.squared_norm(found.of), *sizes)
+        squared, variance = noise.moments(gradient.square, states.squared_norm(gradient.of), *sizes)
     scale = jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12))
-    clipped = jax.tree.map(lambda g, p: (g * scale).astype(p.dtype), found.of, state.params)
+    clipped = jax.tree.map(lambda g, p: (g * scale).astype(p.dtype), gradient.of, state.params)
     directions, optimizer = setup.direction.update(clipped, state.optimizer, state.params)
     updates = {
         name: -(rate * setup.multipliers[name]) * step - (decay * state.params[name] if setup.decayed(name) else 0.0)
@@ -44,4 +44,4 @@ def update(
     params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), state.params, updates)
     size = states.norm(state.params)
     ratio = states.norm(updates) / size
-    return states.State(params, optimizer), Metrics(found.loss, norm, size, ratio, squared, variance)
+    return states.State(params, optimizer), Metrics(gradient.loss, norm, size, ratio, squared, variance)

@@ -110,9 +110,9 @@ class Endings:
         """Remove the checkpoints of a trunk whose branches have all ended, but for the last, if it is kept."""
         from scaling.training import checkpoint
 
-        found = self.work.runs.trunk_result(trunk_id)
-        if found is not None:
-            last = found[0].run.steps if self.work.execution.keep_last_checkpoint else None
+        result = self.work.runs.trunk_result(trunk_id)
+        if result is not None:
+            last = result[0].run.steps if self.work.execution.keep_last_checkpoint else None
             checkpoint.remove_all_but(self.work.results.checkpoints(trunk_id), last)
 
 

@@ -72,8 +72,8 @@ def run(work: Callable[[], int], signals: Sequence[int], launcher: str, log: Cal
     `signals` are those that ask `work` to stop; `launcher` is the variable with the process id of the launcher, whose
     end asks so too.
     """
-    found = find()
-    if found is None:
+    arguments = find()
+    if arguments is None:
         return work()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -82,7 +82,7 @@ def run(work: Callable[[], int], signals: Sequence[int], launcher: str, log: Cal
         return _wait(child, signals, os.environ.get(launcher), log)
     os.environ.pop(launcher, None)  # the parent turns the end of the launcher into a signal
     _die_with(parent)
-    _join(found, log)
+    _join(arguments, log)
     return _ended(work, log)
 
 

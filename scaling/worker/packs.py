@@ -58,10 +58,10 @@ class PackTrainer:
         """The end of a branch whose trunk diverged before the branch leaves it: the branch takes the same steps."""
         if queued.trunk is None or self.work.runs.has_trunk(queued):
             return None
-        found = self.work.runs.trunk_result(queued.trunk)
-        if found is None or found[1]["status"] != "diverged":
+        result = self.work.runs.trunk_result(queued.trunk)
+        if result is None or result[1]["status"] != "diverged":
             return None
-        trunk, row = found
+        trunk, row = result
         reached, step = round(row["flops_spent"] / row["flops"] * trunk.run.steps), queued.branch_step
         if step < reached:  # it leaves before the divergence, at a step without a checkpoint: trained from its start
             return None

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from scaling.config import grids
 from scaling.launch import environments, launcher, slots
 from scaling.launch.launchers import ray as rays
 from scaling.store import record
-from tests import waiting
+from tests import command, waiting
 from tests.sweep import trainers
 
 ray = pytest.importorskip("ray")
@@ -120,10 +119,9 @@ def sweep(tiny: Make) -> config.Sweep:
 def start(folder: Path, sweep: config.Sweep, address: str, *settings: str) -> subprocess.Popen[str]:
     """`scaling sweep` on a Ray cluster, with its results in a folder."""
     (folder / "seeds.json").write_text(sweep.to_json())
-    command = [sys.executable, "-m", "scaling.cli", "sweep", "seeds.json", "--launcher", "ray"]
     cluster = [word for setting in (f"address={address}", *settings) for word in ("--cluster", setting)]
     return subprocess.Popen(
-        [*command, *cluster],
+        command.line("sweep", "seeds.json", "--launcher", "ray", *cluster),
         cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 

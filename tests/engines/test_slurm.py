@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from scaling import config, store
 from scaling.config import grids
 from scaling.launch import stages
 from scaling.launch.launchers import local
+from tests import command
 from tests.engines import slurm_cluster
 
 pytestmark = pytest.mark.engines
@@ -49,8 +49,8 @@ def make_sweep(tiny: Make, tmp_path: Path) -> Callable[[str, int, int], config.S
 
 
 def sweeping(name: str, cwd: Path, env: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "scaling.cli", "sweep", f"{name}.json", *arguments]
-    return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    line = command.line("sweep", f"{name}.json", *arguments)
+    return subprocess.Popen(line, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def logs(name: str) -> dict[str, str]:

@@ -45,7 +45,7 @@ def test_every_row_has_a_citation_and_says_what_differs(noisy: papers.Findings) 
         assert found.ours is not None, f"{found.quantity}: {found.refused}"
         low, high = found.ours.interval
         assert low <= found.ours.value <= high
-        assert found.told
+        assert found.verdict_in_words
 
 
 def test_figures_are_drawn_with_labels(noisy: papers.Findings) -> None:
@@ -150,7 +150,7 @@ def test_verdicts(claim: tuple, ours: tuple, verdict: str) -> None:
     made = papers.compare("x", papers.PaperClaim("x", "here", *claim), lambda: _estimate(*ours), "why")
     assert made.verdict == verdict
     if verdict == "differs":
-        assert made.told.endswith("higher" if ours[0] > 0.5 else "lower")
+        assert made.verdict_in_words.endswith("higher" if ours[0] > 0.5 else "lower")
 
 
 def test_what_is_refused_is_shown_with_its_reason() -> None:

@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ import pytest
 import yaml
 from fsspec.implementations import dirfs, local
 
-from scaling import cli, store
+from scaling import store
 from scaling.worker import main
-from tests import conftest
+from tests import command, conftest
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "first-tpu-pod-sweep.md").read_text()
@@ -56,18 +55,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[str], tuple[int, str]]:
+def run(here: Path) -> Callable[[str], tuple[int, str]]:
     """Runs a command of `scaling` in this process; its code, and what it printed."""
 
     def call(line: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", shlex.split(os.path.expandvars(line)))
-        code: Any = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code or 0
-        printed = capsys.readouterr()
-        return code, printed.out + printed.err
+        ended = command.here(*shlex.split(os.path.expandvars(line))[1:], cwd=here)
+        return ended.code, ended.out + ended.err
 
     return call
 

@@ -13,7 +13,6 @@ from scaling.launch import launcher
 from scaling.launch.launchers import ray as rays
 from tests import command, conftest
 
-ROOT = Path(__file__).parents[2]
 FILES = {
     "own.py": f"""
         import my_family

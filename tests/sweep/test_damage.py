@@ -171,10 +171,10 @@ def test_gc_leaves_damaged_runs_and_the_trunks_of_damaged_branches(
         (folder / gc.FINISHED).touch()
     assert sum(len(removals) for removals in gc.find(results).unfinished.values()) == 1
     (results.folder(branch) / "config.json").write_text(CUT)
-    found = gc.find(results)
-    assert found.removals() == []
-    assert sum(found.left.values()) == 2
-    assert all("damaged" in why for why in found.left)
+    removable = gc.find(results)
+    assert removable.removals() == []
+    assert sum(removable.left.values()) == 2
+    assert all("damaged" in why for why in removable.left)
 
 
 def test_a_result_that_cannot_be_read_is_no_result(results: store.Store, make_run: Make, fill: Fill) -> None:

@@ -231,9 +231,9 @@ def test_nothing_of_a_run_that_is_trained_or_failed_goes(results: store.Store, m
         assert number == 1 or results.claim(run_ids[2], "worker")
         os.utime(folder / leases.key_of(number), (0, 0))
     before = tree(results)
-    found = gc.find(results)
-    assert found.removals() == []
-    assert sorted(found.left.values()) == [1, 1, 1]
+    removable = gc.find(results)
+    assert removable.removals() == []
+    assert sorted(removable.left.values()) == [1, 1, 1]
     assert clean(results) == []
     assert tree(results) == before
 
@@ -242,12 +242,12 @@ def test_a_run_that_a_worker_takes_meanwhile_is_left_to_it(results: store.Store,
     (run_id,) = fill(results, [make_run()])
     begin(results, run_id)
     save(results, run_id, 1, 1, 2, 3)
-    found = gc.find(results)
-    assert len(found.unfinished[run_id]) == 1
+    removable = gc.find(results)
+    assert len(removable.unfinished[run_id]) == 1
     taken = results.claim(run_id, "worker")
     assert taken is not None
     before = tree(results)
-    gc.remove(results, found, lambda removal: pytest.fail("removed from under a worker"))
+    gc.remove(results, removable, lambda removal: pytest.fail("removed from under a worker"))
     assert tree(results) == before
     assert not taken.lost
 
@@ -412,10 +412,10 @@ def test_a_bucket_is_cleaned_like_a_folder(bucket: store.Store, make_run: Make, 
     end(results, run_ids[0])
     begin(results, run_ids[1])
     assert results.claim(run_ids[2], "worker") is not None
-    found = gc.find(results)
-    assert {removal.size for removal in found.removals()} == {100}
+    removable = gc.find(results)
+    assert {removal.size for removal in removable.removals()} == {100}
     gone = clean(results)
-    assert sorted(gone) == sorted(removal.key for removal in found.removals())
+    assert sorted(gone) == sorted(removal.key for removal in removable.removals())
     assert [checkpoints(results, run_id) for run_id in run_ids] == [
         ["2/20"], ["2/15", "2/20"], ["1/10", "1/5", "2/10", "2/15", "2/20"],
     ]  # fmt: skip

@@ -18,7 +18,7 @@ from scaling.data import corpus as corpora
 from scaling.store import record
 from scaling.training import loop
 from scaling.worker import group, protocol
-from tests import conftest, on_devices, waiting
+from tests import command, conftest, on_devices, waiting
 
 pytestmark = pytest.mark.engines  # several processes that compute together
 
@@ -46,9 +46,12 @@ class Processes:
         self.processes = []
         for settings, log in zip(environments, self.logs, strict=True):
             with open(log, "wb") as file:
-                command = [sys.executable, "-m", "scaling.cli", "worker", str(results.path), "mine"]
                 started = subprocess.Popen(
-                    command, env={**os.environ, **settings}, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT
+                    command.line("worker", results.path, "mine"),
+                    env={**os.environ, **settings},
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    cwd=ROOT,
                 )
                 self.processes.append(started)
 

@@ -97,9 +97,9 @@ def _key(host: str, environment: Mapping[str, str], home: Path) -> tuple[str, st
     if file is None:
         return "", " (neither WANDB_API_KEY nor a netrc file)"
     try:
-        found = netrc.netrc(str(file)).authenticators(host)
+        entry = netrc.netrc(str(file)).authenticators(host)
     except netrc.NetrcParseError as error:  # whose message may hold what it could not read: a key
         return "", f" ({file} cannot be read, line {error.lineno})"
     except OSError as error:
         return "", f" ({file} cannot be read: {error.strerror})"
-    return (str(file), "") if found and found[2] else ("", f" (no entry for it in {file})")
+    return (str(file), "") if entry and entry[2] else ("", f" (no entry for it in {file})")

@@ -92,12 +92,12 @@ class Ray(launcher.Launcher):
 
     def device(self, job: launcher.Job) -> tuple[str, float | None]:
         """See `launcher.Launcher`. Raises ValueError where no cluster answers, or a run's mesh is not what is asked."""
-        found = nodes(self.address)
-        shape = self._shape(job.mesh, found)
+        cluster = nodes(self.address)
+        shape = self._shape(job.mesh, cluster)
         if not shape.accelerated:
-            limit = _memory(shape, found)
+            limit = _memory(shape, cluster)
             return "cpu", None if limit is None else limit / shape.devices
-        kinds = {self.gpu} if self.gpu else {kind for node in found if shape.held(node) for kind in _kinds(node)}
+        kinds = {self.gpu} if self.gpu else {kind for node in cluster if shape.held(node) for kind in _kinds(node)}
         if len(kinds) != 1:  # runs may meet any of them; each worker refuses what does not fit its own
             return "GPU", None
         (kind,) = kinds
@@ -107,13 +107,13 @@ class Ray(launcher.Launcher):
         """Each worker: what it reserves, and for each of its processes the environment and the command."""
         if not job.runs:
             return "nothing: every run has a result"
-        found = nodes(self.address)
-        shape = self._shape(job.mesh, found)
-        count = self._count(job, shape, found)
-        common = self._environment(shape, found, count)
+        cluster = nodes(self.address)
+        shape = self._shape(job.mesh, cluster)
+        count = self._count(job, shape, cluster)
+        common = self._environment(shape, cluster, count)
         hidden = dict.fromkeys(self.env, "(as here)")
         lines = [
-            f"# Ray cluster {self.address}: {_inventory(found)}",
+            f"# Ray cluster {self.address}: {_inventory(cluster)}",
             "# every process has its node's environment, what workers on one machine have beside it, and what is shown",
         ]
         group = "" if shape.hosts == 1 else f"a placement group, STRICT_SPREAD, of {shape.hosts} bundles with "
@@ -131,29 +131,29 @@ class Ray(launcher.Launcher):
 
         Raises ValueError where no cluster answers, or nothing in it holds a worker and none were asked for.
         """
-        found = nodes(self.address)
-        shape = self._shape(job.mesh, found)
-        count = self._count(job, shape, found)
+        cluster = nodes(self.address)
+        shape = self._shape(job.mesh, cluster)
+        count = self._count(job, shape, cluster)
         connect(self.address)
         from scaling.launch.launchers.ray import actors
 
         spec = actors.ProcessSpec(
             command=tuple(job.worker_command()),
             sources=job.sources(),
-            environment=self._environment(shape, found, count) | {name: os.environ[name] for name in self.env},
+            environment=self._environment(shape, cluster, count) | {name: os.environ[name] for name in self.env},
             cpu_devices=1 if shape.accelerated else shape.devices,
             folder=os.getcwd(),
             logs=None if "://" in job.store_path else str(store.Store(job.store_path).logs(job.sweep_name)),
         )
         return actors.RayWorkers(job.results(), job.sweep_name, shape, count, spec)
 
-    def _shape(self, mesh: config.Mesh, found: Sequence[Resources]) -> WorkerShape:
+    def _shape(self, mesh: config.Mesh, cluster: Sequence[Resources]) -> WorkerShape:
         """What a worker asks for: on the fewest hosts that some nodes of the cluster hold, unless settings say.
 
         Raises ValueError where settings and mesh disagree.
         """
         accelerated = (
-            self.gpu is not None or any(node.get("GPU") for node in found) if self.gpus is None else self.gpus > 0
+            self.gpu is not None or any(node.get("GPU") for node in cluster) if self.gpus is None else self.gpus > 0
         )
         if self.hosts is not None:
             counts = [self.hosts]
@@ -161,10 +161,10 @@ class Ray(launcher.Launcher):
             counts = [math.ceil(mesh.least / self.gpus)]
         else:
             counts = [count for count in range(1, mesh.least + 1) if mesh.least % count == 0]
-        shapes = [self._on(count, mesh, accelerated, found) for count in counts]
-        return next((shape for shape in shapes if shape.capacity(found, 1)), shapes[0])
+        shapes = [self._on(count, mesh, accelerated, cluster) for count in counts]
+        return next((shape for shape in shapes if shape.capacity(cluster, 1)), shapes[0])
 
-    def _on(self, hosts: int, mesh: config.Mesh, accelerated: bool, found: Sequence[Resources]) -> WorkerShape:
+    def _on(self, hosts: int, mesh: config.Mesh, accelerated: bool, cluster: Sequence[Resources]) -> WorkerShape:
         each = self.gpus if accelerated and self.gpus else math.ceil(mesh.least / hosts)
         rows, per_row = divmod(hosts * each, mesh.fsdp * mesh.tensor)
         if per_row or mesh.data not in (None, rows):
@@ -176,29 +176,29 @@ class Ray(launcher.Launcher):
         resources = {"CPU": float(self.cpus or each)}
         if accelerated:
             resources["GPU"] = float(each)
-        if self.gpu is not None and any(self.gpu in _kinds(node) for node in found):
+        if self.gpu is not None and any(self.gpu in _kinds(node) for node in cluster):
             resources[ACCELERATOR + self.gpu] = ANY
         return WorkerShape(hosts, each, resources)
 
-    def _count(self, job: launcher.Job, shape: WorkerShape, found: Sequence[Resources]) -> int:
+    def _count(self, job: launcher.Job, shape: WorkerShape, cluster: Sequence[Resources]) -> int:
         """How many workers to start: as many as were asked for, or the cluster holds, and at most one a run."""
         if job.workers is not None:
             return min(job.workers, job.runs)
-        count = shape.capacity(found, job.runs)
+        count = shape.capacity(cluster, job.runs)
         if job.runs and not count:
             where = "one node" if shape.hosts == 1 else f"each of {shape.hosts} nodes"
             raise ValueError(
-                f"a worker takes {in_words(shape.resources)} on {where}, and the Ray cluster has {_inventory(found)}; "
-                "ask for less (--cluster hosts=, gpus=, cpus=, or a smaller execution.mesh), or say how many workers "
-                "are to wait for nodes that will come (--workers)"
+                f"a worker takes {in_words(shape.resources)} on {where}, and the Ray cluster has "
+                f"{_inventory(cluster)}; ask for less (--cluster hosts=, gpus=, cpus=, or a smaller execution.mesh), "
+                "or say how many workers are to wait for nodes that will come (--workers)"
             )
         return count
 
-    def _environment(self, shape: WorkerShape, found: Sequence[Resources], count: int) -> dict[str, str]:
+    def _environment(self, shape: WorkerShape, cluster: Sequence[Resources], count: int) -> dict[str, str]:
         """What every worker has in its environment for being one of these."""
         settings = {protocol.WORKERS: str(count)}
         if not shape.accelerated:
-            limit = _memory(shape, found)
+            limit = _memory(shape, cluster)
             settings |= {"JAX_PLATFORMS": "cpu", devices.THREADS: f"{shape.resources['CPU']:.0f}"}
             settings |= {} if limit is None else {memory.LIMIT: f"{limit:.0f}"}
         return settings
@@ -277,13 +277,13 @@ def _own() -> Resources:
     }
 
 
-def _memory(shape: WorkerShape, found: Sequence[Resources]) -> float | None:
+def _memory(shape: WorkerShape, cluster: Sequence[Resources]) -> float | None:
     """Bytes for the arrays of one process on the CPU: its cores' share of the memory of a node; the least, where known.
 
     The same everywhere, so that all workers compute with the same microbatch.
     """
     cpus = shape.resources["CPU"]
-    shares = [node["memory"] * cpus / node["CPU"] for node in found if shape.held(node) and "memory" in node]
+    shares = [node["memory"] * cpus / node["CPU"] for node in cluster if shape.held(node) and "memory" in node]
     return max(0.0, min(shares) - memory.PROCESS_BYTES) if shares else None
 
 
@@ -291,15 +291,15 @@ def _kinds(node: Resources) -> list[str]:
     return [name.removeprefix(ACCELERATOR) for name in node if name.startswith(ACCELERATOR)]
 
 
-def _inventory(found: Sequence[Resources]) -> str:
+def _inventory(cluster: Sequence[Resources]) -> str:
     """`3 nodes: 2 × CPU 32, GPU 8, H100; CPU 4`."""
     counted = collections.Counter(
         ", ".join([*(f"{name} {node[name]:g}" for name in ("CPU", "GPU") if node.get(name)), *_kinds(node)])
         or "nothing"
-        for node in found
+        for node in cluster
     )
     each = "; ".join(f"{count} × {words}" if count > 1 else words for words, count in counted.items())
-    return f"{len(found)} node{'s' * (len(found) != 1)}: {each}"
+    return f"{len(cluster)} node{'s' * (len(cluster) != 1)}: {each}"
 
 
 def in_words(resources: Resources) -> str:

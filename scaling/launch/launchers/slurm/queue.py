@@ -104,13 +104,13 @@ class SlurmWorkers(launcher.Workers):
         """Ask Slurm what became of the jobs; where they are to stop, see to it that they do."""
         self._next_question = time.monotonic() + (STOPPING_SECONDS if self.stopping else QUEUE_SECONDS)
         try:
-            found = listed(self.name)
+            states = listed(self.name)
         except ConnectionError as error:  # a controller that is busy or restarted: the jobs go on
             self.messages.append(f"Slurm does not say what is in its queue, and is asked again: {error}")
             return
         self._states = {}
         for job in list(self.jobs):
-            state = found.get(job, found.get(job.partition("_")[0]))
+            state = states.get(job, states.get(job.partition("_")[0]))
             if state is not None and state.name not in ENDED:
                 self._states[job] = state.name
             else:
@@ -184,8 +184,8 @@ def listed(name: str) -> dict[str, JobState]:
     shown = subprocess.run([*command, "--Format=jobarrayid:|,state:|,exit_code:|"], capture_output=True, text=True)
     if shown.returncode:
         raise ConnectionError(shown.stderr.strip())
-    found = {}
+    states = {}
     for line in shown.stdout.splitlines():
         job, state, status = (part.strip() for part in line.split("|")[:3])
-        found[job] = JobState(state, int(status) >> 8)  # as `wait` has it
-    return found
+        states[job] = JobState(state, int(status) >> 8)  # as `wait` has it
+    return states
