@@ -15,7 +15,7 @@ with as much compute: what was trained far from the optimum obeys no sum of two 
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,10 +30,11 @@ EXCESS = 0.1
 SPREAD = 1.0
 DISTANCE = 0.006
 FAR = 100.0  # times the largest fitted run's FLOPs: no public table reaches so far, so nothing was tested there
+APART = 0.1  # of the loss, by which the laws may differ before that is warned about
 FEWEST = 3  # members that a mean and its spread need
 FORMAT = "scaling-prediction-1"
 WINDOW = 0.6  # log FLOPs of a group of runs whose least loss is a point of the envelope
-GRID = 400  # sizes tried for the best one
+SIZES, GRID = (1e3, 1e15), 4801  # parameters among which the best are sought, 0.6% apart
 MEMBERS: dict[str, tuple[str, dict[str, float]]] = {
     "hoffmann": ("hoffmann", {}),
     "hoffmann, α = β": ("hoffmann_shared", {}),
@@ -116,24 +117,42 @@ class Predictor:
     warnings: tuple[str, ...]
 
     def predict(self, at: pd.DataFrame | Mapping[str, Any], level: float = 0.95) -> Prediction:
-        """The loss of new runs of `params` and `tokens`; `flops` follow from the runs' rule where they are not given.
+        """The loss of new runs of `params` and `tokens`, of one of them and `flops`, or of `flops` at their best sizes.
 
-        Raises ValueError where an input is missing or no positive number.
+        `flops` follow from the runs' own rule where they are not given. Raises ValueError where an input is missing or
+        no positive number.
         """
         if not 0 < level < 1:
             raise ValueError(f"level = {level}: must lie between 0 and 1; 0.95 is usual")
-        first = next(iter(self.fits.values()))
-        given = fitting.inputs(first, at)
-        n, d = (np.atleast_1d(given[name]) for name in ("params", "tokens"))
-        spent = np.asarray(at["flops"], dtype=np.float64) if "flops" in at else self.rule.flops(n, d)
-        factor = np.atleast_1d(spent) / self.largest
+        n, d, c = self._places(at)
+        factor = c / self.largest
         members = self._members(n, d)
         logs = np.log(members.to_numpy())
         value, half = np.exp(logs.mean(axis=1)), self._half(logs, factor, level)
         return Prediction(
             value, value * np.exp(-half), value * np.exp(half), level, factor, members, self.statements,
-            (*self.warnings, *_doubts(members, factor)),
+            (*_doubts(members, factor), *self.warnings),
         )  # fmt: skip
+
+    def _places(self, at: pd.DataFrame | Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Parameters, tokens and FLOPs of new runs, an entry a run."""
+        given = {name: _positive(at[name], name) for name in ("params", "tokens", "flops") if name in at}
+        if not set(given) & {"tokens", "flops"} or not set(given) & {"params", "flops"}:
+            raise ValueError(
+                f"a prediction at {', '.join(map(str, at)) or 'nothing'} needs 'params' and 'tokens', one of them and "
+                "'flops', or 'flops' alone, for its best sizes; add what is missing"
+            )
+        if "params" not in given and "tokens" not in given:
+            best = [self._best(float(flops)) for flops in given["flops"]]
+            return np.array([n for n, _ in best]), np.array([d for _, d in best]), given["flops"]
+        if "tokens" not in given:
+            given["tokens"] = given["flops"] / self.rule.flops(given["params"], np.ones_like(given["params"]))
+        if "params" not in given:
+            sizes = self._sizes()
+            each = np.log(self.rule.flops(sizes, np.ones_like(sizes)))
+            wanted = np.log(given["flops"] / given["tokens"])
+            given["params"] = np.exp(np.interp(wanted, each, np.log(sizes)))
+        return given["params"], given["tokens"], given.get("flops", self.rule.flops(given["params"], given["tokens"]))
 
     def _members(self, n: np.ndarray, d: np.ndarray) -> pd.DataFrame:
         at = {"params": n, "tokens": d}
@@ -144,23 +163,37 @@ class Predictor:
         beyond = np.log(np.maximum(factor, 1.0))
         return quantile(level) * np.sqrt((SPREAD * spread) ** 2 + (DISTANCE * beyond) ** 2 + self.scatter**2)
 
+    @staticmethod
+    def _sizes() -> np.ndarray:
+        return np.geomspace(*SIZES, GRID)
+
+    def _along(self, flops: float) -> tuple[np.ndarray, np.ndarray, Float[np.ndarray, "sizes members"]]:
+        """Sizes and tokens that cost a budget, of a token or more, and the log losses of the members there."""
+        n = self._sizes()
+        d = flops / self.rule.flops(n, np.ones_like(n))
+        n, d = n[d >= 1], d[d >= 1]
+        return n, d, np.log(self._members(n, d).to_numpy())
+
+    def _best(self, flops: float) -> tuple[float, float]:
+        n, d, logs = self._along(flops)
+        best = int(logs.mean(axis=1).argmin())
+        return float(n[best]), float(d[best])
+
     def allocate(self, flops: float, level: float = 0.95) -> Budget:
         """The sizes of the least loss at a budget, by the FLOP rule of the runs; ValueError unless it is positive."""
         if not 0 < flops < np.inf:
             raise ValueError(f"flops = {flops}: must be positive and finite; pass a budget in FLOPs such as 1e21")
-        n = np.geomspace(1e3, 1e15, GRID * 12 + 1)
-        d = flops / self.rule.flops(n, np.ones_like(n))
-        kept = d >= 1
-        n, d = n[kept], d[kept]
-        logs = np.log(self._members(n, d).to_numpy())
-        best, each = int(logs.mean(axis=1).argmin()), logs.argmin(axis=0)
+        n, d, logs = self._along(flops)
         mean = logs.mean(axis=1)
-        wrong = [float(np.expm1(np.interp(np.log(n[best] * f), np.log(n), mean) - mean[best])) for f in (0.5, 2.0)]
+        best, each = int(mean.argmin()), logs.argmin(axis=0)
+        half, twice = (
+            float(np.expm1(np.interp(np.log(n[best] * factor), np.log(n), mean) - mean[best])) for factor in (0.5, 2.0)
+        )
         n_star, d_star = (
             uncertainty.Estimate(float(x[best]), (float(x[each].min()), float(x[each].max())), level) for x in (n, d)
         )
-        loss = self.predict({"params": n[[best]], "tokens": d[[best]], "flops": np.array([flops])}, level)
-        return Budget(float(flops), n_star, d_star, loss, (wrong[0], wrong[1]))
+        loss = self.predict({"params": n[[best]], "tokens": d[[best]], "flops": [flops]}, level)
+        return Budget(float(flops), n_star, d_star, loss, (half, twice))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything as JSON, the fits with their runs."""
@@ -176,8 +209,8 @@ def load(path: str | os.PathLike[str]) -> Predictor:
     """A saved predictor; ValueError where the file is none."""
     record = fitting.read(path, FORMAT, "a saved prediction", "Predictor.save")
     fits = {name: fitting.of_record(each, path) for name, each in record["fits"].items()}
-    rule, told = surfaces.FlopRule(**record["rule"]), (tuple(record[name]) for name in ("statements", "warnings"))
-    return Predictor(fits, record["refused"], rule, record["largest"], record["scatter"], *told)
+    rule, texts = surfaces.FlopRule(**record["rule"]), (tuple(record[name]) for name in ("statements", "warnings"))
+    return Predictor(fits, record["refused"], rule, record["largest"], record["scatter"], *texts)
 
 
 def predictor(
@@ -188,7 +221,7 @@ def predictor(
     Raises `Refused` (a ValueError) where fewer than three of the laws can be fitted to the runs.
     """
     columns = {"params": params, "tokens": tokens, "flops": flops}
-    whole, made = definitions.complete(frame, tuple(columns), columns)
+    whole, derived = definitions.complete(frame, tuple(columns), columns)
     chosen = checks.runs(whole)
     n, d, c, y = (checks.column(chosen.frame, name, "a prediction") for name in (*columns.values(), loss))
     weight = weights(c, y)
@@ -209,7 +242,7 @@ def predictor(
         f"the mean of {len(fits)} laws: {', '.join(fits)}",
         f"runs weigh (C/C_max)^{COMPUTE:g} / (1 + (e/{EXCESS:g})²), e the log of loss over the least at as much "
         f"compute: {int((weight / weight.max() < 0.1).sum())} of {len(weight)} weigh less than a tenth of the heaviest",
-        *(f"made: {line}" for line in made),
+        *derived,
         *(f"left out: {name}: {reason}" for name, reason in refused.items()),
         *checks.left_out(chosen),
     ]
@@ -253,11 +286,24 @@ def quantile(level: float) -> float:
     return float(scipy.special.stdtrit(5, (1 + level) / 2))
 
 
-def _doubts(members: pd.DataFrame, factor: np.ndarray) -> list[str]:
-    found = []
+def _positive(values: Any, name: str) -> np.ndarray:
+    numbers = np.atleast_1d(np.asarray(values, dtype=np.float64))
+    if (bad := ~(np.isfinite(numbers) & (numbers > 0))).any():
+        raise ValueError(f"{name} = {numbers[bad][0]:g}: a prediction needs positive finite numbers; fix or drop it")
+    return numbers
+
+
+def _doubts(members: pd.DataFrame, factor: np.ndarray) -> Iterator[str]:
+    """What to doubt of a prediction: how far it reaches, and how much the laws differ there."""
     if (factor > FAR).any():
-        found.append(
+        yield (
             f"{factor.max():.3g} times the FLOPs of the largest run: intervals were tested up to {FAR:g} times; train "
             "a run in between"
         )
-    return found
+    lowest, highest = members.min(axis=1), members.max(axis=1)
+    if (apart := highest / lowest - 1).max() > APART:
+        worst = int(apart.to_numpy().argmax())
+        yield (
+            f"the laws differ by {apart[worst]:.0%} ({lowest[worst]:.4f} to {highest[worst]:.4f}), more than "
+            f"{APART:.0%}: these runs do not say which form holds so far out; train larger ones"
+        )
