@@ -11,11 +11,12 @@ alike: of several learning rates the best, of repeated data what is seen once.
 
 `--choose` compares settings: exponents of the weights, member sets and the two constants of the interval, by the least
 error and then the least interval score over all sources; and again with each source left out in turn, scored on it.
+`--planted N` counts instead how often the interval of a new run holds on N sweeps of each known law and noise.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,8 @@ class Settings:
 
     choose: bool = False
     """Compare settings instead of scoring the ones that are set."""
+    planted: int = 0
+    """Sweeps a planted law and noise; 0: public tables."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,9 +61,12 @@ def tables() -> Iterator[tuple[str, str, pd.DataFrame]]:
     """The source, the name and the runs of each table."""
     yield "besiroglu2024", "", datasets.load("besiroglu2024").query("excluded_in_published_fit == 0")
     porian = datasets.load("porian2024")
-    keys = ["dataset", "hparams", "warmup", "decay", "param_count", "loss_kind"]
-    for key, rows in porian.groupby(keys):
-        yield "porian2024", " ".join(map(str, key)), rows
+    keys = ["dataset", "hparams", "warmup", "decay"]
+    for key, rows in porian.groupby(
+        keys
+    ):  # the same runs under one count of parameters, with embeddings where there is
+        count = "standard" if (rows["param_count"] == "standard").any() else rows["param_count"].iloc[0]
+        yield "porian2024", " ".join(map(str, key)), rows[rows["param_count"] == count]
     for key, rows in datasets.load("brandfonbrener2024").groupby("train_set"):
         yield "brandfonbrener2024", str(key), rows
     for name in ("steplaw2025", "misfitting2025"):
@@ -221,8 +227,72 @@ def choose(every: Sequence[Case]) -> None:
           f"interval score {by_source(whole, interval_score(whole)).mean():.1f}%")  # fmt: skip
 
 
+def hoffmann(n: np.ndarray, d: np.ndarray) -> np.ndarray:
+    return np.asarray(1.82 + 482.0 / n**0.348 + 2085.0 / d**0.366)  # Besiroglu et al. 2024, arXiv 2404.10102
+
+
+TRUTHS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "hoffmann": hoffmann,
+    "hoffmann with an interaction": lambda n, d: hoffmann(n, d) * np.exp(-0.004 * np.log(n / 1e8) * np.log(d / 2e9)),
+    "kaplan": lambda n, d: ((1e14 / n) ** (0.08 / 0.1) + 5e13 / d) ** 0.1,  # the form with round constants
+        ((8.8e13 / n) ** (0.076 / 0.095) + 5.4e13 / d) ** 0.095
+    ),  # Kaplan et al. 2020, arXiv 2001.08361
+    "broken": lambda n, d: 1.82 + 482.0 / n**0.348 * (1 + (n / 3e8) ** 2) ** (0.5 * 0.1) + 2085.0 / d**0.366,
+}
+NOISES = (0.001, 0.003, 0.01)
+REACHES = (3.0, 10.0, 30.0)
+
+
+def swept(truth: str, noise: float, seed: int) -> pd.DataFrame:
+    """Five budgets from 1e18 to 1e20 FLOPs, seven sizes each about the best of the truth, with noise of log L."""
+    budgets = np.geomspace(1e18, 1e20, 5)
+    n = np.concatenate([best(truth, c)[0] * np.geomspace(0.25, 4.0, 7) for c in budgets])
+    c = np.repeat(budgets, 7)
+    d = c / 6 / n
+    scattered = TRUTHS[truth](n, d) * np.exp(noise * np.random.default_rng(seed).standard_normal(len(n)))
+    return pd.DataFrame({"params": n, "tokens": d, "flops": c, "loss": scattered})
+
+
+def best(truth: str, flops: float) -> tuple[float, float]:
+    """Parameters and tokens of the least loss at 6ND = C."""
+    n = np.geomspace(1e6, 1e13, 20_001)
+    at = int(TRUTHS[truth](n, flops / 6 / n).argmin())
+    return float(n[at]), float(flops / 6 / n[at])
+
+
+def planted(count: int) -> None:
+    """The share of new runs, with noise of their own, inside the intervals."""
+    for truth, noise in itertools.product(TRUTHS, NOISES):
+        rows = []
+        for seed in range(count):
+            runs = swept(truth, noise, seed)
+            n, d = np.array([best(truth, reach * runs["flops"].max()) for reach in REACHES]).T
+            result = prediction.predict(runs, {"params": n, "tokens": d})
+            own = noise * np.random.default_rng(10_000 + seed).standard_normal(len(n))
+            measured = TRUTHS[truth](n, d) * np.exp(own)
+            rows.append(
+                pd.DataFrame(
+                    {
+                        "reach": REACHES,
+                        "inside": (result.low < measured) & (measured < result.high),
+                        "error": np.log(result.value / measured),
+                        "half": np.log(result.high / result.low) / 2,
+                    }
+                )
+            )
+        table = pd.concat(rows)
+        each = table.groupby("reach").agg(inside=("inside", "mean"), error=("error", "mean"), half=("half", "median"))
+        listed = "; ".join(
+            f"×{reach:g}: {row.inside:.0%}, {row.error:+.2%}, ±{row.half:.1%}" for reach, row in each.iterrows()
+        )
+        print(f"{truth}, noise {noise:.1%}: {table['inside'].mean():.1%} inside ({listed})", flush=True)
+
+
 def main() -> None:
     settings = tyro.cli(Settings, description=__doc__)
+    if settings.planted:
+        planted(settings.planted)
+        return
     every = list(cases())
     of = {(case.source, case.table) for case in every}
     print(f"{len(every)} cases of {len(of)} tables of {len({source for source, _ in of})} sources")
