@@ -235,8 +235,6 @@ TRUTHS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "hoffmann": hoffmann,
     "hoffmann with an interaction": lambda n, d: hoffmann(n, d) * np.exp(-0.004 * np.log(n / 1e8) * np.log(d / 2e9)),
     "kaplan": lambda n, d: ((1e14 / n) ** (0.08 / 0.1) + 5e13 / d) ** 0.1,  # the form with round constants
-        ((8.8e13 / n) ** (0.076 / 0.095) + 5.4e13 / d) ** 0.095
-    ),  # Kaplan et al. 2020, arXiv 2001.08361
     "broken": lambda n, d: 1.82 + 482.0 / n**0.348 * (1 + (n / 3e8) ** 2) ** (0.5 * 0.1) + 2085.0 / d**0.366,
 }
 NOISES = (0.001, 0.003, 0.01)
