@@ -2,15 +2,16 @@
 
 One law's interval knows the scatter of the runs and takes its own form for the truth; what misses a run far above is
 the form. Here several forms are fitted to the same runs, their mean is the prediction, and the interval grows with what
-they disagree about and with the distance beyond the runs:
+they disagree about, which is more the further the target lies beyond the runs:
 
     log L = mean of log f_m,    half = T · sqrt((SPREAD · s)² + (DISTANCE · log factor)² + σ²)
 
 s is the standard deviation of the members' log f_m, `factor` the target's FLOPs over the largest fitted run's (1 where
-it lies among the runs), σ the scatter of single runs about the members' mean. Runs weigh by how much they say about the
-target: w = (C / C_max)^COMPUTE / (1 + (e / EXCESS)²), e the log of a run's loss over the least loss that was reached
-with as much compute: what was trained far from the optimum obeys no sum of two powers. The constants are set by
-`python -m benchmarks.prediction` on public tables.
+it lies among the runs), σ the scatter of single runs about the member that is nearest to them, T a quantile of
+Student's t with five degrees of freedom. Runs weigh by how much they say about the target:
+w = (C / C_max)^COMPUTE / (1 + (e / EXCESS)²), e the log of a run's loss over the least loss that was reached with as
+much compute: what was trained far from the optimum obeys no sum of two powers. `docs/predictions.md` says how the
+constants were chosen (`python -m benchmarks.prediction --choose`) and where the intervals fail.
 """
 
 import dataclasses
@@ -27,8 +28,8 @@ from analysis import checks, definitions, errors, fitting, surfaces, uncertainty
 
 COMPUTE = 0.5
 EXCESS = 0.1
-SPREAD = 1.0
-DISTANCE = 0.006
+SPREAD = 0.5
+DISTANCE = 0.004
 FAR = 100.0  # times the largest fitted run's FLOPs: no public table reaches so far, so nothing was tested there
 APART = 0.1  # of the loss, by which the laws may differ before that is warned about
 FEWEST = 3  # members that a mean and its spread need
@@ -105,7 +106,7 @@ class Predictor:
     """Laws of N and D fitted to the same runs, which predict new ones together.
 
     `refused` says of each law that the runs do not carry why; `rule` is what a run costs; `scatter` the standard
-    deviation of single runs' log losses about the mean of the laws.
+    deviation of single runs' log losses about the law that is nearest to them.
     """
 
     fits: dict[str, fitting.Fit]
@@ -236,7 +237,7 @@ def predictor(
         raise errors.Refused(
             f"{len(fits)} of {len(MEMBERS)} laws can be fitted to these runs: {next(iter(refused.values()))}"
         )
-    logs = np.mean([np.log(fit.predict(runs)) for fit in fits.values()], axis=0)
+    scatter = min(_scatter(np.log(y / fit.predict(runs)), weight) for fit in fits.values())
     rule = surfaces.flop_rule(runs, "params", "tokens", "flops")
     statements = [
         f"the mean of {len(fits)} laws: {', '.join(fits)}",
@@ -247,7 +248,7 @@ def predictor(
         *checks.left_out(chosen),
     ]
     pooled = next(iter(fits.values())).warnings
-    return Predictor(fits, refused, rule, float(c.max()), _scatter(np.log(y) - logs, weight), tuple(statements), pooled)
+    return Predictor(fits, refused, rule, float(c.max()), scatter, tuple(statements), pooled)
 
 
 def predict(
