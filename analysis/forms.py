@@ -56,8 +56,8 @@ class Powers(NamedTuple):
     """L = E + (A/N^α + B/D^β)^γ, A and B as logarithms: of such a law the optimum has a closed form."""
 
     E: Any
-    log_A: Any
-    log_B: Any
+    log_a: Any
+    log_b: Any
     alpha: Any
     beta: Any
     gamma: Any

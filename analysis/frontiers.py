@@ -172,6 +172,6 @@ def _surface(
 def _local(fit: fitting.Fit, flops: float) -> str:
     few, many = optima.RATIOS
     return (
-        f"exponents are the slopes of log N* and log D* in log C at {flops:.3g} FLOPs, the largest run's: the optima of "
+        f"exponents are slopes of log N* and log D* in log C at {flops:.3g} FLOPs, the largest run's: the optima of "
         f"{fit.law.name!r} follow no power law; they are minima in N with {few:g} to {many:g} tokens per parameter"
     )

@@ -60,7 +60,9 @@ def ends(flops: np.ndarray | float, rule: "surfaces.FlopRule", served: float) ->
 
 # below level 1 of optimisation such programs run many times slower, above it no faster, and compile for longer
 @functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 1})
-def _slopes(law: "forms.Law", params: dict[str, Array], n: Array, d: Array, dn: Array, dd: Array) -> tuple[Array, Array]:
+def _slopes(
+    law: "forms.Law", params: dict[str, Array], n: Array, d: Array, dn: Array, dd: Array
+) -> tuple[Array, Array]:
     """The law at (N, D) and its derivative along (dN, dD)."""
     value, slope = jax.jvp(lambda n, d: law({"params": n, "tokens": d}, params), (n, d), (dn, dd))
     return value, slope

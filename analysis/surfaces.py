@@ -238,38 +238,38 @@ class Surface:
 
 
 def _at(powers: forms.Powers, cost: np.ndarray, kappa: np.ndarray, served: float) -> np.ndarray:
-    E, log_A, log_B, alpha, beta, power = powers
+    E, log_a, log_b, alpha, beta, power = powers
     with np.errstate(divide="ignore", invalid="ignore"):  # of a resample in which a term vanished
-        log_n = (np.log(alpha / (kappa * beta)) + log_A - log_B + beta * cost) / (alpha + kappa * beta)
+        log_n = (np.log(alpha / (kappa * beta)) + log_a - log_b + beta * cost) / (alpha + kappa * beta)
         log_d = cost - kappa * log_n
         if served:
 
             def excess(log_d: np.ndarray) -> np.ndarray:
                 tokens = np.logaddexp(log_d, np.log(served))
-                gain = np.log(alpha) + log_A - alpha * (cost - tokens) / kappa
-                return np.asarray(np.log(kappa * beta) + log_B + tokens - (beta + 1) * log_d - gain)
+                gain = np.log(alpha) + log_a - alpha * (cost - tokens) / kappa
+                return np.asarray(np.log(kappa * beta) + log_b + tokens - (beta + 1) * log_d - gain)
 
             start, slopes = excess(log_d), np.stack([beta + 1, beta + alpha / kappa])
             log_d = optima.root(excess, *np.sort(log_d + start / slopes, axis=0))
             log_n = (cost - np.logaddexp(log_d, np.log(served))) / kappa
-        loss = E + np.exp(power * np.logaddexp(log_A - alpha * log_n, log_B - beta * log_d))
+        loss = E + np.exp(power * np.logaddexp(log_a - alpha * log_n, log_b - beta * log_d))
     return np.stack([np.exp(log_n), np.exp(log_d), loss], axis=-1)
 
 
 def _reach(powers: forms.Powers, k: np.ndarray, kappa: np.ndarray, loss: float, served: float) -> np.ndarray:
-    E, log_A, log_B, alpha, beta, power = powers
+    E, log_a, log_b, alpha, beta, power = powers
     with np.errstate(divide="ignore", invalid="ignore"):
         room = np.log(np.where(loss > E, loss - E, np.nan)) / power
 
         def log_tokens(v: np.ndarray) -> np.ndarray:
-            return np.asarray((log_B - room + np.logaddexp(0.0, v)) / beta)
+            return np.asarray((log_b - room + np.logaddexp(0.0, v)) / beta)
 
         def excess(v: np.ndarray) -> np.ndarray:
             return np.asarray(np.log(kappa * beta / alpha) + np.log1p(served * np.exp(-log_tokens(v))) - v)
 
         low = np.log(kappa * beta / alpha)
         v = optima.root(excess, low, low + np.log1p(served * np.exp(-log_tokens(low)))) if served else low
-        log_n = (log_A - room + np.logaddexp(0.0, -v)) / alpha
+        log_n = (log_a - room + np.logaddexp(0.0, -v)) / alpha
         log_d = log_tokens(v)
     flops = np.log(k) + kappa * log_n + (np.logaddexp(log_d, np.log(served)) if served else log_d)
     solution = np.exp(np.stack([flops, log_n, log_d], axis=-1))
