@@ -25,9 +25,8 @@ if typing.TYPE_CHECKING:
     from analysis import forms, surfaces
 
 RATIOS = (1e-4, 1e8)  # D/N between which an optimum is looked for
-SIZES = 64  # tried between the ends, before the root is halved for
+SIZES, ROUNDS = 40, 4  # between two ends, and how often the next two are neighbours of the last: 6e-6 of log N are left
 HALVINGS = 100
-NARROWED = 40  # halvings of a step between two sizes, which is a few tenths of log N
 STEPS, STRIDE, SETTLED = 30, 3.0, 1e-12  # of the search for a loss, in log C: how many, the longest, the last
 
 Samples = Mapping[str, Float[np.ndarray, " samples"]]
@@ -44,18 +43,16 @@ def root(
     return (low + high) / 2
 
 
-def ends(flops: np.ndarray | float, rule: "surfaces.FlopRule", served: float) -> tuple[np.ndarray, np.ndarray]:
-    """log N between which D/N is within RATIOS; `served` is T/3."""
+def ends(flops: np.ndarray | float, rule: "surfaces.FlopRule", served: float) -> Float[np.ndarray, "2 *shape"]:
+    """log N where D/N is the largest and the least of RATIOS; `served` is T/3."""
+    ratio = np.reshape(RATIOS[::-1], (2, *[1] * np.ndim(flops)))
 
-    def size(ratio: float) -> np.ndarray:
-        def left(log_n: np.ndarray) -> np.ndarray:
-            n = np.exp(log_n)
-            return np.asarray(np.log(flops) - np.log(rule.per_token(n)) - np.log(n * ratio + served))
+    def left(log_n: np.ndarray) -> np.ndarray:
+        n = np.exp(log_n)
+        return np.asarray(np.log(flops) - np.log(rule.per_token(n)) - np.log(n * ratio + served))
 
-        return root(left, np.full(np.shape(flops), -100.0), np.full(np.shape(flops), 200.0))
-
-    few, many = RATIOS
-    return size(many), size(few)
+    start = np.full((2, *np.shape(flops)), -100.0)
+    return root(left, start, start + 300, 40)
 
 
 # below level 1 of optimisation such programs run many times slower, above it no faster, and compile for longer
@@ -86,21 +83,26 @@ def minima(
     def along(log_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         n = np.exp(log_n)
         d, total = tokens(n)
-        value, slope = _slopes(law, params, n, d, n, -rule.tangent(n)[1] * total)
-        return np.asarray(value), np.asarray(slope)
+        value, slope = _slopes(law, params, n, d, n, np.broadcast_to(-rule.tangent(n)[1] * total, n.shape))
+        return np.array(value), np.array(slope)
 
-    low, high = (np.broadcast_to(end, count + padding[1]) for end in ends(flops, rule, served))
-    sizes = low + np.linspace(0, 1, SIZES)[:, None] * (high - low)
+    low, high = np.broadcast_to(ends(flops, rule, served).T, (count + padding[1], 2)).T
+    every, there = np.arange(len(low)), np.ones(len(low), dtype=bool)
     with solver.precise(), np.errstate(all="ignore"):  # of a sample that is not finite so far out
-        value, slope = (np.stack(part) for part in zip(*map(along, sizes), strict=True))
-        turns = (slope[:-1] < 0) & (slope[1:] >= 0)
-        least = np.where(turns, np.fmin(value[:-1], value[1:]), np.inf)
-        best, every = least.argmin(axis=0), np.arange(least.shape[1])
-        log_n = root(lambda x: -along(x)[1], sizes[best, every], sizes[best + 1, every], NARROWED)
-        loss = along(log_n)[0]
-    n = np.exp(log_n)
+        for narrowed in range(ROUNDS):
+            sizes = low + np.linspace(0, 1, SIZES)[:, None] * (high - low)
+            value, slope = along(sizes)
+            if narrowed:  # between two places that rounding may move onto the root
+                slope[0], slope[-1] = np.minimum(slope[0], -1e-300), np.maximum(slope[-1], 0)
+            turns = (slope[:-1] < 0) & (slope[1:] >= 0)
+            there &= turns.any(axis=0)
+            first = np.where(turns, np.fmin(value[:-1], value[1:]), np.inf).argmin(axis=0)
+            low, high = sizes[first, every], sizes[first + 1, every]
+        falls, rises = slope[first, every], slope[first + 1, every]
+        step = falls / (falls - rises) * (high - low)  # the slope is straight over so little
+        n, loss = np.exp(low + step), value[first, every] + falls * step / 2
     solution = np.stack([n, tokens(n)[0], loss], axis=-1)
-    return np.where(turns.any(axis=0)[:, None], solution, np.nan)[:count]
+    return np.where(there[:, None], solution, np.nan)[:count]
 
 
 def reach(

@@ -11,8 +11,8 @@ import analysis
 from analysis import frontiers, laws, solver, surfaces, uncertainty
 
 BEND = surfaces.Bend(6.0, 0.8, 0.6, 1e6)
+SIX = surfaces.FlopRule(6.0, 1.0, "test")
 RULES = {
-    "6ND": surfaces.FlopRule(6.0, 1.0, "test"),
     "power": surfaces.FlopRule(10.0, 0.9, "test"),
     "bent": surfaces.FlopRule(7.0, 0.95, "test", BEND),
 }
@@ -59,7 +59,7 @@ def test_a_search_finds_the_closed_form(name, rule, served) -> None:
     for flops in (1e16, 1e23):
         exact = laws.get(name).optimum(params, flops, rule, served)
         np.testing.assert_allclose(law.optimum(params, flops, rule, served), exact, rtol=1e-6)
-    samples = {key: np.full(2, value) for key, value in params.items()}
+    samples = {key: np.full(1, value) for key, value in params.items()}
     one, other = (surfaces.Surface(form, samples, rule, 1e20) for form in (law, laws.get(name)))
     loss = float(exact[0, 2])
     np.testing.assert_allclose(one.reach(loss, served), other.reach(loss, served), rtol=1e-6)
@@ -77,20 +77,19 @@ def test_a_search_finds_the_least_of_a_dense_grid(name, rule, served) -> None:
     for flops in (1e19, 1e22):
         ((n, d, loss),) = law.optimum(params, flops, rule, served)
         assert rule.per_token(n) * (d + served / 3) == pytest.approx(flops, rel=1e-12)
-        sizes = n * np.exp(np.linspace(-3, 3, 60_001))
+        sizes = n * np.exp(np.linspace(-3, 3, 6001))
         left = flops / rule.per_token(sizes) - served / 3
-        possible = left > 0.1 * sizes
-        at = {"params": sizes[possible], "tokens": left[possible]}
         with solver.precise():
-            dense = np.asarray(law(at, params))
-        assert loss <= dense.min()
-        assert n == pytest.approx(at["params"][dense.argmin()], rel=2e-4)
+            dense = np.asarray(law({"params": sizes, "tokens": np.maximum(left, 1.0)}, params))
+        dense = np.where(left > 0.1 * sizes, dense, np.inf)
+        assert dense.min() * (1 - 1e-6) < loss < dense.min() * (1 + 1e-12)
+        assert n == pytest.approx(sizes[dense.argmin()], rel=1e-3)
 
 
 def test_kaplans_constants_give_their_exponent_and_optimum() -> None:
     """N* ∝ C^(α_D / (α_N + α_D)) of L(N, D) under 6ND: 0.575. Their C^0.73 is of L(N, S) and batches that grow."""
     samples = {name: np.array([value]) for name, value in KAPLAN.items()}
-    surface = surfaces.Surface(laws.get("kaplan"), samples, RULES["6ND"], 1e20)
+    surface = surfaces.Surface(laws.get("kaplan"), samples, SIX, 1e20)
     assert surface.exponents[0] == pytest.approx([0.103 / 0.179, 0.076 / 0.179], rel=1e-12)
     ((n, _, loss),) = surface.at(1e20)
     sizes = n * np.exp(np.linspace(-2, 2, 40_001))
@@ -103,11 +102,11 @@ def test_samples_without_an_optimum_are_missing_and_others_are_not_touched() -> 
     law, params = searching("hoffmann"), CLOSED["hoffmann"]
     samples = {name: np.full(5, value) for name, value in params.items()}
     samples["A"] = params["A"] * np.array([1.0, 0.5, 0.0, 2.0, 1e-9])
-    several = law.optimum(samples, 1e21, RULES["6ND"])
+    several = law.optimum(samples, 1e21, SIX)
     assert np.isnan(several).all(axis=1).tolist() == [False, False, True, False, True]
     for i in (0, 1, 3):
         one = {name: values[i] for name, values in samples.items()}
-        np.testing.assert_allclose(several[i], laws.get("hoffmann").optimum(one, 1e21, RULES["6ND"])[0], rtol=1e-6)
+        np.testing.assert_allclose(several[i], laws.get("hoffmann").optimum(one, 1e21, SIX)[0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -124,14 +123,14 @@ def test_samples_without_an_optimum_are_missing_and_others_are_not_touched() -> 
 )  # fmt: skip
 def test_a_law_without_an_optimum_is_refused(name, params, message) -> None:
     with pytest.raises(analysis.Refused, match=message):
-        laws.get(name).optimum(params, 1e21, RULES["6ND"])
+        laws.get(name).optimum(params, 1e21, SIX)
 
 
 def test_an_optimum_beyond_the_sizes_that_are_searched_is_refused() -> None:
     far = CLOSED["hoffmann"] | {"A": 1e-12}
-    assert laws.get("hoffmann").optimum(far, 1e21, RULES["6ND"])[0, 0] < 1e6
+    assert laws.get("hoffmann").optimum(far, 1e21, SIX)[0, 0] < 1e6
     with pytest.raises(analysis.Refused, match=r"D/N from 1e\+08 to 0.0001"):
-        searching("hoffmann").optimum(far, 1e21, RULES["6ND"])
+        searching("hoffmann").optimum(far, 1e21, SIX)
 
 
 @pytest.fixture(scope="module")
@@ -139,9 +138,14 @@ def runs(planted) -> pd.DataFrame:
     return planted(noise=0.002, seed=3, sizes=7)
 
 
-@pytest.mark.parametrize("name", ["kaplan", "kaplan_offset", "hoffmann_shared", "hoffmann_interaction"])
-def test_a_saved_fit_of_any_law_allocates(name, runs, tmp_path: pathlib.Path) -> None:
-    fit = analysis.fit(name, runs)
+@pytest.fixture(scope="module")
+def fits(runs) -> dict[str, analysis.Fit]:
+    return {name: analysis.fit(name, runs) for name in ("kaplan", "hoffmann_interaction")}
+
+
+@pytest.mark.parametrize("name", ["kaplan", "hoffmann_interaction"])
+def test_a_saved_fit_of_any_law_allocates(name, runs, fits, tmp_path: pathlib.Path) -> None:
+    fit = fits[name]
     fit.save(tmp_path / "fit.json")
     frontier = frontiers.of_fit(analysis.load(tmp_path / "fit.json"), resamples=60)
     top = float(runs["flops"].max())
@@ -150,7 +154,8 @@ def test_a_saved_fit_of_any_law_allocates(name, runs, tmp_path: pathlib.Path) ->
         assert estimate.interval[0] < estimate.value < estimate.interval[1]
     assert 6 * bought.params.value * bought.tokens.value == pytest.approx(top, rel=1e-9)
     sizes = bought.params.value * np.geomspace(0.2, 5, 2001)
-    assert bought.loss.value <= fit.predict({"params": sizes, "tokens": top / 6 / sizes}).min()
+    least = fit.predict({"params": sizes, "tokens": top / 6 / sizes}).min()
+    assert least * (1 - 1e-6) < bought.loss.value < least * (1 + 1e-12)
     again = frontier.reach(bought.loss.value)
     assert (again.flops.value, again.params.value) == pytest.approx((top, bought.params.value), rel=1e-6)
     served = frontier.allocate(top, inference_tokens=bought.tokens.value)
@@ -162,8 +167,8 @@ def test_a_saved_fit_of_any_law_allocates(name, runs, tmp_path: pathlib.Path) ->
     assert said == (laws.get(name).powers is None)
 
 
-def test_resamples_without_an_optimum_are_said_and_widen_the_interval(runs, monkeypatch) -> None:
-    whole = analysis.fit("hoffmann_interaction", runs)
+def test_resamples_without_an_optimum_are_said_and_widen_the_interval(fits, monkeypatch) -> None:
+    whole = fits["hoffmann_interaction"]
     boot = whole.bootstrap(200)
 
     def lacking(share: float) -> frontiers.Frontier:
@@ -182,7 +187,7 @@ def test_resamples_without_an_optimum_are_said_and_widen_the_interval(runs, monk
         lacking(0.6).allocate(1e13)
 
 
-def test_a_loss_that_no_optimum_has_is_refused(runs) -> None:
-    frontier = frontiers.of_fit(analysis.fit("hoffmann_interaction", runs), resamples=20)
+def test_a_loss_that_no_optimum_has_is_refused(fits) -> None:
+    frontier = frontiers.of_fit(fits["hoffmann_interaction"], resamples=20)
     with pytest.raises(analysis.Refused, match="optima of 'hoffmann_interaction' as fitted do not come to it"):
         frontier.reach(0.5)
