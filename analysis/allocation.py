@@ -129,7 +129,9 @@ class Frontier:
         said = f"{missing:.1%} of resamples have no optimum at {flops:.3g} FLOPs"
         if missing > 1 - uncertainty.FEWEST:
             raise errors.Refused(f"{said}: the runs do not carry one there; pass a budget nearer to them, or add runs")
-        return (f"{said}: intervals count half of them below and half above all others",)
+        whole = self._among(1 - missing) > 1 - 1e-6
+        end = ", so that they are the whole range of these" if whole else ""
+        return (f"{said}: intervals count half of them below and half above all others{end}",)
 
     def reach(self, loss: float, inference_tokens: float = 0.0) -> Target:
         """The least FLOPs that reach a loss (nats per token), inference included, with N* and D*; approach 3 only.

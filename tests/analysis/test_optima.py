@@ -183,6 +183,9 @@ def test_resamples_without_an_optimum_are_said_and_widen_the_interval(fits, monk
     (said,) = some.warnings
     assert said.startswith("4.0% of resamples have no optimum at 1e+13 FLOPs: intervals count half of them below")
     assert some.params.interval[0] < full.params.interval[0] < full.params.interval[1] < some.params.interval[1]
+    assert (
+        lacking(0.1).allocate(1e13).warnings[0].endswith("above all others, so that they are the whole range of these")
+    )
     with pytest.raises(analysis.Refused, match=r"60.0% of resamples have no optimum .* nearer to them, or add runs"):
         lacking(0.6).allocate(1e13)
 
