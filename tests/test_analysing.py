@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 import analysis
+from analysis import frontiers
 from scaling.commands import analysing, drawing
 from scaling.commands.arguments import Objective, Table
 
@@ -33,6 +34,21 @@ def test_a_saved_fit_spends_flops_by_the_rule_of_its_table(tmp_path: Path, capsy
     analysis.fit("hoffmann", frame.drop(columns="flops")).save(tmp_path / "fit.json")
     analysing.predict(tmp_path / "fit.json", {"flops": 1e15}, None)
     assert "6 · params · tokens (Kaplan" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("law", ["kaplan", "hoffmann_interaction"])
+def test_a_saved_fit_of_any_law_of_params_and_tokens_spends_flops(
+    law: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit = analysis.fit(law, table())
+    fit.save(tmp_path / "fit.json")
+    analysing.predict(tmp_path / "fit.json", {"flops": 1e15}, None)
+    printed = capsys.readouterr().out
+    bought = frontiers.of_fit(fit).allocate(1e15)
+    assert f"if {law} is right, at 1e+15 FLOPs: params {bought.params}," in printed
+    assert "C = 6 · N · D" in printed
+    drawn = drawing.of_fit(fit)
+    assert len(drawn["fitted_law"].axes) >= 3
 
 
 def test_a_table_needs_the_columns_of_its_law_and_no_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

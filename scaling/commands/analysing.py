@@ -183,9 +183,9 @@ def fit(table: Table, law: str, objective: Objective, resamples: int, save: Path
 def predict(path: Path, at: dict[str, float], inference_tokens: float | None, law: str | None = None) -> None:
     """Print what several laws fitted to the runs of a saved fit predict together, then what its own law says alone."""
     fitted = saved_fit(path, law)
-    if set(fitted.law.inputs) == {"params", "tokens"} and not inference_tokens:
+    if fitted.law.allocates and not inference_tokens:
         calibrated(fitted, at)
-    if fitted.law.name == "hoffmann" and set(at) == {"flops"}:
+    if fitted.law.allocates and set(at) == {"flops"}:
         allocate(fitted, at["flops"], inference_tokens)
         return
     if inference_tokens is not None:
@@ -230,7 +230,7 @@ def allocate(fitted: "analysis.Fit", flops: float, inference_tokens: float | Non
     )
     for line in frontier.statements:
         print(f"made by {line}" if line == frontier.statements[0] else line)
-    for line in frontier.warnings:
+    for line in (*frontier.warnings, *spent.warnings):
         print(f"warning: {line}")
 
 
