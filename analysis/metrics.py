@@ -187,8 +187,9 @@ def _fitted(
     for form in forms:
         turned = form.name == (ACCURACY if falls else ERROR)
         table = both.assign(**{metric: 1 - both[metric]}) if turned else both
+        columns: dict[str, Any] = {form.inputs[0]: via}
         try:
-            fit = fitting.fit(form, table, loss=metric, delta=DELTA, fixed=fixed, **{form.inputs[0]: via})
+            fit = fitting.fit(form, table, loss=metric, delta=DELTA, fixed=fixed, **columns)
             fitting.refuse_unconverged(fit)
             stages[form.name] = _Stage(fit, fit.bootstrap(resamples), turned)
         except errors.Refused as reason:

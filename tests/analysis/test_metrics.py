@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 
 import analysis
-from analysis import checks
+from analysis import checks, prediction
 
+PREDICTOR = prediction.predictor
+PREDICTORS: dict[tuple[float, ...], prediction.Predictor] = {}
 QUESTIONS = 10_000
 LARGE = {"params": 2e6, "tokens": 3.3e6}  # ten times the FLOPs of the largest planted runs
 
@@ -31,51 +33,62 @@ def measured(runs: pd.DataFrame, share: Callable[[np.ndarray], np.ndarray], seed
     return runs.assign(share=rng.binomial(QUESTIONS, share(runs["loss"].to_numpy())) / QUESTIONS)
 
 
+@pytest.fixture(autouse=True)
+def _losses_are_fitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal losses of different metrics share their predictor: its fits take most of the time."""
+
+    def predictor(frame: pd.DataFrame, *, loss: str) -> prediction.Predictor:
+        key = tuple(frame[loss])
+        if key not in PREDICTORS:
+            PREDICTORS[key] = PREDICTOR(frame, loss=loss)
+        return PREDICTORS[key]
+
+    monkeypatch.setattr(prediction, "predictor", predictor)
+
+
 @pytest.mark.parametrize("share", [sigmoid, exponential, neither])
 def test_the_interval_holds_a_run_ten_times_above(share, planted, law_params) -> None:
-    law, inside = law_params, []
+    law = law_params
     exact = law["E"] + law["A"] / LARGE["params"] ** law["alpha"] + law["B"] / LARGE["tokens"] ** law["beta"]
-    for seed in range(4):
+    for seed in (0, 1):
         runs = measured(planted(noise=0.003, seed=seed, two_seeds=False), share, seed)
-        found = analysis.downstream(runs, LARGE, "share", resamples=100)
-        new = measured(pd.DataFrame({"loss": [exact]}), share, seed)["share"].item()
-        inside.append(bool(found.low < new < found.high))
-        assert found.high - found.low < 0.25
-    assert sum(inside) >= 3, inside
+        found = analysis.downstream(runs, LARGE, "share", resamples=50)
+        assert found.low < measured(pd.DataFrame({"loss": [exact]}), share, seed)["share"].item() < found.high
+        assert found.high - found.low < 0.35
 
 
 def test_both_stages_widen_the_interval_and_an_error_is_an_accuracy_turned(sweep) -> None:
     runs = measured(sweep, sigmoid)
-    found = analysis.downstream(runs, LARGE, "share", resamples=100)
-    assert found.loss.value == analysis.predict(runs, LARGE).value
+    found = analysis.downstream(runs, LARGE, "share", resamples=50)
+    assert found.loss.value == prediction.predictor(runs, loss="loss").predict(LARGE).value
     assert found.shares.sum(axis=1).item() == pytest.approx(1)
     assert found.shares.min(axis=None) > 0
     assert list(found.members) == ["bhagia_accuracy", "gadre_error"]
-    turned = analysis.downstream(runs.assign(error=1 - runs["share"]), LARGE, "error", resamples=100)
+    assert found.value == pytest.approx(found.members.mean(axis=1))
+    turned = analysis.downstream(runs.assign(error=1 - runs["share"]), LARGE, "error", resamples=50)
     assert turned.value == pytest.approx(1 - found.value, abs=1e-6)
-    assert turned.low == pytest.approx(1 - found.high, abs=0.01)
-    rough = measured(
-        sweep.assign(loss=sweep["loss"] * np.exp(0.03 * np.random.default_rng(0).normal(size=36))), sigmoid
-    )
-    assert analysis.downstream(rough, LARGE, "share", resamples=100).shares["loss"].item() > found.shares["loss"].item()
+    assert turned.low == pytest.approx(1 - found.high, abs=0.02)
+    narrow = analysis.downstream(runs, LARGE, "share", level=0.5, resamples=50)
+    assert found.low < narrow.low < narrow.high < found.high
 
 
 def test_shares_stay_shares_and_what_is_doubtful_comes_first(sweep) -> None:
     runs = measured(sweep, sigmoid)
-    there, far = dict(LARGE, params=5e5, tokens=1e6), {"params": 1e12, "tokens": 1e13}
-    both = pd.DataFrame([there, far])
+    both = pd.DataFrame([{"params": 2e5, "tokens": 4e5}, {"params": 1e12, "tokens": 1e13}])
     guessing = runs.assign(share=np.random.default_rng(0).binomial(QUESTIONS, 0.25, len(runs)) / QUESTIONS)
     few = runs.assign(share=runs["share"].where(np.arange(len(runs)) % 4 == 0))
     for frame, at, text in (
         (runs, both, "the second stage extrapolates"),
-        (guessing, LARGE, "at the chance level all along"),
+        (guessing, both, "at the chance level all along"),
         (few, LARGE, "9 runs have both share and loss, fewer than 12"),
     ):
-        found = analysis.downstream(frame, at, "share", resamples=100)
+        found = analysis.downstream(frame, at, "share", resamples=50)
         assert text in found.summary().splitlines()[0]
         assert ((found.low >= 0) & (found.low <= found.value) & (found.value <= found.high) & (found.high <= 1)).all()
+        if frame is guessing:  # among the measured losses it stays, beyond them nothing is known
+            assert found.high[0] - found.low[0] < 0.05
+            assert (found.low[1], found.high[1]) == (0, 1)
     assert "27 runs without share count for the loss alone" in found.statements
-    assert not analysis.downstream(runs, there, "share", resamples=100).warnings
 
 
 @pytest.mark.parametrize(
@@ -94,15 +107,15 @@ def test_what_is_no_share_or_too_little_is_refused(change, options, message: str
         analysis.downstream(change(measured(sweep, sigmoid)), LARGE, "share", **options)
 
 
-@pytest.mark.parametrize(("suite", "train_set"), [("olmo", "slimpajama-chunk1"), ("olmo", "starcoder")])
-def test_the_held_out_run_of_brandfonbrener_is_inside(suite: str, train_set: str, table) -> None:
+def test_the_held_out_run_of_brandfonbrener_is_inside(table) -> None:
     runs = table("brandfonbrener2024_two_sets.csv")
-    runs = runs[runs["train_set"] == train_set]
+    runs = runs[runs["train_set"] == "slimpajama-chunk1"]
     below, above = (runs[runs["split"] == split] for split in ("fit", "extrapolate"))
-    found = analysis.downstream(
-        below, above[["params", "tokens", "flops"]], f"{suite}_suite_acc", f"{suite}_suite_ce_loss", resamples=100
-    )
-    assert found.low < above[f"{suite}_suite_acc"].item() < found.high
+    for suite in ("olmo", "mmlu"):
+        metric, via = f"{suite}_suite_acc", f"{suite}_suite_ce_loss"
+        found = analysis.downstream(below, above[["params", "tokens", "flops"]], metric, via, resamples=50)
+        assert found.low < above[metric].item() < found.high
+        assert found.high - found.low < 0.2
 
 
 # A metric that rises is no loss
