@@ -12,7 +12,7 @@ its residuals.
 On nine back-tests (two training sets of Brandfonbrener et al. 2024, arXiv 2411.12925: the largest runs from those up to
 a third, a tenth and a thirtieth of their FLOPs, the loss given) 95% intervals of this kind held 95% and had the least
 mean score of those of both laws, equal draws from each among them; those of the sigmoid alone held 87%. They are wide:
-on planted metrics, a sigmoid and a form that neither law has, 60 of 60 new runs each at ten times the FLOPs were inside.
+on planted metrics, a sigmoid and a form of neither law, each 60 of 60 new runs at ten times the FLOPs were inside.
 """
 
 import dataclasses
