@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from analysis.forms import law as law
     from analysis.frontiers import frontier as frontier
     from analysis.laws import LAWS as LAWS
+    from analysis.metrics import downstream as downstream
     from analysis.noise import seed_noise as seed_noise
     from analysis.prediction import predict as predict
     from analysis.prediction import predictor as predictor
@@ -43,6 +44,7 @@ _HOMES = {
     "compare": "comparison",
     "Refused": "errors",
     "doubling_time": "trends",
+    "downstream": "metrics",
     "extrapolate": "extrapolation",
     "Fit": "fitting",
     "forecast": "forecasting",

@@ -292,6 +292,7 @@ def fit(
         criterion=criterion,
         fixed=given,
     )
+    checks.falling(values, measured, loss, fitted.fitted)
     named = outliers.of_fit(fitted, chosen.frame.index)
     return dataclasses.replace(fitted, warnings=(*fitted.warnings, *named, *checklists.doubts(fitted, at)))
 

@@ -80,7 +80,9 @@ def frontier(
     chosen = dataclasses.replace(
         chosen, warnings=(*chosen.warnings, *checkpoints.warn(chosen.frame, None, params, tokens), *mixed)
     )
-    checks.separable(*(checks.column(chosen.frame, name, "the frontier") for name in (params, tokens)))
+    n, d, y = (checks.column(chosen.frame, name, "the frontier") for name in (params, tokens, loss))
+    checks.separable(n, d)
+    checks.falling({params: n, tokens: d}, y, loss)
     if approach == 2:
         result = isoflop.frontier(chosen, names, loss, level, resamples, seed, minimum)
     else:

@@ -1,5 +1,6 @@
 """The `scaling` command: each subcommand imports what it needs only when it runs."""
 
+import dataclasses
 import os
 import signal
 import sys
@@ -166,27 +167,39 @@ def fit(
 
 
 def predict(
-    fit: arguments.FitFile,
+    table: Table,
     params: float | None = None,
     tokens: float | None = None,
     flops: float | None = None,
     at: arguments.At = (),
     inference_tokens: float | None = None,
     law: arguments.OwnLaw = None,
+    metric: str | None = None,
 ) -> None:
-    """Predict the loss of a saved fit at given parameters and tokens; or, at given FLOPs, the best way to spend them.
+    """Predict from a saved fit (.json) the loss at given parameters and tokens; at FLOPs, the best way to spend them.
+
+    With --metric, from the runs of a CSV or a store: their accuracy or error, by way of the loss in column --loss.
 
     Args:
         params: Parameters of the model.
         tokens: Training tokens.
         flops: Training FLOPs to allocate; the input of kaplan_c.
         inference_tokens: Tokens that the model will serve: --flops then pays for training and for them.
+        metric: Column of an accuracy or error, 0 to 1, to predict for a new run.
     """
     from scaling.commands import analysing
 
     named = {"params": params, "tokens": tokens, "flops": flops}
     given = {name: value for name, value in named.items() if value is not None}
-    analysing.predict(fit, {**given, **analysing.numbers(at, "--at")}, inference_tokens, law)
+    given |= analysing.numbers(at, "--at")
+    if metric is None:
+        if dataclasses.replace(table, data="") != Table(""):
+            raise ValueError("--loss, --column, --where and --sweep choose runs for --metric; a saved fit has its own")
+        analysing.predict(table.file, given, inference_tokens, law)
+    elif inference_tokens is not None or law is not None:
+        raise ValueError("--inference-tokens and --law belong to a saved fit, --metric to runs; leave one of them out")
+    else:
+        analysing.downstream(table, given, metric)
 
 
 def compare(

@@ -8,6 +8,7 @@ import pytest
 
 import analysis
 from analysis import frontiers
+from scaling import cli
 from scaling.commands import analysing, drawing
 from scaling.commands.arguments import Objective, Table
 
@@ -115,6 +116,25 @@ def test_from_a_csv_to_a_budget_in_three_commands(tmp_path: Path, capsys: pytest
     assert params[1] < params[0]
     with pytest.raises(ValueError, match="belongs to --flops alone"):
         analysing.predict(tmp_path / "fit.json", {"params": 1e6, "tokens": 1e8}, 1e9)
+
+
+def test_an_accuracy_is_predicted_by_way_of_a_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = table().rename(columns={"loss": "nats"})
+    frame.assign(right=0.9 - 0.1 * frame["nats"]).to_csv(tmp_path / "runs.csv", index=False)
+    runs = Table(tmp_path / "runs.csv", loss="nats")
+    analysing.downstream(runs, {"flops": 1e15}, "right")
+    printed = capsys.readouterr().out
+    value = float(printed.split("\nright ")[1].split(" (")[0])
+    loss = float(printed.split("by nats ")[1].split(" (")[0])
+    assert value == pytest.approx(0.9 - 0.1 * loss, abs=2e-3)
+    with pytest.raises(ValueError, match="no column 'left'"):
+        analysing.downstream(runs, {"flops": 1e15}, "left")
+    for given, message in (
+        ({"law": "own.py", "metric": "right"}, "--law belong to a saved fit, --metric to runs"),
+        ({}, "--loss, --column, --where and --sweep choose runs for --metric"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cli.predict(runs, flops=1e15, **given)
 
 
 def test_a_parameter_at_its_bound_has_no_interval_and_no_parameter_two(

@@ -207,6 +207,12 @@ def predict(path: Path, at: dict[str, float], inference_tokens: float | None, la
         print(f"warning: {warning}")
 
 
+def downstream(table: Table, at: dict[str, float], metric: str) -> None:
+    """Print the accuracy or error of a new run, predicted from its size by way of the loss."""
+    frame, _ = read(table, [table.loss, metric])
+    print(analysis.downstream(frame, at, metric, table.loss, **renamed(table)).summary())
+
+
 def calibrated(fitted: "analysis.Fit", at: dict[str, float]) -> None:
     """Print the prediction whose interval counts that the law may be wrong, or why the runs do not carry one."""
     try:
