@@ -198,6 +198,16 @@ def test_every_curve_of_double_descent_is_flagged_and_says_where_it_turns(table:
     assert "y is not monotone in x: it turns at x = 72 (y = 3.766); at x = 200 (y = 5.334)" in warning
 
 
+def test_a_curve_that_no_law_follows_is_flagged(table: Table) -> None:
+    frame = table("caballero2022_bnsl_addition.csv")
+    before = forecasting.forecast(frame[frame["split"] == "fit"], "train_examples", "loss")
+    assert before.warnings[0].startswith("back-tests miss loss by 34.3")
+    assert before.summary().startswith(f"warning: {before.warnings[0]}")
+    after = frame[frame["split"] == "extrapolate"]
+    low, high = before.predict_interval(after)
+    assert ((low < after["loss"]) & (after["loss"] < high)).all()
+
+
 def test_noise_is_no_turn_and_a_rising_curve_is_told(language: pd.DataFrame) -> None:
     for _, group in language.groupby(["domain", "task", "model"]):
         x, y = (group[name].to_numpy(dtype=float) for name in ("seen", "loss"))
