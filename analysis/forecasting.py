@@ -6,8 +6,8 @@ the points that follow, and the forecast is the average of log y over them with 
 (`analysis.ensembles`). The same errors, growing with the distance in log x, and a share of the predicted change make
 the interval. Laws, memories and constants were chosen by back-tests inside the points to be fitted of 20 public curves
 (the same paper's language tasks), M1, the shares and FORM at the far ends of public curves of six sources
-(`benchmarks.extrapolation --far`): of 270 curves cut at 1/2, 1/3 or 1/10 of their largest x, the 95% interval holds the
-last point in 97%; of the 55 shortest, with one back-test and a decaying learning rate beyond it, in 95%.
+(`benchmarks.extrapolation --far`): in 270 forecasts of the last point from up to 1/2, 1/3 or 1/10 of its x, the 95%
+interval holds it in 97%; in the 55 of training runs cut at 1/3, with one back-test each, in 95%.
 """
 
 import dataclasses

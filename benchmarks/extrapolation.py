@@ -201,7 +201,8 @@ def cases(of: Iterable[tuple[str, str, pd.DataFrame]]) -> Iterator[Case]:
 
 def forecasts(of: Iterable[Case]) -> tuple[list[tuple[Case, forecasting.Forecast]], pd.Series]:
     """The forecast of each case, and how many of each source are refused."""
-    kept, refused = [], collections.Counter()
+    kept: list[tuple[Case, forecasting.Forecast]] = []
+    refused: collections.Counter[tuple[str, int]] = collections.Counter()
     for case in of:
         try:
             kept.append((case, forecasting.forecast(case.points, "x", "y")))

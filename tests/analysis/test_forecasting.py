@@ -84,7 +84,7 @@ def test_the_interval_grows_with_distance_and_with_level(made: forecasting.Forec
 
 
 def test_a_short_curve_that_turns_steeper_is_inside_the_interval() -> None:
-    """A loss whose fall quickens near the end, as under a decaying learning rate; an offset is what its start shows."""
+    """A loss whose fall quickens beyond the points, as under a decaying learning rate: M2 and M3 alone miss it."""
     x = np.arange(1.0, 26.0)
     y = 1.5 + x**-0.3 - 0.02 * (1 - np.cos(np.pi * x / 25)) ** 2
     short = forecasting.forecast(curve(y[:8], x[:8]))
