@@ -271,9 +271,12 @@ def choose(of: list[tuple[Case, forecasting.Forecast]]) -> None:
     rows = {form: {**over(table, "source")["inside"], "score": by_source(table)} for form, table in tables.items()}
     print(pd.DataFrame(rows).T.to_string(float_format="{:.2f}".format))
     parts = []
-    for left_out in sorted({case.source for case, _ in of}):
-        best = min(FORMS, key=lambda form: by_source(tables[form].query("source != @left_out")))
-        parts.append(tables[best].query("source == @left_out"))
+    source = next(iter(tables.values()))["source"]  # the same rows in every table
+    for left_out in sorted(source.unique()):
+        others = source != left_out
+        score = {form: by_source(table[others]) for form, table in tables.items()}
+        best = min(FORMS, key=score.__getitem__)
+        parts.append(tables[best][~others])
         print(f"without {left_out}: {best}, inside there {parts[-1]['inside'].mean():.1f}%")
     whole = pd.concat(parts)
     print(f"left out in turn: inside {whole['inside'].mean():.1f}%, interval score {by_source(whole):.1f}%")
