@@ -225,6 +225,7 @@ def predictor(
     whole, derived = definitions.complete(frame, tuple(columns), columns)
     chosen = checks.runs(whole)
     n, d, c, y = (checks.column(chosen.frame, name, "a prediction") for name in (*columns.values(), loss))
+    checks.falling({"params": n, "tokens": d}, y, loss)
     weight = weights(c, y)
     runs = pd.DataFrame({"params": n, "tokens": d, "flops": c, "loss": y, "se": y / np.sqrt(weight)})
     fits, refused = {}, {}

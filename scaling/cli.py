@@ -176,9 +176,10 @@ def predict(
     law: arguments.OwnLaw = None,
     metric: str | None = None,
 ) -> None:
-    """Predict from a saved fit (.json) the loss at given parameters and tokens; at FLOPs, the best way to spend them.
+    """Predict the loss of a new run at given parameters and tokens, or, of FLOPs alone, the best way to spend them.
 
-    With --metric, from the runs of a CSV or a store: their accuracy or error, by way of the loss in column --loss.
+    From the runs of a CSV or a store, by several laws; from a saved fit (.json), also what its own law says alone.
+    With --metric, an accuracy or error of a new run, by way of the loss in column --loss.
 
     Args:
         params: Parameters of the model.
@@ -192,14 +193,16 @@ def predict(
     named = {"params": params, "tokens": tokens, "flops": flops}
     given = {name: value for name, value in named.items() if value is not None}
     given |= analysing.numbers(at, "--at")
-    if metric is None:
-        if dataclasses.replace(table, data="") != Table(""):
-            raise ValueError("--loss, --column, --where and --sweep choose runs for --metric; a saved fit has its own")
+    if str(table.data).endswith(".json"):
+        if metric is not None or dataclasses.replace(table, data="") != Table(""):
+            raise ValueError("--metric, --loss, --column, --where and --sweep choose of runs; a saved fit has its own")
         analysing.predict(table.file, given, inference_tokens, law)
     elif inference_tokens is not None or law is not None:
-        raise ValueError("--inference-tokens and --law belong to a saved fit, --metric to runs; leave one of them out")
-    else:
+        raise ValueError("--inference-tokens and --law belong to a saved fit; fit the runs first: scaling fit … --save")
+    elif metric is not None:
         analysing.downstream(table, given, metric)
+    else:
+        analysing.of_runs(table, given)
 
 
 def compare(

@@ -108,11 +108,15 @@ def test_from_a_csv_to_a_budget_in_three_commands(tmp_path: Path, capsys: pytest
     assert "(24 runs) predicts 6 runs up to" in told
     assert "(18 runs) predicts 12 runs up to" in told
     analysing.predict(tmp_path / "fit.json", {"flops": 1e15}, None)
-    training_only = capsys.readouterr().out
-    assert training_only.startswith("at 1e+15 FLOPs: params ")
+    together, alone = capsys.readouterr().out.split("if hoffmann is right, ")
+    assert "95% of new runs" in together
+    assert "by law: hoffmann " in together
+    assert alone.startswith("at 1e+15 FLOPs: params ")
+    analysing.of_runs(Table(tmp_path / "runs.csv"), {"flops": 1e15})
+    assert capsys.readouterr().out == together
     analysing.predict(tmp_path / "fit.json", {"flops": 1e15}, 1e9)
     serving = capsys.readouterr().out
-    params = [float(told.split("params ")[1].split(" ")[0]) for told in (training_only, serving)]
+    params = [float(text.split("params ")[1].split(" ")[0]) for text in (alone, serving)]
     assert params[1] < params[0]
     with pytest.raises(ValueError, match="belongs to --flops alone"):
         analysing.predict(tmp_path / "fit.json", {"params": 1e6, "tokens": 1e8}, 1e9)
@@ -129,12 +133,12 @@ def test_an_accuracy_is_predicted_by_way_of_a_loss(tmp_path: Path, capsys: pytes
     assert value == pytest.approx(0.9 - 0.1 * loss, abs=2e-3)
     with pytest.raises(ValueError, match="no column 'left'"):
         analysing.downstream(runs, {"flops": 1e15}, "left")
-    for given, message in (
-        ({"law": "own.py", "metric": "right"}, "--law belong to a saved fit, --metric to runs"),
-        ({}, "--loss, --column, --where and --sweep choose runs for --metric"),
+    for of, message in (
+        (runs, "--law belong to a saved fit"),
+        (Table("fit.json", loss="nats"), "a saved fit has its own"),
     ):
         with pytest.raises(ValueError, match=message):
-            cli.predict(runs, flops=1e15, **given)
+            cli.predict(of, flops=1e15, law="own.py", metric="right")
 
 
 def test_a_parameter_at_its_bound_has_no_interval_and_no_parameter_two(

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 import analysis
-from analysis import frontiers, laws, tables
+from analysis import frontiers, laws, prediction, tables
 from scaling import schema, store
 from scaling.commands.arguments import Objective, RunTable, Table
 from scaling.config import loading
@@ -183,9 +183,9 @@ def fit(table: Table, law: str, objective: Objective, resamples: int, save: Path
 def predict(path: Path, at: dict[str, float], inference_tokens: float | None, law: str | None = None) -> None:
     """Print what several laws fitted to the runs of a saved fit predict together, then what its own law says alone."""
     fitted = saved_fit(path, law)
-    if fitted.law.allocates and not inference_tokens:
-        calibrated(fitted, at)
     if fitted.law.allocates and set(at) == {"flops"}:
+        if not inference_tokens:
+            calibrated(fitted, at)
         allocate(fitted, at["flops"], inference_tokens)
         return
     if inference_tokens is not None:
@@ -196,6 +196,8 @@ def predict(path: Path, at: dict[str, float], inference_tokens: float | None, la
         raise ValueError(
             f"the law {fitted.law.name} takes {', '.join(fitted.law.inputs)}, not {', '.join(unused)}; leave those out"
         )
+    if fitted.law.allocates:
+        calibrated(fitted, at)
     boot = fitted.bootstrap()
     mean, run = (boot.predict_interval(at, 0.95, noise=noise) for noise in (False, True))
     where = ", ".join(f"{name} {value:.4g}" for name, value in at.items())
@@ -219,11 +221,22 @@ def calibrated(fitted: "analysis.Fit", at: dict[str, float]) -> None:
         predictor = analysis.predictor(fitted.runs)
     except analysis.Refused as reason:
         print(f"no prediction by several laws: {reason}")
-        return
+    else:
+        print(together(predictor, at))
+
+
+def of_runs(table: Table, at: dict[str, float]) -> None:
+    """Print what several laws fitted to the runs of a table predict together."""
+    frame, _ = read(table, [table.loss])
+    columns = {name: value for name, value in renamed(table).items() if name in ("params", "tokens", "flops")}
+    print(together(analysis.predictor(frame, loss=table.loss, **columns), at))
+
+
+def together(predictor: prediction.Predictor, at: dict[str, float]) -> str:
+    """What laws say together: of FLOPs alone, what they should buy; else the loss at a size."""
     if set(at) == {"flops"}:
-        print(predictor.allocate(at["flops"]).summary())
-    elif {"params", "tokens"} <= set(at):
-        print(predictor.predict(at).summary())
+        return predictor.allocate(at["flops"]).summary()
+    return predictor.predict(at).summary()
 
 
 def allocate(fitted: "analysis.Fit", flops: float, inference_tokens: float | None) -> None:
