@@ -236,7 +236,7 @@ def broken(**changes: object) -> pd.DataFrame:
         (broken(loss=0.0), "column 'loss' is zero or negative"),
         (broken(seen=np.inf), "column 'seen' is infinite"),
         (broken(loss="n/a"), "column 'loss' holds 'n/a', not a number"),
-        (curve(falling(X))[:1], "1 different values of 'seen': a forecast by m2, m3 needs 8; add points"),
+        (curve(falling(X))[:1], "1 different values of 'seen': a forecast by m1, m2, m3 needs 8; add points"),
         (curve(falling(X))[:7], "7 different values of 'seen'"),
         (
             pd.concat([curve(falling(X)), curve(falling(X))[:2].assign(note="")]),

@@ -106,7 +106,7 @@ def test_runs_on_one_line_of_n_and_d_are_predicted_by_the_laws_that_they_carry(p
     [
         (lambda runs: runs.head(3), {"params": 1e7, "tokens": 1e9}, "laws can be fitted to these runs"),
         (lambda runs: runs.drop(columns=["tokens", "flops", "flops_budget"]), {"params": 1e7}, "no column 'tokens'"),
-        (lambda runs: runs, {"params": 1e7}, "needs 'tokens'"),
+        (lambda runs: runs, {"params": 1e7}, "needs 'params' and 'tokens'"),
         (lambda runs: runs, {"params": -1.0, "tokens": 1e9}, "needs positive"),
     ],
 )
