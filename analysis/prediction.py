@@ -24,7 +24,7 @@ import pandas as pd
 import scipy.special
 from jaxtyping import Float
 
-from analysis import checks, definitions, errors, fitting, surfaces, uncertainty
+from analysis import checkpoints, checks, definitions, errors, fitting, surfaces, uncertainty
 
 COMPUTE = 0.5
 EXCESS = 0.1
@@ -248,7 +248,8 @@ def predictor(
         *(f"left out: {name}: {reason}" for name, reason in refused.items()),
         *checks.left_out(chosen),
     ]
-    pooled = next(iter(fits.values())).warnings
+    mixed, _ = checks.mixture(chosen.frame, columns.values())
+    pooled = (*chosen.warnings, *checkpoints.warn(chosen.frame, None, params, tokens), *mixed)
     return Predictor(fits, refused, rule, float(c.max()), scatter, tuple(statements), pooled)
 
 

@@ -26,6 +26,7 @@ def prediction(
     panel.plot([], [], color="0.6", lw=0.7, label="each law")
     panel.plot(at, best.value, color=axes.ACCENT, zorder=3, label="mean of the laws, at the best sizes")
     band(panel, at, np.stack([best.low, best.high], axis=-1))
+    panel.plot([], [], color=axes.ACCENT, lw=6, alpha=0.18, label=f"{best.level:.0%} of new runs")
     panel.scatter(c, y, color="0.25", s=14, lw=0.4, edgecolor="white", zorder=4, label="runs, final loss")
     panel.axvline(predictor.largest, color="0.5", lw=0.8, ls=":", zorder=0)
     axes.logarithmic(panel, "x", np.concatenate([c, at[-1:]]), flops=True)
