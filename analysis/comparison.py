@@ -76,7 +76,8 @@ def compare(
     """
     forms = [laws.get(entry) for entry in candidates]
     columns = {key: value for key, value in options.items() if key in definitions.QUANTITIES}
-    takes = {form.name: {*form.inputs, *definitions.taken(frame, form.inputs, columns)} for form in forms}
+    steps = {form.name: definitions.plan(frame, form.inputs, columns) for form in forms}
+    takes = {form.name: {*form.inputs, *definitions.taken(steps[form.name])} for form in forms}
     inputs = set[str]().union(*takes.values())
     _comparable(forms, inputs | ({hold_out} & {*columns}), options)
     fits: dict[str, fitting.Fit] = {}

@@ -58,9 +58,28 @@ def complete(
     nearly this name. A column that is empty in all finished runs counts as not there. `Refused` where a column that is
     made from holds what is no positive number.
     """
+    return derive(frame, plan(frame, wanted, columns), columns)
+
+
+def plan(frame: pd.DataFrame, wanted: Collection[str], columns: Mapping[str, str]) -> list[Definition]:
+    """The definitions by which a frame gets the quantities it lacks, in the order of their use."""
+    used = checks.finished(frame)
+    there = {name for name in (*QUANTITIES, *wanted) if not checks.empty(frame[used], columns.get(name, name))}
+    never = {name for name in QUANTITIES if columns.get(name, name) != name or _misspelt(frame, name)}
+    steps: list[Definition] = []
+    for name in wanted:
+        needed = _steps(name, there | {each.quantity for each in steps}, never, ())
+        steps += [each for each in needed or () if each.quantity not in {one.quantity for one in steps}]
+    return steps
+
+
+def derive(
+    frame: pd.DataFrame, steps: Sequence[Definition], columns: Mapping[str, str]
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """What `complete` gives, by the definitions that `plan` chose for the frame."""
     used = checks.finished(frame)
     statements = []
-    for each in _plan(frame, wanted, columns):
+    for each in steps:
         values, fallback = _values(frame, used, each, columns), _fallback(frame, used, each, columns)
         why = f"the table has no column {each.quantity!r}"
         if each.quantity in frame.columns:
@@ -74,9 +93,9 @@ def complete(
     return frame, tuple(statements)
 
 
-def taken(frame: pd.DataFrame, wanted: Collection[str], columns: Mapping[str, str] = NONE) -> set[str]:
-    """The quantities from which those `wanted` that a frame lacks are made."""
-    return {name for each in _plan(frame, wanted, columns) for name in each.of}
+def taken(steps: Sequence[Definition]) -> set[str]:
+    """The quantities that definitions make others from."""
+    return {name for each in steps for name in each.of}
 
 
 def prepared(
@@ -87,8 +106,9 @@ def prepared(
     Columns of quantities that are no inputs and were used here are left out: a fit would not know them.
     """
     columns = {name: value for name, value in options.items() if name in QUANTITIES}
-    used = {*wanted, *taken(frame, wanted, columns)} - set(inputs)
-    completed, statements = complete(frame, wanted, columns)
+    steps = plan(frame, wanted, columns)
+    used = {*wanted, *taken(steps)} - set(inputs)
+    completed, statements = derive(frame, steps, columns)
     return completed, statements, {name: value for name, value in options.items() if name not in used}
 
 
@@ -104,18 +124,6 @@ def exactly(at: Mapping[str, Any] | pd.DataFrame, name: str) -> Any:
         if each.quantity == name and not each.source and all(of in at for of in each.of):
             return each.value(*(np.asarray(at[of], dtype=np.float64) for of in each.of))
     return None
-
-
-def _plan(frame: pd.DataFrame, wanted: Collection[str], columns: Mapping[str, str]) -> list[Definition]:
-    """The definitions by which a frame gets the quantities it lacks, in the order of their use."""
-    used = checks.finished(frame)
-    there = {name for name in (*QUANTITIES, *wanted) if not checks.empty(frame[used], columns.get(name, name))}
-    never = {name for name in QUANTITIES if columns.get(name, name) != name or _misspelt(frame, name)}
-    steps: list[Definition] = []
-    for name in wanted:
-        needed = _steps(name, there | {each.quantity for each in steps}, never, ())
-        steps += [each for each in needed or () if each.quantity not in {one.quantity for one in steps}]
-    return steps
 
 
 def _steps(

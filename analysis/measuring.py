@@ -23,9 +23,10 @@ def measurements(
     Inputs that the frame lacks and that follow from others are made of them (see `definitions`), and a note says so.
     A fit with exponents held (or another nonlinear parameter) is not refused for inputs that do not vary on their own.
     """
-    if unknown := set(columns) - {*law.inputs, *definitions.taken(frame, law.inputs, columns)}:
+    steps = definitions.plan(frame, law.inputs, columns)
+    if unknown := set(columns) - {*law.inputs, *definitions.taken(steps)}:
         raise errors.Refused(f"{sorted(unknown)} are no inputs of {law.name!r}; it takes {', '.join(law.inputs)}")
-    frame, statements = definitions.complete(frame, law.inputs, columns)
+    frame, statements = definitions.derive(frame, steps, columns)
     chosen = checks.runs(frame, cluster)
     _clustered(chosen.frame, cluster)
     if not len(chosen.frame):

@@ -10,6 +10,7 @@ import pytest
 from packaging.version import Version
 
 from scaling import config
+from scaling.launch import environments
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # exact equality of two trainings is promised on CPU only
 # Tests compile dozens of programs and run each for milliseconds: this compiles them in a quarter of the time.
@@ -29,8 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if config.cache is not None:  # the processes of pytest-xdist inherit what is set here
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("compiled")))
-        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        for name, value in environments.compiled_programs(config.cache.mkdir("compiled")).items():
+            os.environ.setdefault(name, value)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -28,9 +28,10 @@ def worker() -> dict[str, str]:
     }
 
 
-def compiled_programs() -> dict[str, str]:
-    """The settings by which JAX keeps compiled programs between processes, small ones too."""
-    return {"JAX_COMPILATION_CACHE_DIR": str(compile_cache()), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+def compiled_programs(folder: Path | None = None) -> dict[str, str]:
+    """The settings by which JAX keeps compiled programs between processes, small ones too, by default in our cache."""
+    kept = compile_cache() if folder is None else folder
+    return {"JAX_COMPILATION_CACHE_DIR": str(kept), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
 def compile_folder() -> Path:

@@ -15,6 +15,7 @@ import pytest
 
 from scaling import config, memory, store
 from scaling.data import corpus as corpora
+from scaling.launch import environments
 from scaling.store import record
 from scaling.training import loop
 from scaling.worker import group, protocol
@@ -31,10 +32,9 @@ LIMIT_SECONDS = 60.0  # in which all end where one has
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Of every process: one device, and compiled programs kept, so that only the first group compiles."""
-    kept = str(tmp_path_factory.mktemp("compiled"))
     return {
         "JAX_PLATFORMS": "cpu", "XLA_FLAGS": conftest.FAST_COMPILE, "PYTHONUNBUFFERED": "1",
-        "JAX_COMPILATION_CACHE_DIR": kept, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        **environments.compiled_programs(tmp_path_factory.mktemp("compiled")),
     }  # fmt: skip
 
 
