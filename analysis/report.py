@@ -313,7 +313,7 @@ class _Draft:
             self.page.text("Checklist of the fitted law (Li et al. 2025, arXiv 2502.18969):")
             self.page.verbatim("\n".join(checklist))
         excluded = [line for frontier in self.frontiers for line in frontier.excluded]
-        self.lines += dict.fromkeys([*excluded, *checklist])
+        self.lines += dict.fromkeys(line for line in (*excluded, *checklist) if line not in self.lines)
 
 
 def _counts(column: pd.Series) -> bool:
