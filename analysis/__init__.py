@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from analysis.forms import law as law
     from analysis.frontiers import frontier as frontier
     from analysis.laws import LAWS as LAWS
+    from analysis.metrics import downstream as downstream
     from analysis.noise import seed_noise as seed_noise
+    from analysis.prediction import predict as predict
+    from analysis.prediction import predictor as predictor
     from analysis.tables import read_csv as read_csv
     from analysis.trends import doubling_time as doubling_time
 
@@ -41,6 +44,7 @@ _HOMES = {
     "compare": "comparison",
     "Refused": "errors",
     "doubling_time": "trends",
+    "downstream": "metrics",
     "extrapolate": "extrapolation",
     "Fit": "fitting",
     "forecast": "forecasting",
@@ -53,6 +57,8 @@ _HOMES = {
     "Parameter": "forms",
     "law": "forms",
     "seed_noise": "noise",
+    "predict": "prediction",
+    "predictor": "prediction",
     "read_csv": "tables",
 }
 _MODULES = ("datasets", "plots", "report")

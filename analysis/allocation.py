@@ -19,6 +19,7 @@ class Allocation:
     """The model and the data that a budget should buy, and the loss that they should reach.
 
     `flops` pays for training and for `inference_tokens` of inference; `training_flops` is the part of training.
+    `warnings` say which share of the resamples has no optimum at this budget.
     """
 
     flops: float
@@ -27,6 +28,7 @@ class Allocation:
     loss: uncertainty.Estimate
     training_flops: uncertainty.Estimate
     inference_tokens: float = 0.0
+    warnings: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,21 +75,30 @@ class Frontier:
     def _estimate(self, samples: Float[np.ndarray, " samples"]) -> uncertainty.Estimate:
         if np.isnan(samples[0]):  # the loss where the optima came without
             return uncertainty.Estimate(np.nan, (np.nan, np.nan), self.level)
-        resampled = uncertainty.unbiased(samples[1:], samples[0]) if self.approach == 3 else samples[1:]
-        return uncertainty.estimate(samples[0], resampled, self.level, self._among)
+        if self.approach != 3:
+            return uncertainty.estimate(samples[0], samples[1:], self.level)
+        there = samples[1:][~np.isnan(samples[1:])]
+        level = self._among(len(there) / (len(samples) - 1))
+        return uncertainty.estimate(samples[0], uncertainty.unbiased(there, samples[0]), self.level, level)
 
-    @property
-    def _among(self) -> float:
-        """The level among the resamples that are there, which some may be missing from (`Bootstrap.level`)."""
-        return self.bootstrap.level(self.level) if self.bootstrap else self.level
+    def _among(self, share: float = 1.0) -> float:
+        """The level among the resamples that are there: some reached no minimum, of the rest a share has an optimum."""
+        return uncertainty.among(self.level, share * (self.bootstrap.converged if self.bootstrap else 1.0))
 
     @property
     def exponent_params(self) -> uncertainty.Estimate:
+        """Of N* ∝ C^a; where the law's optima follow no power law, as `statements` then say, a at the largest run."""
         return self._estimate(self.curve.exponents[:, 0])
 
     @property
     def exponent_tokens(self) -> uncertainty.Estimate:
         return self._estimate(self.curve.exponents[:, 1])
+
+    def exponents_at(self, flops: float) -> tuple[uncertainty.Estimate, uncertainty.Estimate]:
+        """d log N*/d log C and d log D*/d log C at a budget."""
+        _budget(flops)
+        n, d = self.curve.exponents_at(flops).T
+        return self._estimate(n), self._estimate(d)
 
     def allocate(self, flops: float, inference_tokens: float = 0.0) -> Allocation:
         """N*, D* and L* at a budget, each with its interval.
@@ -96,17 +107,31 @@ class Frontier:
         Sardana et al. 2024, arXiv 2401.00448): models get smaller and see more data. That needs the law itself:
         approaches 1 and 2 refuse it. ValueError unless the budget is positive and finite.
         """
-        if not 0 < flops < np.inf:
-            raise ValueError(f"flops = {flops}: must be positive and finite; pass a budget in FLOPs such as 1e21")
+        _budget(flops)
         _served(inference_tokens)
-        if inference_tokens:
+        spent = None
+        if inference_tokens or isinstance(self.curve, Surface):
             surface = self._surface("allocation with inference")
-            samples = surface.at(flops, inference_tokens)
-            spent = surface.rule.flops(samples[:, 0], samples[:, 1])
+            samples = surface.optimum(flops, inference_tokens)
+            spent = surface.rule.flops(*samples.T[:2]) if inference_tokens else None
         else:
-            samples, spent = self.curve.at(flops), np.full(len(self.curve.exponents), float(flops))
+            samples = self.curve.at(flops)
+        warnings = self._missing(samples, flops)
+        spent = np.full(len(samples), float(flops)) if spent is None else spent
         n, d, loss, training = (self._estimate(v) for v in (*samples.T, spent))
-        return Allocation(float(flops), n, d, loss, training, float(inference_tokens))
+        return Allocation(float(flops), n, d, loss, training, float(inference_tokens), warnings)
+
+    def _missing(self, samples: Float[np.ndarray, "samples 3"], flops: float) -> tuple[str, ...]:
+        """What to say of resamples of a law that have no optimum at a budget; `Refused` where they are too many."""
+        missing = float(np.isnan(samples[1:, 0]).mean())
+        if self.approach != 3 or not missing:
+            return ()
+        said = f"{missing:.1%} of resamples have no optimum at {flops:.3g} FLOPs"
+        if missing > 1 - uncertainty.FEWEST:
+            raise errors.Refused(f"{said}: the runs do not carry one there; pass a budget nearer to them, or add runs")
+        whole = self._among(1 - missing) > 1 - 1e-6
+        end = ", so that they are the whole range of these" if whole else ""
+        return (f"{said}: intervals count half of them below and half above all others{end}",)
 
     def reach(self, loss: float, inference_tokens: float = 0.0) -> Target:
         """The least FLOPs that reach a loss (nats per token), inference included, with N* and D*; approach 3 only.
@@ -115,12 +140,10 @@ class Frontier:
         """
         _served(inference_tokens)
         curve = self._surface("the cost of reaching a loss")
-        if not (least := float(curve.params["E"][0])) < loss < np.inf:
-            raise errors.Refused(
-                f"loss = {loss}: the fitted law reaches no loss at or below E = {least:.4g}; pass a higher one"
-            )
         samples = curve.reach(loss, inference_tokens)
-        tail = (1 - self._among) / 2
+        if not np.isfinite(samples[0]).all():
+            raise errors.Refused(f"loss = {loss}: {curve.unreached(loss)}")
+        tail = (1 - self._among()) / 2
         ends = np.quantile(samples[1:], [tail, 1 - tail], axis=0, method="inverted_cdf")  # takes infinite ones
         flops, n, d = (
             uncertainty.Estimate(float(samples[0, i]), (float(ends[0, i]), float(ends[1, i])), self.level)
@@ -136,6 +159,11 @@ class Frontier:
                 "training alone should buy, and it needs the loss elsewhere; use frontier(frame, 3)"
             )
         return self.curve
+
+
+def _budget(flops: float) -> None:
+    if not 0 < flops < np.inf:
+        raise ValueError(f"flops = {flops}: must be positive and finite; pass a budget in FLOPs such as 1e21")
 
 
 def _served(tokens: float) -> None:

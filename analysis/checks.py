@@ -25,6 +25,9 @@ DAMAGED = "damaged"  # the status of a row whose run's files are missing or cann
 REASONS = 3  # of damaged rows that are listed
 REPEATS = "every column repeats another row's (a run counts once; runs of their own need a column, such as a seed)"
 RATIO_SPREAD = 0.05  # least standard deviation of log D given log N; 5% apart is one ratio
+RISES, CHANCE = 0.75, 3.0  # share of ordered pairs, and its deviations from a half, beyond which values rise
+ORDERED = 400  # runs that are compared with each other; of more, as many drawn at random
+FOLLOWS = 0.1  # of the rise of the values: a law that rises by less does not follow them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,6 +284,41 @@ def independent(inputs: Mapping[str, np.ndarray], law: str) -> None:
                 f"runs: {law!r} cannot tell its effect from theirs; add runs that vary it on its own, or use a law "
                 "without it"
             )
+
+
+def falling(
+    inputs: Mapping[str, np.ndarray], measured: np.ndarray, name: str, fitted: np.ndarray | None = None
+) -> None:
+    """Refuse values that rise with the inputs where a law, with the values `fitted`, does not: an accuracy as a loss.
+
+    They rise where, of the pairs of runs in which one has as much of every input or more, it has the higher value in
+    more than RISES, and Kendall's S over these pairs is more than CHANCE times its standard deviation over all orders
+    of the values (Kendall & Gibbons 1990, Rank Correlation Methods, the general coefficient): seven runs in perfect
+    order, or more. Without `fitted` the law is taken to fall.
+    """
+    count = min(len(measured), ORDERED)
+    if count < 3:
+        return
+    drawn = np.random.default_rng(0).permutation(len(measured))[:count]
+    y = measured[drawn]
+    more = np.all([values[drawn, None] >= values[drawn] for values in inputs.values()], axis=0)
+    above, higher = more.astype(np.float64) - more.T, np.sign(y[:, None] - y)
+    agreeing, place = above * higher, above.sum(axis=1)
+    (ra, qa), (rb, qb) = ((np.sum(m.sum(axis=1) ** 2), np.sum(m**2)) for m in (above, higher))
+    deviation = np.sqrt(
+        (ra - qa) * (rb - qb) / (count * (count - 1) * (count - 2)) + qa * qb / (2 * count * (count - 1))
+    )
+    pairs, rising = np.count_nonzero(agreeing) // 2, np.count_nonzero(agreeing > 0) // 2
+    if rising <= RISES * pairs or agreeing.sum() / 2 <= CHANCE * deviation:
+        return
+    if fitted is not None and place @ fitted[drawn] >= FOLLOWS * (place @ y):
+        return
+    raise errors.Refused(
+        f"column {name!r} ({measured.min():.4g} to {measured.max():.4g}) rises with {' and '.join(inputs)}: of {pairs} "
+        f"pairs of runs in which one has as much of each or more, it is higher in {rising / pairs:.0%} (refused over "
+        f"{RISES:.0%}), and a loss law can only fall; pass an error, such as 1 - accuracy, or predict the metric from "
+        f"a loss: analysis.downstream(frame, at, metric={name!r}, via=...)"
+    )
 
 
 def conventions(frame: pd.DataFrame, names: Sequence[str]) -> tuple[str, ...]:

@@ -19,7 +19,6 @@ STARTS = 4
 LEAST = 5  # distinct x below the first end: M2 and M3 have three parameters
 ENDS = 6
 DECAY = 0.8  # what a back-test counts beside the next later one: a curve's end says more about what follows it
-TRUST = 2.0  # back-tests that weigh as much as the belief that all members are equal
 LEVEL = 1e-14  # least mean squared error of log y that is told apart
 
 
@@ -109,13 +108,13 @@ def _refined(
 def shares(errors: Float[np.ndarray, "members backtests"], count: np.ndarray) -> Float[np.ndarray, " members"]:
     """Each member's share in the forecast from its mean squared errors of log y in back-tests, newest first.
 
-    `count` are the back-tests' weights W_j. The share is (Σ W_j e_j² / W)^(−W / (W + TRUST)), W = Σ W_j: between equal
-    shares with nothing to go by and the inverse of the mean squared error with plenty (Bates & Granger 1969, The
-    Combination of Forecasts; the exponent below one is ours).
+    `count` are the back-tests' weights W_j. The share is (Σ W_j e_j² / W)^(−W / 2), W = Σ W_j: the greatest likelihood
+    of W normal errors of unknown variance, so that a member is believed the more the more tests it did well in, and
+    one test tells little.
     """
     total = count.sum()
     if not total:
         return np.full(len(errors), 1 / len(errors))
     mean = errors @ count / total + LEVEL
-    raised = (mean / mean.min()) ** (-total / (total + TRUST))
+    raised = (mean / mean.min()) ** (-total / 2)
     return np.asarray(raised / raised.sum())

@@ -115,9 +115,9 @@ class Fit:
         """
         return checklists.checklist(self, intervals)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the fit as JSON, runs included, whole or not at all."""
-        record = {
+    def record(self) -> dict[str, Any]:
+        """The fit as JSON holds it, runs included."""
+        return {
             "format": FORMAT,
             "law": self.law.name,
             "params": self.params,
@@ -131,10 +131,29 @@ class Fit:
             "warnings": list(self.warnings),
             "facts": list(self.facts),
         }
-        target = pathlib.Path(path)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
-        temporary.replace(target)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fit as JSON, runs included, whole or not at all."""
+        write(path, self.record())
+
+
+def write(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
+    """JSON into a file, whole or not at all."""
+    target = pathlib.Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    temporary.replace(target)
+
+
+def read(path: str | os.PathLike[str], form: str, what: str, writer: str) -> dict[str, Any]:
+    """What `write` wrote of this format; ValueError where the file holds something else."""
+    try:
+        record = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}); pass a file that {writer} wrote") from error
+    if not isinstance(record, dict) or record.get("format") != form:
+        raise ValueError(f"{path} is not {what} (format {form}); pass a file that {writer} wrote")
+    return record
 
 
 def load(path: str | os.PathLike[str], law: laws.Law | None = None) -> Fit:
@@ -142,13 +161,11 @@ def load(path: str | os.PathLike[str], law: laws.Law | None = None) -> Fit:
 
     Raises ValueError where the file is no saved fit or its law is unknown.
     """
-    text = pathlib.Path(path).read_text(encoding="utf-8")
-    try:
-        record = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}); pass a file that Fit.save wrote") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a saved fit (format {FORMAT}); pass a file that Fit.save wrote")
+    return of_record(read(path, FORMAT, "a saved fit", "Fit.save"), path, law)
+
+
+def of_record(record: Mapping[str, Any], path: str | os.PathLike[str], law: laws.Law | None = None) -> Fit:
+    """The fit of `Fit.record` that was read from `path`."""
     if missing := [name for name in _SAVED if name not in record]:
         raise ValueError(f"{path} lacks {', '.join(missing)}: it is no whole saved fit; save the fit again")
     known = law or laws.LAWS.get(record["law"])
@@ -275,6 +292,7 @@ def fit(
         criterion=criterion,
         fixed=given,
     )
+    checks.falling(values, measured, loss, fitted.fitted)
     named = outliers.of_fit(fitted, chosen.frame.index)
     return dataclasses.replace(fitted, warnings=(*fitted.warnings, *named, *checklists.doubts(fitted, at)))
 

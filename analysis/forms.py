@@ -23,9 +23,12 @@ import inspect
 import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+
+if typing.TYPE_CHECKING:
+    from analysis import surfaces
 
 Starts = Callable[[Mapping[str, np.ndarray], np.ndarray], dict[str, np.ndarray]]
 Scale = Literal["log", "log1p", "linear"]
@@ -49,6 +52,17 @@ class Parameter:
             raise ValueError(f"lower = {self.lower} with log=True: a log scale needs lower >= 0; raise it or drop log")
 
 
+class Powers(NamedTuple):
+    """L = E + (A/N^α + B/D^β)^γ, A and B as logarithms: of such a law the optimum has a closed form."""
+
+    E: Any
+    log_a: Any
+    log_b: Any
+    alpha: Any
+    beta: Any
+    gamma: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class Law:
     """An equation with named parameters.
@@ -58,6 +72,7 @@ class Law:
     residuals are taken: "log" is log y − log f, "log1p" is log(1 + y) − log(1 + f), "linear" is y − f. `real` names
     inputs that may be zero or negative, `varies` the columns that runs of one fit may differ in although losses under
     different ones are not comparable otherwise. `validated` says on which measurements the law was tested here.
+    `powers` gives a law of N and D as a sum of powers from its parameters, where it is one.
     """
 
     name: str
@@ -73,6 +88,7 @@ class Law:
     varies: tuple[str, ...] = ()
     unit: str = "nats per token"
     validated: str = UNVALIDATED
+    powers: Callable[[Mapping[str, Any]], Powers] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -89,6 +105,25 @@ class Law:
         """The law's value at `inputs` (a mapping from input name to array)."""
         return self.function(*(inputs[name] for name in self.inputs), **{name: params[name] for name in self.names})
 
+    @property
+    def allocates(self) -> bool:
+        """Whether N and D are all that it takes, so that a budget can be shared out between them."""
+        return set(self.inputs) == {"params", "tokens"}
+
+    def optimum(
+        self, params: Mapping[str, Any], flops: float, rule: "surfaces.FlopRule", inference_tokens: float = 0.0
+    ) -> np.ndarray:
+        """N*, D* and the loss there for a budget under a rule for the FLOPs: a row a sample of the parameters.
+
+        By `powers` in closed form, otherwise by a search in log N (`analysis.optima`); NaN in rows without an optimum.
+        Raises `Refused` (a ValueError) where the law takes more than N and D, or the first sample has no optimum.
+        """
+        from analysis import surfaces
+
+        surfaces.refuse_other_inputs(self)
+        samples = {name: np.atleast_1d(np.asarray(params[name], dtype=np.float64)) for name in self.names}
+        return surfaces.Surface(self, samples, rule, flops).optimum(flops, inference_tokens)
+
 
 def law(
     function: Callable[..., Any],
@@ -104,6 +139,7 @@ def law(
     varies: Sequence[str] = (),
     unit: str = "nats per token",
     validated: str = UNVALIDATED,
+    powers: Callable[[Mapping[str, Any]], Powers] | None = None,
 ) -> Law:
     """A law from a plain function whose positional arguments are inputs and keyword-only arguments parameters.
 
@@ -126,7 +162,7 @@ def law(
     ordered = tuple(key for key in keywords if key in linear)
     form = Law(
         label, equation, source, function, inputs, pairs, ordered, starts, scale, tuple(real), tuple(varies), unit,
-        validated,
+        validated, powers,
     )  # fmt: skip
     _agree(form, linear)
     return form

@@ -3,7 +3,7 @@
 1. The lower envelope of loss against compute. Only the final points of runs enter it: a point from the middle of a
    cosine is no data for a law (their section 3.1 uses curves whose schedule ends near the point).
 2. A parabola in log N through the runs of each budget, and a power law through the minima.
-3. The closed form of the fitted law L = E + A/N^α + B/D^β under a stated rule for the FLOPs.
+3. The optima of a fitted law, L = E + A/N^α + B/D^β or any other of N and D, under a stated rule for the FLOPs.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from analysis import (
     fitting,
     isoflop,
     lines,
+    optima,
     surfaces,
 )
 from analysis.allocation import Allocation, Frontier, Target
@@ -79,7 +80,9 @@ def frontier(
     chosen = dataclasses.replace(
         chosen, warnings=(*chosen.warnings, *checkpoints.warn(chosen.frame, None, params, tokens), *mixed)
     )
-    checks.separable(*(checks.column(chosen.frame, name, "the frontier") for name in (params, tokens)))
+    n, d, y = (checks.column(chosen.frame, name, "the frontier") for name in (params, tokens, loss))
+    checks.separable(n, d)
+    checks.falling({params: n, tokens: d}, y, loss)
     if approach == 2:
         result = isoflop.frontier(chosen, names, loss, level, resamples, seed, minimum)
     else:
@@ -133,32 +136,44 @@ def _parametric(
 ) -> Frontier:
     frame = chosen.frame
     fit = fitting.fit("hoffmann", frame, loss=loss, params=names["params"], tokens=names["tokens"])
-    rule = flop_rule(frame, **names)
-    return _surface(fit, rule, allocation.statements(frame, names, ""), level, resamples, seed)
+    return _surface(fit, frame, names, allocation.statements(frame, names, "")[1:], level, resamples, seed)
 
 
 def of_fit(fit: fitting.Fit, *, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> Frontier:
-    """Approach 3 from a fit of the law "hoffmann" that is there already, under the FLOP rule of its own runs.
+    """Approach 3 from a fit that is there already, of any law of N and D, under the FLOP rule of its own runs.
 
-    Raises `Refused` where the fit is of another law, has not converged, or has no optimum.
+    Raises `Refused` where the law takes other inputs, the fit has not converged, or the law has no optimum.
     """
-    if fit.law.name != "hoffmann":
-        raise errors.Refused(f'a frontier needs the law "hoffmann", not {fit.law.name!r}; fit that one')
+    surfaces.refuse_other_inputs(fit.law)
     runs, statements = definitions.complete(fit.runs, ("params", "tokens", "flops"))
-    rule = flop_rule(runs, "params", "tokens", "flops")
     facts = tuple(fact for fact in fit.facts if fact.startswith("definition of"))
-    return _surface(fit, rule, ("", *facts, *statements), level, resamples, seed)
+    names = {name: name for name in ("params", "tokens", "flops")}
+    return _surface(fit, runs, names, (*facts, *statements), level, resamples, seed)
 
 
 def _surface(
-    fit: fitting.Fit, rule: FlopRule, statements: tuple[str, ...], level: float, resamples: int, seed: int
-) -> Frontier:
+    fit: fitting.Fit, frame: pd.DataFrame, names: dict[str, str], statements: tuple[str, ...], level: float,
+    resamples: int, seed: int,
+) -> Frontier:  # fmt: skip
     fitting.refuse_unconverged(fit)
-    surfaces.refuse_without_optimum(fit.params, "approach 3")
+    rule = flop_rule(frame, **names)
+    largest = float(checks.column(frame, names["flops"], "the frontier").max())
+    if fit.law.powers:
+        surfaces.refuse_without_optimum(fit.params, "approach 3")
+        how: tuple[str, ...] = (f"approach 3: closed form of {fit.law.equation} under {rule}",)
+    else:
+        fit.law.optimum(fit.params, largest, rule)
+        how = (f"approach 3: search for the least of {fit.law.equation} under {rule}", _local(fit, largest))
     boot = fit.bootstrap(resamples, seed)
     samples = {name: np.concatenate([[fit.params[name]], boot.samples[name]]) for name in fit.law.names}
-    how = f"approach 3: closed form of {fit.law.equation} under {rule}"
+    curve = Surface(fit.law, samples, rule, largest)
     warnings = (*fit.warnings, *boot.warnings, *rule.warnings)
-    return Frontier(
-        3, level, Surface(samples, rule), allocation.EMPTY, (how, *statements[1:]), (), warnings, (), fit, boot
+    return Frontier(3, level, curve, allocation.EMPTY, (*how, *statements), (), warnings, (), fit, boot)
+
+
+def _local(fit: fitting.Fit, flops: float) -> str:
+    few, many = optima.RATIOS
+    return (
+        f"exponents are slopes of log N* and log D* in log C at {flops:.3g} FLOPs, the largest run's: the optima of "
+        f"{fit.law.name!r} follow no power law; they are minima in N with {few:g} to {many:g} tokens per parameter"
     )

@@ -30,6 +30,10 @@ class Lines:
     def exponents(self) -> Float[np.ndarray, "samples 2"]:
         return self.slope
 
+    def exponents_at(self, _: float) -> Float[np.ndarray, "samples 2"]:
+        """Those of power laws are the same at every budget."""
+        return self.slope
+
 
 def through(
     optima: Float[np.ndarray, "samples optima 4"], precision: Float[np.ndarray, "optima 2"] | None = None

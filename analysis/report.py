@@ -11,9 +11,24 @@ import numpy as np
 import pandas as pd
 from matplotlib import figure
 
-from analysis import axes, backtests, checks, definitions, errors, frontiers, noise, pages, plots, timings, uncertainty
+from analysis import (
+    axes,
+    backtests,
+    checks,
+    definitions,
+    doubts,
+    errors,
+    frontiers,
+    noise,
+    pages,
+    plots,
+    prediction,
+    timings,
+    uncertainty,
+)
 
 T = TypeVar("T")
+FACTORS = (1.0, 10.0, 100.0)  # of the largest budget, at which the report predicts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +58,8 @@ def write(
     """Fit, draw and write report.html, report.md and PNG figures into `folder`.
 
     A part that the data cannot support is replaced by the reason; `curves` (run_id, flops, loss: a row an evaluation)
-    are drawn behind the runs; `notes` are sentences to put on top, such as how learning rates were chosen. Raises
+    are drawn behind the runs; `notes` are sentences about the runs, such as how learning rates were chosen. What to
+    doubt comes first, then what larger runs will reach (`analysis.predictor`). Raises
     `Refused` where there is no finished run, or its parameters, tokens or loss are no positive numbers.
     """
     frame, statements = definitions.complete(frame, ("params", "tokens", "flops"), {"params": params})
@@ -55,9 +71,9 @@ def write(
     place = pathlib.Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     draft = _Draft(frame, chosen, place, loss, params, resamples)
-    for note in notes:
-        draft.say(note)
-    draft.runs(statements)
+    draft.warnings()
+    draft.predictions()
+    draft.runs(notes, statements)
     draft.exponents()
     draft.figures(curves)
     draft.law()
@@ -83,6 +99,11 @@ class _Draft:
         self.noise = noise.seed_noise(frame, loss)
         self.tried = {number: _try(functools.partial(self._frontier, number)) for number in (1, 2, 3)}
         self.frontiers = [result for result in self.tried.values() if isinstance(result, frontiers.Frontier)]
+        self.backtest = _try(self._backtest)
+        self.predictor = _try(functools.partial(prediction.predictor, frame, loss=loss, params=params))
+
+    def _backtest(self) -> backtests.Backtest:
+        return backtests.backtest("hoffmann", self.frame, loss=self.loss, resamples=self.resamples, params=self.params)
 
     def _frontier(self, approach: int, params: str | None = None) -> frontiers.Frontier:
         counted = params or self.params
@@ -100,7 +121,51 @@ class _Draft:
         self.drawn.append(plots.save(figure, self.place / f"{name}.png"))
         self.page.figure(self.drawn[-1], caption)
 
-    def runs(self, statements: Sequence[str]) -> None:
+    def warnings(self) -> None:
+        """What contradicts itself or is not determined, before any number."""
+        warned = [*doubts.disagreement(self.frontiers)]
+        if isinstance(self.backtest, backtests.Backtest):
+            warned += doubts.uncovered(self.backtest)
+        if isinstance(self.predictor, prediction.Predictor):
+            warned += self.predictor.warnings
+        warned += [line for frontier in self.frontiers for line in frontier.warnings]
+        if warned:
+            self.page.heading("Warnings")
+            for line in dict.fromkeys(warned):
+                self.say(f"warning: {line}")
+
+    def predictions(self) -> None:
+        """Losses at and beyond the largest budget by several laws, each with an interval for a new run."""
+        self.page.heading("What larger runs will reach")
+        predictor = self.predictor
+        if isinstance(predictor, errors.Refused):
+            self.say(f"prediction by several laws: refused: {predictor}")
+            return
+        self.page.text(
+            f"The best sizes for a budget and the loss of a new run there, by the mean of {len(predictor.fits)} laws. "
+            "The intervals count that every one of them may be wrong; how that is done and where it was tested is in "
+            "docs/predictions.md."
+        )
+        rows = []
+        for factor in FACTORS:
+            budget = predictor.allocate(factor * predictor.largest)
+            loss, laws = budget.loss, budget.loss.members.iloc[0]
+            n, d = _counted(budget.params), _counted(budget.tokens)
+            interval = f"{loss.value[0]:.4f} ({loss.low[0]:.4f} to {loss.high[0]:.4f})"
+            rows.append((f"{budget.flops:.3g}", f"{factor:g}", n, d, interval, f"{laws.min():.4f} to {laws.max():.4f}"))
+            self.lines.append(
+                f"at {budget.flops:.3g} FLOPs, {factor:g} times the largest run: loss {interval}, 95% of new runs; "
+                f"params {n}, tokens {d} by law"
+            )
+        header = ("FLOPs", "times the largest run", "N* (by law)", "D* (by law)", "loss (95% of new runs)", "by law")
+        self.page.table(header, rows)
+        figure = plots.prediction(self.frame, predictor, loss=self.loss)
+        self.draw(
+            "prediction", "Predicted losses of new runs at the best sizes, beyond the runs that there are.", figure
+        )
+        self.page.verbatim("\n".join(predictor.statements))
+
+    def runs(self, notes: Sequence[str], statements: Sequence[str]) -> None:
         """How many runs there are and what they show; `statements` say which columns were made of others."""
         runs = self.chosen.frame
         dropped = ", ".join(f"{count} where {why}" for why, count in self.chosen.dropped) or "none"
@@ -110,6 +175,8 @@ class _Draft:
         beside = f", {gain / self.noise.sd:.0f} seed deviations" if self.noise.sd > 0 else ""
         sizes = [axes.human(float(size)) for size in (best.index[-1], best.index[0])]
         self.page.heading("Runs")
+        for note in notes:
+            self.say(note)
         self.say(f"runs: {len(runs)} finished of {self.chosen.total}; dropped: {dropped}")
         self.say(self.noise.message)
         self.say(
@@ -136,9 +203,11 @@ class _Draft:
             self.say(f"the approaches differ by at most {max(values) - min(values):.3f} in a")
         self.conventions()
         if self.frontiers:
-            self.page.text("What a budget should buy: at the largest measured budget, and at 10 and 100 times it.")
+            self.page.text(
+                "What a budget should buy if an approach is right, and the loss with its interval under that."
+            )
             largest = float(checks.column(checks.runs(self.frame).frame, "flops", "the largest budget").max())
-            bought = [(one, one.allocate(largest * more)) for one in self.frontiers for more in (1.0, 10.0, 100.0)]
+            bought = [(one, one.allocate(largest * more)) for one in self.frontiers for more in FACTORS]
             self.page.table(
                 ("approach", "FLOPs", "N*", "D*", "loss"),
                 [
@@ -199,11 +268,7 @@ class _Draft:
 
     def held_out(self) -> None:
         self.page.heading("Held-out largest budget")
-        backtest = _try(
-            lambda: backtests.backtest(
-                "hoffmann", self.frame, loss=self.loss, resamples=self.resamples, params=self.params
-            )
-        )
+        backtest = self.backtest
         if isinstance(backtest, errors.Refused):
             self.say(f"hold-out: refused: {backtest}")
             return
@@ -240,16 +305,15 @@ class _Draft:
         self.page.heading("How it was made")
         three = self.by(3)
         said = [line for frontier in self.frontiers for line in (*frontier.statements, *frontier.excluded)]
-        warned = list(dict.fromkeys(f"warning: {line}" for frontier in self.frontiers for line in frontier.warnings))
         checklist = (
             three.fit.checklist("intervals above: of resampled runs").splitlines() if three and three.fit else []
         )
-        self.page.verbatim("\n".join(dict.fromkeys([*said, *warned])))
+        self.page.verbatim("\n".join(dict.fromkeys(said)))
         if checklist:
             self.page.text("Checklist of the fitted law (Li et al. 2025, arXiv 2502.18969):")
             self.page.verbatim("\n".join(checklist))
         excluded = [line for frontier in self.frontiers for line in frontier.excluded]
-        self.lines += dict.fromkeys([*excluded, *warned, *checklist])
+        self.lines += dict.fromkeys(line for line in (*excluded, *checklist) if line not in self.lines)
 
 
 def _counts(column: pd.Series) -> bool:

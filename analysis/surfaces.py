@@ -1,20 +1,21 @@
-"""Optima of the fitted law L = E + A/N^α + B/D^β under a rule for the FLOPs, with and without the cost of inference."""
+"""Optima of a fitted law of N and D under a rule for the FLOPs, with and without the cost of inference."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from analysis import checks, errors
+from analysis import checks, errors, forms, optima, solver
 
 FORWARD = 1 / 3  # of the FLOPs of training on a token: 2N of 6N (Kaplan et al. 2020, arXiv 2001.08361, section 2.1)
-HALVINGS = 100
 SETTLED, STEPS = 1e-12, 200  # log N* of two steps of the search under a bent rule, and how many it may take
 STRAIGHT = 1e-3  # rms of log C about a power law of N up to which it is the rule
 ROUGH = 0.05  # rms of log C about the rule from which a warning is due
 FALLS = np.linspace(0.1, 1.0, 91)
+NEAR = 0.01  # of log C to either side: between these a local exponent is taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,33 +117,78 @@ def _bend(n: np.ndarray, per_token: np.ndarray) -> tuple[Bend, float] | None:
     return best
 
 
+def refuse_other_inputs(law: forms.Law) -> None:
+    """Refused where a law takes anything but N and D."""
+    if not law.allocates:
+        raise errors.Refused(
+            f"a budget is shared out between params and tokens, and {law.name!r} takes {', '.join(law.inputs)}; use a "
+            "law of these two, such as hoffmann, kaplan_offset or farseer"
+        )
+
+
 def refuse_without_optimum(params: Mapping[str, float], what: str) -> None:
-    """Refused where a term of the fitted law has vanished, so that no N is best."""
-    for name in ("A", "B", "alpha", "beta"):
-        if params[name] <= 0:
-            raise errors.Refused(f"{what}: the fitted {name} is 0, so the law has no optimum in N; add runs")
+    """Refused where a term of a law that is a sum of powers has vanished, so that no N is best."""
+    for name, value in params.items():
+        if value <= 0 and name != "E":
+            raise errors.Refused(f"{what}: the fitted {name} is {value:g}, so the law has no optimum in N; add runs")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Surface:
-    """Minima of E + A/N^α + B/D^β under C = k N^κ D, estimate first and resamples after it.
+    """Minima of a law of N and D under a rule for the FLOPs, estimate first and resamples of the parameters after it.
 
-    Under a bent rule k and κ are those of its tangent at the minimum, where the two cost the same and trade N for D
-    alike; it is found by steps from one tangent to the next. The exponents are those over the runs.
+    In closed form where the law is L = E + (A/N^α + B/D^β)^γ (`forms.Powers`; γ > 0 moves no minimum), else searched
+    for (`analysis.optima`). Under a bent rule k and κ of the closed form are those of its tangent at the minimum, where
+    the two cost the same and trade N for D alike; it is found by steps from one tangent to the next. `largest` is the
+    budget of the largest run.
     """
 
+    law: forms.Law
     params: dict[str, Float[np.ndarray, " samples"]]
     rule: FlopRule
+    largest: float
+
+    @functools.cached_property
+    def powers(self) -> forms.Powers | None:
+        with np.errstate(divide="ignore", invalid="ignore"):  # of a resample in which a term vanished
+            return self.law.powers(self.params) if self.law.powers else None
 
     def at(self, flops: float, inference_tokens: float = 0.0) -> Float[np.ndarray, "samples 3"]:
         """N*, D* and L* for a budget that pays for training and for `inference_tokens` T of inference.
 
-        T = 0: N* = (αA/(κβB))^(1/(α+κβ)) · (C/k)^(β/(α+κβ)), D* = (C/k) / N*^κ. T > 0: the budget is k N^κ (D + T/3)
-        (Sardana et al. 2024, arXiv 2401.00448: 6ND + 2NT), and dL = 0 along it where αA/N^α = κβB (D + T/3)/D^(β+1).
-        In log D the difference of the two sides' logarithms falls everywhere, by a slope between −(β+1) and
-        −(β+α/κ), so the root is bracketed from the optimum at T = 0.
+        NaN where a sample has no optimum. In closed form, T = 0: N* = (αA/(κβB))^(1/(α+κβ)) · (C/k)^(β/(α+κβ)),
+        D* = (C/k) / N*^κ. T > 0: the budget is k N^κ (D + T/3) (Sardana et al. 2024, arXiv 2401.00448: 6ND + 2NT), and
+        dL = 0 along it where αA/N^α = κβB (D + T/3)/D^(β+1). In log D the difference of the two sides' logarithms
+        falls everywhere, by a slope between −(β+1) and −(β+α/κ), so the root is bracketed from the optimum at T = 0.
         """
-        return self._settled(lambda k, kappa: self._at(np.log(flops / k), kappa, inference_tokens), 0)
+        served = inference_tokens * FORWARD
+        if (powers := self.powers) is None:
+            return optima.minima(self.law, self.params, flops, self.rule, served)
+        return self._settled(lambda k, kappa: _at(powers, np.log(flops / k), kappa, served), 0)
+
+    def optimum(self, flops: float, inference_tokens: float = 0.0) -> Float[np.ndarray, "samples 3"]:
+        """`at`; `Refused` where the estimate has no optimum."""
+        if self.powers is not None:
+            estimate = {name: float(values[0]) for name, values in self.params.items()}
+            refuse_without_optimum(estimate, f"the optimum of {self.law.name!r}")
+        samples = self.at(flops, inference_tokens)
+        if np.isnan(samples[0, :2]).any():
+            raise errors.Refused(self._without(flops, inference_tokens * FORWARD))
+        return samples
+
+    def _without(self, flops: float, served: float) -> str:
+        n = np.exp(np.array(optima.ends(flops, self.rule, served)))
+        d = np.maximum(flops / self.rule.per_token(n) - served, n * optima.RATIOS[0])
+        with solver.precise():
+            first, last = np.asarray(
+                self.law({"params": n, "tokens": d}, {name: values[0] for name, values in self.params.items()})
+            )
+        return (
+            f"{self.law.name!r} as fitted has no optimum in N at {flops:.3g} FLOPs under {self.rule}: its loss goes "
+            f"from {first:.4g} at N = {n[0]:.3g} to {last:.4g} at N = {n[1]:.3g} (D/N from {d[0] / n[0]:.3g} to "
+            f"{d[1] / n[1]:.3g}) and is nowhere least between; pass a budget nearer to the runs, add runs of more "
+            'sizes at one budget, or fit a law that has one, such as "hoffmann"'
+        )
 
     def _settled(self, solve: Callable[..., np.ndarray], column: int) -> np.ndarray:
         """What `solve` finds under k and κ of the rule near the N in its `column`."""
@@ -158,62 +204,73 @@ class Surface:
                 break
         return solution
 
-    def _at(self, cost: np.ndarray, kappa: np.ndarray, inference_tokens: float) -> np.ndarray:
-        E, A, B, alpha, beta = (self.params[name] for name in ("E", "A", "B", "alpha", "beta"))
-        with np.errstate(divide="ignore", invalid="ignore"):  # of a resample in which a term vanished
-            log_n = (np.log(alpha * A / (kappa * beta * B)) + beta * cost) / (alpha + kappa * beta)
-            log_d = cost - kappa * log_n
-            if served := inference_tokens * FORWARD:
-
-                def excess(log_d: np.ndarray) -> np.ndarray:
-                    tokens = np.logaddexp(log_d, np.log(served))
-                    gain = np.log(alpha * A) - alpha * (cost - tokens) / kappa
-                    return np.asarray(np.log(kappa * beta * B) + tokens - (beta + 1) * log_d - gain)
-
-                start, slopes = excess(log_d), np.stack([beta + 1, beta + alpha / kappa])
-                log_d = _root(excess, *np.sort(log_d + start / slopes, axis=0))
-                log_n = (cost - np.logaddexp(log_d, np.log(served))) / kappa
-            loss = E + A * np.exp(-alpha * log_n) + B * np.exp(-beta * log_d)
-        return np.stack([np.exp(log_n), np.exp(log_d), loss], axis=-1)
-
     def reach(self, loss: float, inference_tokens: float = 0.0) -> Float[np.ndarray, "samples 3"]:
         """The least FLOPs, training and T tokens of inference together, that reach a loss, and their N* and D*.
 
-        With R = L − E, A/N^α = wR and B/D^β = (1 − w)R, the least of k N^κ (D + T/3) has
+        In closed form, with R = (L − E)^(1/γ), A/N^α = wR and B/D^β = (1 − w)R, the least of k N^κ (D + T/3) has
         log w/(1 − w) = log(κβ/α) + log(1 + T/(3D)), whose right side falls with w (Sardana et al. 2024, arXiv
-        2401.00448, minimise 6ND + 2NT at a loss). Infinite where E is not below the loss.
+        2401.00448, minimise 6ND + 2NT at a loss). Infinite where a sample does not reach the loss.
         """
-        return self._settled(lambda k, kappa: self._reach(k, kappa, loss, inference_tokens * FORWARD), 1)
+        served = inference_tokens * FORWARD
+        if (powers := self.powers) is None:
+            return optima.reach(self.law, self.params, loss, self.rule, served, self.largest)
+        return self._settled(lambda k, kappa: _reach(powers, k, kappa, loss, served), 1)
 
-    def _reach(self, k: np.ndarray, kappa: np.ndarray, loss: float, served: float) -> np.ndarray:
-        E, A, B, alpha, beta = (self.params[name] for name in ("E", "A", "B", "alpha", "beta"))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            room = np.log(np.where(loss > E, loss - E, np.nan))
-
-            def log_tokens(v: np.ndarray) -> np.ndarray:
-                return np.asarray((np.log(B) - room + np.logaddexp(0.0, v)) / beta)
-
-            def excess(v: np.ndarray) -> np.ndarray:
-                return np.asarray(np.log(kappa * beta / alpha) + np.log1p(served * np.exp(-log_tokens(v))) - v)
-
-            low = np.log(kappa * beta / alpha)
-            v = _root(excess, low, low + np.log1p(served * np.exp(-log_tokens(low)))) if served else low
-            log_n = (np.log(A) - room + np.logaddexp(0.0, -v)) / alpha
-            log_d = log_tokens(v)
-        flops = np.log(k) + kappa * log_n + (np.logaddexp(log_d, np.log(served)) if served else log_d)
-        solution = np.exp(np.stack([flops, log_n, log_d], axis=-1))
-        return np.where(np.isnan(room)[:, None], np.inf, solution)
+    def unreached(self, loss: float) -> str:
+        """Why a loss is not reached."""
+        if self.powers is not None:
+            return f"the fitted law reaches no loss at or below E = {self.powers.E[0]:.4g}; pass a higher one"
+        return f"the optima of {self.law.name!r} as fitted do not come to it; pass one nearer to the runs' losses"
 
     @property
     def exponents(self) -> Float[np.ndarray, "samples 2"]:
-        alpha, beta = self.params["alpha"], self.params["beta"]
+        """Of N* and D* as powers of C; of a law that has none, the local ones at the largest run's budget."""
+        if self.powers is None:
+            return self.exponents_at(self.largest)
+        alpha, beta = self.powers.alpha, self.powers.beta
         return np.stack([beta, alpha], axis=-1) / (alpha + self.rule.kappa * beta)[:, None]
 
+    def exponents_at(self, flops: float) -> Float[np.ndarray, "samples 2"]:
+        """d log N*/d log C and d log D*/d log C at a budget."""
+        with np.errstate(all="ignore"):  # of a resample without an optimum
+            low, high = (np.log(self.at(flops * np.exp(side))[:, :2]) for side in (-NEAR, NEAR))
+            return np.asarray((high - low) / (2 * NEAR))
 
-def _root(falling: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Where each of many falling functions is zero, between `low` and `high`, by halving."""
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        above = falling(middle) > 0
-        low, high = np.where(above, middle, low), np.where(above, high, middle)
-    return (low + high) / 2
+
+def _at(powers: forms.Powers, cost: np.ndarray, kappa: np.ndarray, served: float) -> np.ndarray:
+    E, log_a, log_b, alpha, beta, power = powers
+    with np.errstate(divide="ignore", invalid="ignore"):  # of a resample in which a term vanished
+        log_n = (np.log(alpha / (kappa * beta)) + log_a - log_b + beta * cost) / (alpha + kappa * beta)
+        log_d = cost - kappa * log_n
+        if served:
+
+            def excess(log_d: np.ndarray) -> np.ndarray:
+                tokens = np.logaddexp(log_d, np.log(served))
+                gain = np.log(alpha) + log_a - alpha * (cost - tokens) / kappa
+                return np.asarray(np.log(kappa * beta) + log_b + tokens - (beta + 1) * log_d - gain)
+
+            start, slopes = excess(log_d), np.stack([beta + 1, beta + alpha / kappa])
+            log_d = optima.root(excess, *np.sort(log_d + start / slopes, axis=0))
+            log_n = (cost - np.logaddexp(log_d, np.log(served))) / kappa
+        loss = E + np.exp(power * np.logaddexp(log_a - alpha * log_n, log_b - beta * log_d))
+    return np.stack([np.exp(log_n), np.exp(log_d), loss], axis=-1)
+
+
+def _reach(powers: forms.Powers, k: np.ndarray, kappa: np.ndarray, loss: float, served: float) -> np.ndarray:
+    E, log_a, log_b, alpha, beta, power = powers
+    with np.errstate(divide="ignore", invalid="ignore"):
+        room = np.log(np.where(loss > E, loss - E, np.nan)) / power
+
+        def log_tokens(v: np.ndarray) -> np.ndarray:
+            return np.asarray((log_b - room + np.logaddexp(0.0, v)) / beta)
+
+        def excess(v: np.ndarray) -> np.ndarray:
+            return np.asarray(np.log(kappa * beta / alpha) + np.log1p(served * np.exp(-log_tokens(v))) - v)
+
+        low = np.log(kappa * beta / alpha)
+        v = optima.root(excess, low, low + np.log1p(served * np.exp(-log_tokens(low)))) if served else low
+        log_n = (log_a - room + np.logaddexp(0.0, -v)) / alpha
+        log_d = log_tokens(v)
+    flops = np.log(k) + kappa * log_n + (np.logaddexp(log_d, np.log(served)) if served else log_d)
+    solution = np.exp(np.stack([flops, log_n, log_d], axis=-1))
+    return np.where(np.isnan(room)[:, None], np.inf, solution)

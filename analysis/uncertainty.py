@@ -84,10 +84,16 @@ def unbiased(
     return moved
 
 
-def estimate(value: float, samples: np.ndarray, level: float, among: float | None = None) -> Estimate:
-    """`value` with the percentile interval of its resamples, at the level `among` those that are there if given."""
-    low, high = percentiles(samples, among or level)
+def estimate(value: float, samples: np.ndarray, level: float, within: float | None = None) -> Estimate:
+    """`value` with the percentile interval of its resamples, at the level `within` those that are there if given."""
+    low, high = percentiles(samples, within or level)
     return Estimate(float(value), (float(low), float(high)), level)
+
+
+def among(level: float, share: float) -> float:
+    """The level of an interval among the `share` of resamples that are there, the others half below and half above."""
+    tail = ((1 - level) / 2 - (1 - share) / 2) / share
+    return max(level, 1 - 2 * max(tail, 1e-9)) if 0 < level < 1 else level
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,8 +121,7 @@ class Bootstrap:
 
     def level(self, level: float) -> float:
         """The level among `samples` of an interval at `level` among all resamples."""
-        tail = ((1 - level) / 2 - (1 - self.converged) / 2) / self.converged
-        return max(level, 1 - 2 * max(tail, 1e-9)) if 0 < level < 1 else level
+        return among(level, self.converged)
 
     def interval(self, name: str, level: float = 0.95) -> tuple[float, float]:
         """The bias-corrected percentile interval of a parameter."""

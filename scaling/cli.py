@@ -1,5 +1,6 @@
 """The `scaling` command: each subcommand imports what it needs only when it runs."""
 
+import dataclasses
 import os
 import signal
 import sys
@@ -166,27 +167,42 @@ def fit(
 
 
 def predict(
-    fit: arguments.FitFile,
+    table: Table,
     params: float | None = None,
     tokens: float | None = None,
     flops: float | None = None,
     at: arguments.At = (),
     inference_tokens: float | None = None,
     law: arguments.OwnLaw = None,
+    metric: str | None = None,
 ) -> None:
-    """Predict the loss of a saved fit at given parameters and tokens; or, at given FLOPs, the best way to spend them.
+    """Predict the loss of a new run at given parameters and tokens, or, of FLOPs alone, the best way to spend them.
+
+    From the runs of a CSV or a store, by several laws; from a saved fit (.json), also what its own law says alone.
+    With --metric, an accuracy or error of a new run, by way of the loss in column --loss.
 
     Args:
         params: Parameters of the model.
         tokens: Training tokens.
         flops: Training FLOPs to allocate; the input of kaplan_c.
         inference_tokens: Tokens that the model will serve: --flops then pays for training and for them.
+        metric: Column of an accuracy or error, 0 to 1, to predict for a new run.
     """
     from scaling.commands import analysing
 
     named = {"params": params, "tokens": tokens, "flops": flops}
     given = {name: value for name, value in named.items() if value is not None}
-    analysing.predict(fit, {**given, **analysing.numbers(at, "--at")}, inference_tokens, law)
+    given |= analysing.numbers(at, "--at")
+    if str(table.data).endswith(".json"):
+        if metric is not None or dataclasses.replace(table, data="") != Table(""):
+            raise ValueError("--metric, --loss, --column, --where and --sweep choose of runs; a saved fit has its own")
+        analysing.predict(table.file, given, inference_tokens, law)
+    elif inference_tokens is not None or law is not None:
+        raise ValueError("--inference-tokens and --law belong to a saved fit; fit the runs first: scaling fit … --save")
+    elif metric is not None:
+        analysing.downstream(table, given, metric)
+    else:
+        analysing.of_runs(table, given)
 
 
 def compare(

@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 
 import analysis
+from analysis import frontiers
+from scaling import cli
 from scaling.commands import analysing, drawing
 from scaling.commands.arguments import Objective, Table
 
@@ -33,6 +35,21 @@ def test_a_saved_fit_spends_flops_by_the_rule_of_its_table(tmp_path: Path, capsy
     analysis.fit("hoffmann", frame.drop(columns="flops")).save(tmp_path / "fit.json")
     analysing.predict(tmp_path / "fit.json", {"flops": 1e15}, None)
     assert "6 · params · tokens (Kaplan" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("law", ["kaplan", "hoffmann_interaction"])
+def test_a_saved_fit_of_any_law_of_params_and_tokens_spends_flops(
+    law: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit = analysis.fit(law, table())
+    fit.save(tmp_path / "fit.json")
+    analysing.predict(tmp_path / "fit.json", {"flops": 1e15}, None)
+    printed = capsys.readouterr().out
+    bought = frontiers.of_fit(fit).allocate(1e15)
+    assert f"if {law} is right, at 1e+15 FLOPs: params {bought.params}," in printed
+    assert "C = 6 · N · D" in printed
+    drawn = drawing.of_fit(fit)
+    assert len(drawn["fitted_law"].axes) >= 3
 
 
 def test_a_table_needs_the_columns_of_its_law_and_no_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,14 +108,37 @@ def test_from_a_csv_to_a_budget_in_three_commands(tmp_path: Path, capsys: pytest
     assert "(24 runs) predicts 6 runs up to" in told
     assert "(18 runs) predicts 12 runs up to" in told
     analysing.predict(tmp_path / "fit.json", {"flops": 1e15}, None)
-    training_only = capsys.readouterr().out
-    assert training_only.startswith("at 1e+15 FLOPs: params ")
+    together, alone = capsys.readouterr().out.split("if hoffmann is right, ")
+    assert "95% of new runs" in together
+    assert "by law: hoffmann " in together
+    assert alone.startswith("at 1e+15 FLOPs: params ")
+    analysing.of_runs(Table(tmp_path / "runs.csv"), {"flops": 1e15})
+    assert capsys.readouterr().out == together
     analysing.predict(tmp_path / "fit.json", {"flops": 1e15}, 1e9)
     serving = capsys.readouterr().out
-    params = [float(told.split("params ")[1].split(" ")[0]) for told in (training_only, serving)]
+    params = [float(text.split("params ")[1].split(" ")[0]) for text in (alone, serving)]
     assert params[1] < params[0]
     with pytest.raises(ValueError, match="belongs to --flops alone"):
         analysing.predict(tmp_path / "fit.json", {"params": 1e6, "tokens": 1e8}, 1e9)
+
+
+def test_an_accuracy_is_predicted_by_way_of_a_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = table().rename(columns={"loss": "nats"})
+    frame.assign(right=0.9 - 0.1 * frame["nats"]).to_csv(tmp_path / "runs.csv", index=False)
+    runs = Table(tmp_path / "runs.csv", loss="nats")
+    analysing.downstream(runs, {"flops": 1e15}, "right")
+    printed = capsys.readouterr().out
+    value = float(printed.split("\nright ")[1].split(" (")[0])
+    loss = float(printed.split("by nats ")[1].split(" (")[0])
+    assert value == pytest.approx(0.9 - 0.1 * loss, abs=2e-3)
+    with pytest.raises(ValueError, match="no column 'left'"):
+        analysing.downstream(runs, {"flops": 1e15}, "left")
+    for of, message in (
+        (runs, "--law belong to a saved fit"),
+        (Table("fit.json", loss="nats"), "a saved fit has its own"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cli.predict(of, flops=1e15, law="own.py", metric="right")
 
 
 def test_a_parameter_at_its_bound_has_no_interval_and_no_parameter_two(

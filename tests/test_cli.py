@@ -228,7 +228,7 @@ def test_a_planted_law_is_fitted_saved_and_predicts(tmp_path: Path) -> None:
     assert found == pytest.approx({"E": 1.7, "A": 400, "B": 410, "alpha": 0.34, "beta": 0.28}, rel=1e-3)
     predicted = command.here("predict", "law.json", "--params", 1e9, "--tokens", 1e11, cwd=tmp_path)
     assert predicted.code == 0, predicted.err
-    loss = float(predicted.out.split("loss ")[1].split(",")[0])
+    loss = float(predicted.out.split("if hoffmann is right, ")[1].split("loss ")[1].split(",")[0])
     assert loss == pytest.approx(1.7 + 400 / 1e9**0.34 + 410 / 1e11**0.28, abs=1e-3)
     refused(command.here("predict", "law.json", "--params", 1e9, cwd=tmp_path), "needs --tokens")
     one = command.here("fit", "law.csv", "--law", "power", "--column", "x=tokens", cwd=tmp_path)

@@ -48,7 +48,7 @@ def _accuracy_starts(inputs: Mapping[str, np.ndarray], accuracy: np.ndarray) -> 
     return {"L_0": loss.min() + reach * middle, "k": 1 / (reach * width)}
 
 
-_share = Parameter(0.0)
+_share = Parameter(0.0, 1.0)
 _GADRE = "Gadre et al. 2024, arXiv 2403.08540"
 
 gadre = law(
@@ -70,7 +70,7 @@ gadre_error = law(
     name="gadre_error",
     equation="Err = ε − k exp(−γ L)",
     source=f"{_GADRE}, eq. 5",
-    parameters={"epsilon": _share, "k": _share, "gamma": Parameter(1e-6, 1e3, log=True)},
+    parameters={"epsilon": _share, "k": Parameter(0.0), "gamma": Parameter(1e-6, 1e3, log=True)},
     linear=("epsilon", "k"),
     starts=_error_starts,
     scale="linear",

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from analysis.catalogue.starting import grid, scales
-from analysis.forms import EXPONENTS, Parameter, Starts, law
+from analysis.forms import EXPONENTS, Parameter, Powers, Starts, law
 
 
 def _power(x: Any, *, a: Any, b: Any) -> Any:
@@ -151,6 +151,17 @@ def _single_starts(scale: str, exponent: str) -> Starts:
     return starts
 
 
+def _sum(params: Mapping[str, Any]) -> Powers:
+    beta = params.get("beta", params["alpha"])
+    return Powers(params["E"], np.log(params["A"]), np.log(params["B"]), params["alpha"], beta, np.ones_like(beta))
+
+
+def _power_of_sum(E: Any, N_c: Any, D_c: Any, alpha: Any, beta: Any) -> Powers:
+    """E + ((N_c/N)^(α/β) + D_c/D)^β."""
+    ratio = np.asarray(alpha / beta)
+    return Powers(E, ratio * np.log(N_c), np.log(D_c), ratio, np.ones_like(ratio), beta)
+
+
 _KAPLAN = "Kaplan et al. 2020, arXiv 2001.08361"
 _positive = Parameter(0.0, log=True)
 _offset = Parameter(0.0)
@@ -181,6 +192,7 @@ hoffmann = law(
     parameters={"E": _offset, "A": _positive, "B": _positive, "alpha": _exponent, "beta": _exponent},
     linear=("E", "A", "B"),
     validated="besiroglu2024: the least objective known on its 240 rows; brandfonbrener2024: published constants",
+    powers=_sum,
 )
 hoffmann_shared = law(
     _shared,
@@ -189,6 +201,7 @@ hoffmann_shared = law(
     source="Hoffmann et al. 2022, arXiv 2203.15556, with α = β as in Muennighoff et al. 2023, arXiv 2305.16264",
     parameters={"E": _offset, "A": _positive, "B": _positive, "alpha": _exponent},
     linear=("E", "A", "B"),
+    powers=_sum,
 )
 hoffmann_interaction = law(
     _interaction,
@@ -223,6 +236,7 @@ kaplan_offset = law(
     parameters={"E": _offset, "N_c": _positive, "D_c": _positive, "alpha": _exponent, "beta": _exponent},
     starts=_offset_starts,
     validated="brandfonbrener2024: published constants of two sets",
+    powers=lambda p: _power_of_sum(p["E"], p["N_c"], p["D_c"], p["alpha"], p["beta"]),
 )
 kaplan = law(
     _kaplan,
@@ -231,6 +245,7 @@ kaplan = law(
     source=f"{_KAPLAN}, eq. 1.5",
     parameters={"N_c": _positive, "D_c": _positive, "alpha_N": _exponent, "alpha_D": _exponent},
     starts=_kaplan_starts,
+    powers=lambda p: _power_of_sum(0.0 * p["N_c"], p["N_c"], p["D_c"], p["alpha_N"], p["alpha_D"]),
 )
 kaplan_n = law(
     _kaplan_n,

@@ -1,7 +1,12 @@
 """Public curves y(x), of one quantity each: no table of parameters and tokens."""
 
 from analysis.datasets import tidying
-from analysis.datasets.entry import NO_FLOPS, NO_PARAMS, NONE_STATED, SPLIT, Entry
+from analysis.datasets.entry import NATS, NO_FLOPS, NO_PARAMS, NONE_STATED, SPLIT, Entry
+
+CLARK_SETTINGS = (
+    "num_experts", "d_model", "num_blocks", "num_heads", "kqv_size", "flop_increase", "k", "router_type", "seed",
+    "routing_frequency", "total_parameter_count", "dense_parameter_count", "flops_per_step", "model_size_label",
+)  # fmt: skip
 
 ENTRIES = (
     Entry(
@@ -27,6 +32,33 @@ ENTRIES = (
         flops_convention=NO_FLOPS,
         sha256="63c346db00a66b692e1ea9a0f71a2f2b267e55f74be5b863a92e199dffbf0983",
         tidy=tidying.alabdulmohsin,
+    ),
+    Entry(
+        name="clark2022_curves",
+        paper="Clark et al. 2022, Unified Scaling Laws for Routed Language Models, arXiv 2202.01169",
+        repository="google-deepmind/scaling_laws_for_routing",
+        commit="42da0c392b127df2c01fa7b705f72396050d05e5",
+        path="data/curves.csv.gz",
+        licence="CC BY 4.0 (software: Apache-2.0)",
+        file="raw/curves.csv.gz",
+        rows=5799,
+        columns={
+            "hyper_id": "number of the run, as in clark2022; with one of the losses it names a curve",
+            "step": "training step, from 0; 250,000 are 130e9 tokens",
+            "loss_c4": "nats per token on C4",
+            "loss_curation_corpus": "nats per token on Curation Corpus",
+            "loss_lambada": "nats per token on LAMBADA",
+            "loss_pile": "nats per token on the Pile's Europarl",
+            "loss_validation": NATS,
+            "loss_wikitext103": "nats per token on WikiText-103",
+            **dict.fromkeys(CLARK_SETTINGS, "in clark2022, once a run"),
+        },
+        renames={"hyper_id": "run", "loss_validation": "loss", "loss_pile": "loss_pile_europarl"},
+        dropped=CLARK_SETTINGS,
+        params_convention=NO_PARAMS,
+        flops_convention=NO_FLOPS,
+        sha256="c03e7531add85e594f368d33bac4a0220280be858a7ed12d147cf73af6a3819f",
+        tidy=tidying.gzipped,
     ),
     Entry(
         name="nakkiran2020",

@@ -61,6 +61,11 @@ def parquet(content: bytes) -> pd.DataFrame:
     return pd.read_parquet(io.BytesIO(content))
 
 
+def gzipped(content: bytes) -> pd.DataFrame:
+    """A compressed CSV file, as it is."""
+    return pd.read_csv(io.BytesIO(content), compression="gzip")
+
+
 def besiroglu(content: bytes) -> pd.DataFrame:
     """Points read off a figure: `tokens` and the rows left out of the published fit by the authors' own rules."""
     raw = pd.read_csv(io.BytesIO(content))

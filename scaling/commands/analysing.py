@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 import analysis
-from analysis import frontiers, laws, tables
+from analysis import frontiers, laws, prediction, tables
 from scaling import schema, store
 from scaling.commands.arguments import Objective, RunTable, Table
 from scaling.config import loading
@@ -181,9 +181,11 @@ def fit(table: Table, law: str, objective: Objective, resamples: int, save: Path
 
 
 def predict(path: Path, at: dict[str, float], inference_tokens: float | None, law: str | None = None) -> None:
-    """Print what a saved fit predicts, with 95% intervals of resampled runs."""
+    """Print what several laws fitted to the runs of a saved fit predict together, then what its own law says alone."""
     fitted = saved_fit(path, law)
-    if fitted.law.name == "hoffmann" and set(at) == {"flops"}:
+    if fitted.law.allocates and set(at) == {"flops"}:
+        if not inference_tokens:
+            calibrated(fitted, at)
         allocate(fitted, at["flops"], inference_tokens)
         return
     if inference_tokens is not None:
@@ -194,25 +196,60 @@ def predict(path: Path, at: dict[str, float], inference_tokens: float | None, la
         raise ValueError(
             f"the law {fitted.law.name} takes {', '.join(fitted.law.inputs)}, not {', '.join(unused)}; leave those out"
         )
+    if fitted.law.allocates:
+        calibrated(fitted, at)
     boot = fitted.bootstrap()
     mean, run = (boot.predict_interval(at, 0.95, noise=noise) for noise in (False, True))
     where = ", ".join(f"{name} {value:.4g}" for name, value in at.items())
     print(
-        f"at {where}: loss {float(fitted.predict(at).item()):.4f}, 95% interval {mean[0].item():.4f} to "
-        f"{mean[1].item():.4f}; of a single run {run[0].item():.4f} to {run[1].item():.4f}"
+        f"if {fitted.law.name} is right, at {where}: loss {float(fitted.predict(at).item()):.4f}, 95% interval "
+        f"{mean[0].item():.4f} to {mean[1].item():.4f}; of a single run {run[0].item():.4f} to {run[1].item():.4f}"
     )
     for warning in boot.warnings:
         print(f"warning: {warning}")
+
+
+def downstream(table: Table, at: dict[str, float], metric: str) -> None:
+    """Print the accuracy or error of a new run, predicted from its size by way of the loss."""
+    frame, _ = read(table, [table.loss, metric])
+    print(analysis.downstream(frame, at, metric, table.loss, **renamed(table)).summary())
+
+
+def calibrated(fitted: "analysis.Fit", at: dict[str, float]) -> None:
+    """Print the prediction whose interval counts that the law may be wrong, or why the runs do not carry one."""
+    try:
+        predictor = analysis.predictor(fitted.runs)
+    except analysis.Refused as reason:
+        print(f"no prediction by several laws: {reason}")
+    else:
+        print(together(predictor, at))
+
+
+def of_runs(table: Table, at: dict[str, float]) -> None:
+    """Print what several laws fitted to the runs of a table predict together."""
+    frame, _ = read(table, [table.loss])
+    columns = {name: value for name, value in renamed(table).items() if name in ("params", "tokens", "flops")}
+    print(together(analysis.predictor(frame, loss=table.loss, **columns), at))
+
+
+def together(predictor: prediction.Predictor, at: dict[str, float]) -> str:
+    """What laws say together: of FLOPs alone, what they should buy; else the loss at a size."""
+    if set(at) == {"flops"}:
+        return predictor.allocate(at["flops"]).summary()
+    return predictor.predict(at).summary()
 
 
 def allocate(fitted: "analysis.Fit", flops: float, inference_tokens: float | None) -> None:
     """Print the best way to spend a budget."""
     frontier = frontiers.of_fit(fitted)
     spent = frontier.allocate(flops, inference_tokens or 0.0)
-    print(f"at {flops:.3g} FLOPs: params {spent.params}, tokens {spent.tokens}, loss {spent.loss}")
+    print(
+        f"if {fitted.law.name} is right, at {flops:.3g} FLOPs: params {spent.params}, tokens {spent.tokens}, "
+        f"loss {spent.loss}"
+    )
     for line in frontier.statements:
         print(f"made by {line}" if line == frontier.statements[0] else line)
-    for line in frontier.warnings:
+    for line in (*frontier.warnings, *spent.warnings):
         print(f"warning: {line}")
 
 

@@ -61,7 +61,6 @@ At: TypeAlias = Annotated[
         help="An input of the law, for example --at params=1e9 --at tokens=2e10; repeat for more.",
     ),
 ]
-FitFile: TypeAlias = Annotated[Path, Positional, tyro.conf.arg(help="A fit saved by `scaling fit --save`.")]
 
 
 @dataclasses.dataclass(frozen=True)

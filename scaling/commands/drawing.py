@@ -85,8 +85,11 @@ def of_fit(fitted: analysis.Fit) -> dict[str, figure.Figure]:
     }
     if len(fitted.law.inputs) == 1:
         drawn["curve"] = plots.curve(fitted, fitted.bootstrap())
-    elif fitted.law.name == "hoffmann":
-        drawn["fitted_law"] = plots.fitted(frontiers.of_fit(fitted), fitted.runs)
+    elif fitted.law.allocates:
+        try:
+            drawn["fitted_law"] = plots.fitted(frontiers.of_fit(fitted), fitted.runs)
+        except analysis.Refused as reason:
+            print(f"no frontier: {reason}")
     return drawn
 
 

@@ -83,7 +83,7 @@ def raw(name: str, folder: pathlib.Path) -> bytes:
     """The bytes of the public source: kept beside the tables, or put together again from the full-precision table."""
     if name == "besiroglu2024":
         return (folder / "raw" / "svg_extracted_data.csv").read_bytes()
-    if name == "clark2022":
+    if name.startswith("clark2022"):
         return (folder / "raw" / "curves.csv.gz").read_bytes()
     if name.startswith("scalebench"):
         return (folder / datasets.ENTRIES[name].file).read_bytes()

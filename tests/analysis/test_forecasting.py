@@ -71,7 +71,8 @@ def test_the_interval_grows_with_distance_and_with_level(made: forecasting.Forec
     at = {"seen": X[-1] * np.array([0.5, 1.0, 2.0, 10.0, 100.0])}
     low, high = made.predict_interval(at)
     widths = np.log(high / low)
-    assert (np.diff(widths) >= -1e-12).all()
+    assert (np.diff(widths[1:]) >= -1e-12).all()
+    assert widths[0] < 1.1 * widths[1]  # among the points M1 may differ from the others more than at the end
     assert widths[-1] > 2 * widths[0]
     inner_low, inner_high = made.predict_interval(at, 0.5)
     assert (low < inner_low).all()
@@ -80,6 +81,16 @@ def test_the_interval_grows_with_distance_and_with_level(made: forecasting.Forec
     assert (inner_high < high).all()
     with pytest.raises(ValueError, match=r"level = 95: must lie between 0 and 1"):
         made.predict_interval(at, 95)
+
+
+def test_a_short_curve_that_turns_steeper_is_inside_the_interval() -> None:
+    """A loss whose fall quickens beyond the points, as under a decaying learning rate: M2 and M3 alone miss it."""
+    x = np.arange(1.0, 26.0)
+    y = 1.5 + x**-0.3 - 0.02 * (1 - np.cos(np.pi * x / 25)) ** 2
+    short = forecasting.forecast(curve(y[:8], x[:8]))
+    low, high = short.predict_interval({"seen": [25.0]})
+    assert low < y[-1] < high
+    assert np.log(high / low) < 0.25
 
 
 def test_intervals_hold_on_planted_curves() -> None:
@@ -161,6 +172,20 @@ def test_the_summary_says_what_was_averaged_and_why(made: forecasting.Forecast) 
     assert f"{len(made.backtests)} back-tests" in told
 
 
+def test_what_to_doubt_comes_first() -> None:
+    short = forecasting.forecast(curve(falling(X[:8]) * (1 + 0.001 * (-1.0) ** np.arange(8)), X[:8]), horizon=3.0)
+    assert len(short.backtests) < 3
+    assert short.reach == pytest.approx(X[7] / X[5])
+    assert short.summary().startswith(f"warning: only {len(short.backtests)} back-test")
+    near, beyond = ({"seen": [X[7] * short.reach * factor]} for factor in (1.0, 1.01))
+    assert short.doubts(near) == ()
+    (doubt,) = short.doubts(beyond)
+    assert "back-tests reach 2.73 times theirs" in doubt
+    lines = short.summary(beyond).splitlines()
+    assert f"warning: {doubt}" in lines[:2]
+    assert short.summary(near) == short.summary()
+
+
 def test_every_curve_of_double_descent_is_flagged_and_says_where_it_turns(table: Table) -> None:
     frame = table("nakkiran2020_double_descent.csv")
     for _, group in frame.groupby("series"):
@@ -171,6 +196,16 @@ def test_every_curve_of_double_descent_is_flagged_and_says_where_it_turns(table:
     (warning,) = forecasting.forecast(one, "x", "y").warnings
     assert warning in analysis.fit("power_offset", one[["x", "y"]], loss="y").warnings
     assert "y is not monotone in x: it turns at x = 72 (y = 3.766); at x = 200 (y = 5.334)" in warning
+
+
+def test_a_curve_that_no_law_follows_is_flagged(table: Table) -> None:
+    frame = table("caballero2022_bnsl_addition.csv")
+    before = forecasting.forecast(frame[frame["split"] == "fit"], "train_examples", "loss")
+    assert before.warnings[0].startswith("back-tests miss loss by 34.3")
+    assert before.summary().startswith(f"warning: {before.warnings[0]}")
+    after = frame[frame["split"] == "extrapolate"]
+    low, high = before.predict_interval(after)
+    assert ((low < after["loss"]) & (after["loss"] < high)).all()
 
 
 def test_noise_is_no_turn_and_a_rising_curve_is_told(language: pd.DataFrame) -> None:
@@ -201,7 +236,7 @@ def broken(**changes: object) -> pd.DataFrame:
         (broken(loss=0.0), "column 'loss' is zero or negative"),
         (broken(seen=np.inf), "column 'seen' is infinite"),
         (broken(loss="n/a"), "column 'loss' holds 'n/a', not a number"),
-        (curve(falling(X))[:1], "1 different values of 'seen': a forecast by m2, m3 needs 8; add points"),
+        (curve(falling(X))[:1], "1 different values of 'seen': a forecast by m1, m2, m3 needs 8; add points"),
         (curve(falling(X))[:7], "7 different values of 'seen'"),
         (
             pd.concat([curve(falling(X)), curve(falling(X))[:2].assign(note="")]),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import analysis
-from analysis import biases, budgets, fitting, frontiers, isoflop, plots
+from analysis import biases, budgets, fitting, frontiers, isoflop, laws, plots
 
 
 def optimum(law: dict[str, float], flops: float) -> tuple[float, float, float]:
@@ -35,7 +35,8 @@ def test_approach_3_finds_the_planted_optimum(planted, law_params) -> None:
 @given(alpha=st.floats(0.2, 0.8), beta=st.floats(0.2, 0.8), kappa=st.floats(0.7, 1.3), flops=st.floats(1e10, 1e22))
 def test_the_closed_form_is_the_minimum_under_any_flop_rule(alpha, beta, kappa, flops) -> None:
     law = {"E": 1.7, "A": 400.0, "B": 900.0, "alpha": alpha, "beta": beta}
-    surface = frontiers.Surface({k: np.array([v]) for k, v in law.items()}, frontiers.FlopRule(5.0, kappa, "test"))
+    params = {k: np.array([v]) for k, v in law.items()}
+    surface = frontiers.Surface(laws.get("hoffmann"), params, frontiers.FlopRule(5.0, kappa, "test"), flops)
     ((params, tokens, loss),) = surface.at(flops)
     assert 5.0 * params**kappa * tokens == pytest.approx(flops, rel=1e-9)
     for step in (0.99, 1.01):

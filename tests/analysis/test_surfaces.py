@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import analysis
-from analysis import surfaces
+from analysis import laws, surfaces
 
 EXPONENT = st.floats(0.15, 0.8)
 
@@ -15,7 +15,8 @@ EXPONENT = st.floats(0.15, 0.8)
 def surface(alpha: float, beta: float, kappa: float, k: float = 6.0) -> surfaces.Surface:
     law = {"E": 1.7, "A": 400.0, "B": 900.0, "alpha": alpha, "beta": beta}
     rule = surfaces.FlopRule(k, kappa, "test")
-    return surfaces.Surface({name: np.array([value, value]) for name, value in law.items()}, rule)
+    params = {name: np.array([value, value]) for name, value in law.items()}
+    return surfaces.Surface(laws.get("hoffmann"), params, rule, 1e20)
 
 
 def loss(alpha: float, beta: float, params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
