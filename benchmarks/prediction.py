@@ -16,6 +16,7 @@ it. The members weigh the same and were fixed beforehand; subsets of them are sh
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ import numpy as np
 import pandas as pd
 import tyro
 
-from analysis import datasets, errors, fitting, prediction
+from analysis import datasets, errors, fitting, frontiers, prediction
 
 FACTORS = (3.0, 10.0, 30.0)
 BINS = (1.0, 5.0, 15.0, 50.0)  # of the factor, for coverage
@@ -136,15 +137,37 @@ def alone(case: Case, law: str, **options: Any) -> pd.DataFrame:
     return described(case).assign(value=fit.predict(case.at), low=low, high=high)
 
 
-METHODS = {
+def along(case: Case, law: str) -> pd.DataFrame:
+    """A law of compute alone, through the least loss of each group of runs of like compute."""
+    group = np.round(np.log(case.runs["flops"]) / prediction.WINDOW)
+    points = case.runs.loc[case.runs.groupby(group)["loss"].idxmin()]
+    fit = fitting.fit(law, points, x="flops")
+    at = {"x": case.at["flops"].to_numpy()}
+    low, high = fit.bootstrap(300).predict_interval(at)
+    return described(case).assign(value=fit.predict(at), low=low, high=high)
+
+
+def parabolas(case: Case) -> pd.DataFrame:
+    """Approach 2 of Hoffmann et al. 2022: the power law with an offset through the minima of the budgets' parabolas."""
+    frontier = frontiers.frontier(case.runs, 2, resamples=300)
+    losses = [frontier.allocate(flops).loss for flops in case.at["flops"]]
+    low, high = np.array([loss.interval for loss in losses]).T
+    return described(case).assign(value=[loss.value for loss in losses], low=low, high=high)
+
+
+METHODS: dict[str, Callable[[Case], pd.DataFrame]] = {
     "analysis.predict": ours,
     "hoffmann, Huber": lambda case: alone(case, "hoffmann"),
     "kaplan, Huber": lambda case: alone(case, "kaplan"),
     "kaplan_offset, Huber": lambda case: alone(case, "kaplan_offset"),
+    "approach 2": parabolas,
+    **{f"{law} of compute": functools.partial(along, law=law) for law in ("m1", "m2", "m3", "m4", "broken1")},
 }
 
 
 def scores(every: Sequence[Case]) -> None:
+    """Every method on the cases that it does not refuse, with the error of ours on the same ones beside."""
+    first = pd.DataFrame()
     for name, method in METHODS.items():
         rows, refused = [], 0
         for case in every:
@@ -152,10 +175,15 @@ def scores(every: Sequence[Case]) -> None:
                 rows.append(method(case))
             except errors.Refused:
                 refused += 1
-        scored = pd.concat(rows, ignore_index=True)
-        each = by_source(scored, error(scored))
         print(f"\n{name}: {len(rows)} cases, refused {refused}")
-        print(f"  error {each.mean():.2f}% over sources (median of runs {error(scored).median():.2f}%): "
+        if not rows:
+            continue
+        scored = pd.concat(rows, ignore_index=True)
+        first = scored if first.empty else first
+        there = first.merge(scored[["source", "table", "factor"]].drop_duplicates())
+        each, ours_there = (by_source(table, error(table)) for table in (scored, there))
+        print(f"  error {each.mean():.2f}% over sources (median of runs {error(scored).median():.2f}%; "
+              f"{next(iter(METHODS))} on these cases {ours_there.mean():.2f}%): "
               + ", ".join(f"{source} {value:.2f}" for source, value in each.items()))  # fmt: skip
         half = 50 * np.log(scored["high"] / scored["low"])
         print(f"  inside {inside(scored).mean():.1%}, median half-width {half.median():.2f}%, interval score "
