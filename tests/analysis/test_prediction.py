@@ -90,7 +90,11 @@ def with_a_head(runs: pd.DataFrame) -> pd.DataFrame:
 
 @pytest.mark.parametrize(
     "change",
-    [lambda runs: runs, with_a_head, lambda runs: runs.assign(tokens=20 * runs["params"], flops=120 * runs["params"] ** 2)],
+    [
+        lambda runs: runs,
+        with_a_head,
+        lambda runs: runs.assign(tokens=20 * runs["params"], flops=120 * runs["params"] ** 2),
+    ],
     ids=["6ND", "bent FLOPs", "one ratio"],
 )  # fmt: skip
 def test_it_is_saved_and_loaded_whole(change, planted, tmp_path: Path) -> None:
@@ -141,7 +145,7 @@ def test_runs_on_one_line_of_n_and_d_are_predicted_by_the_laws_that_they_carry(p
         ),
         (lambda runs: runs, {"tokens": 1e10, "flops": 1e12}, "is what no model of"),
         (lambda runs: runs, {"flops": 1e3}, "buys no token"),
-        (lambda runs: runs.drop(columns=["tokens", "flops", "flops_budget"]), {"params": 1e7}, "no column 'tokens'"),
+        (lambda runs: runs.drop(columns=["tokens", "flops", "flops_budget"]), {"params": 1e7, "tokens": 1e9}, "no column 'tokens'"),
         (lambda runs: runs, {"params": 1e7}, "needs 'params' and 'tokens'"),
         (lambda runs: runs, {"params": -1.0, "tokens": 1e9}, "needs positive"),
     ],
