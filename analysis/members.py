@@ -13,13 +13,15 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
-from analysis import checks, definitions, errors, fitting, laws, measuring
+from analysis import checks, definitions, diagnostics, errors, fitting, laws, measuring, solver
 
 COMPUTE = 0.5
 EXCESS = 0.1
 WINDOW = 0.6  # log FLOPs of a group of runs whose least loss is a point of the envelope
 FEWEST = 3  # members that a mean and its spread need
+UNKNOWN = 1e-6  # relative singular value below which runs say nothing of a direction of a law's parameters
 RUNS, SIZES = 8, 3  # runs and distinct N below which nothing was tested
 NAMES = ("params", "tokens", "flops")
 MEMBERS: dict[str, tuple[str, dict[str, float]]] = {
@@ -111,8 +113,35 @@ def envelope(flops: np.ndarray, loss: np.ndarray) -> np.ndarray:
 
 
 def scatter(fit: fitting.Fit, runs: pd.DataFrame, weight: np.ndarray) -> float:
-    """The standard deviation of log losses about a law, by their weighted median magnitude: outliers do not count."""
+    """The standard deviation of log losses about a law, by their weighted median magnitude: outliers do not count.
+
+    Times sqrt(m / (m − p)) for the p parameters fitted, m = (Σ w)² / Σ w² the number of runs that weigh as much.
+    """
     residuals = np.abs(np.log(runs["loss"] / fit.predict(runs)).to_numpy())
     order = np.argsort(residuals)
     share = np.cumsum(weight[order]) / weight.sum()
-    return float(1.4826 * residuals[order][np.searchsorted(share, 0.5)])
+    count = weight.sum() ** 2 / np.sum(weight**2)
+    lost = count / max(count - len(fit.diagnostics.free), 1.0)
+    return float(1.4826 * residuals[order][np.searchsorted(share, 0.5)] * np.sqrt(lost))
+
+
+def carried(fits: Mapping[str, fitting.Fit], params: np.ndarray, tokens: np.ndarray) -> Float[np.ndarray, " rows"]:
+    """The variance of the mean of the laws for the noise of the runs they are fitted to, in units of one run's.
+
+    |ℓ|² with ℓ the mean over laws of x (Xᵀ W X)⁺ Xᵀ W: how weighted least squares moves log f at the target with the
+    log loss of each run; X and x hold ∂ log f / ∂θ at the runs and at the target.
+    """
+    target = solver.points({"params": params, "tokens": tokens}, np.ones(len(params)))
+    rows = [_response(fit, target)[: len(params)] for fit in fits.values()]
+    return np.asarray(np.sum(np.mean(rows, axis=0) ** 2, axis=1))
+
+
+def _response(fit: fitting.Fit, target: solver.Points) -> Float[np.ndarray, "rows runs"]:
+    data, theta = fit.points(), solver.coordinates(fit.law, fit.params)[0]
+    free = [fit.law.names.index(name) for name in fit.diagnostics.free]
+    here, there = (diagnostics.jacobian(fit, points, theta)[:, free] for points in (data, target))
+    root = np.sqrt(data.weight / data.weight.max())[:, None]
+    size = np.linalg.norm(root * here, axis=0)
+    size = np.where(size > 0, size, 1.0)
+    inverse = np.linalg.pinv(root * here / size, rcond=UNKNOWN)
+    return np.asarray((there / size) @ inverse * root.T)

@@ -4,11 +4,12 @@ One law's interval knows the scatter of the runs and takes its own form for the 
 the form. Here several forms are fitted to the same runs, their mean is the prediction, and the interval grows with what
 they disagree about, which is more the further the target lies beyond the runs:
 
-    log L = mean of log f_m,    half = T · sqrt((SPREAD · s)² + (DISTANCE · log factor)² + σ²)
+    log L = mean of log f_m,    half = T · sqrt((SPREAD · s)² + (DISTANCE · log factor)² + σ² (1 + |ℓ|²))
 
 s is the standard deviation of the members' log f_m, `factor` the target's FLOPs over the largest fitted run's (1 where
-it lies among the runs), σ the scatter of single runs about the member that is nearest to them, T a quantile of
-Student's t with five degrees of freedom. `analysis.members` has the laws and what each run counts for.
+it lies among the runs), σ the scatter of single runs about the member that is nearest to them, ℓ by how much each
+run's own scatter moves the mean, T a quantile of Student's t with five degrees of freedom. `analysis.members` has the
+laws, what each run counts for, σ and ℓ.
 `docs/predictions.md` says how the constants were chosen (`python -m benchmarks.prediction --choose`) and where the
 intervals fail.
 """
@@ -130,12 +131,13 @@ class Predictor:
         n, d, c = self._places(given)
         self._refuse_off_line(n, d)
         factor = c / self.largest
-        members = self._members(n, d)
-        logs = np.log(members.to_numpy())
-        value, width = np.exp(logs.mean(axis=1)), half(logs.std(axis=1, ddof=1), factor, self.scatter, level)
+        by_law = self._members(n, d)
+        logs = np.log(by_law.to_numpy())
+        noise = self.scatter * np.sqrt(1 + members.carried(self.fits, n, d))
+        value, width = np.exp(logs.mean(axis=1)), half(logs.std(axis=1, ddof=1), factor, noise, level)
         return Prediction(
-            n, d, value, value * np.exp(-width), value * np.exp(width), level, factor, members, self.statements,
-            (*_doubts(members, factor), *self.warnings),
+            n, d, value, value * np.exp(-width), value * np.exp(width), level, factor, by_law, self.statements,
+            (*_doubts(by_law, factor), *self.warnings),
         )  # fmt: skip
 
     def _places(self, given: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -311,12 +313,12 @@ def asked(at: pd.DataFrame | Mapping[str, Any], level: float, columns: Mapping[s
 
 
 def half(
-    apart: np.ndarray, factor: np.ndarray, scatter: float | np.ndarray, level: float = 0.95, *,
+    apart: np.ndarray, factor: np.ndarray, noise: np.ndarray, level: float = 0.95, *,
     spread: float = SPREAD, distance: float = DISTANCE,
 ) -> np.ndarray:  # fmt: skip
-    """Half of the interval of log L where the members stand `apart` (the head of this module has the equation)."""
+    """Half of the interval of log L where the members stand `apart` and `noise` is σ √(1 + |ℓ|²) (see the module)."""
     wide = (spread * apart) ** 2 + (distance * np.log(np.maximum(factor, 1.0))) ** 2
-    return np.asarray(quantile(level) * np.sqrt(wide + scatter**2))
+    return np.asarray(quantile(level) * np.sqrt(wide + noise**2))
 
 
 def quantile(level: float) -> float:

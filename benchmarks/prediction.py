@@ -195,20 +195,20 @@ def scores(every: Sequence[Case]) -> None:
 
 
 def by_member(case: Case, compute: float, excess: float) -> pd.DataFrame:
-    """The members' log predictions and the scatter of the runs, under these weights."""
+    """The members' log predictions and what noise there is about their mean, under these weights."""
     members.COMPUTE, members.EXCESS = compute, excess
     predictor = prediction.predictor(case.runs)
     logs = np.log(predictor.predict(case.at).members)
-    return pd.concat([described(case), logs.add_prefix("log "), logs.notna().all(axis=1).rename("all")], axis=1).assign(
-        scatter=predictor.scatter
-    )
+    n, d = (case.at[name].to_numpy() for name in ("params", "tokens"))
+    noise = predictor.scatter * np.sqrt(1 + members.carried(predictor.fits, n, d))
+    return pd.concat([described(case), logs.add_prefix("log ")], axis=1).assign(noise=noise)
 
 
 def combined(table: pd.DataFrame, names: Sequence[str], spread: float, distance: float) -> pd.DataFrame:
     logs = table[[f"log {name}" for name in names if f"log {name}" in table]]
     value = np.exp(logs.mean(axis=1))
-    apart, reach, scatter = (part.to_numpy() for part in (logs.std(axis=1), table["reach"], table["scatter"]))
-    width = prediction.half(apart, reach, scatter, spread=spread, distance=distance)
+    apart, reach, noise = (part.to_numpy() for part in (logs.std(axis=1), table["reach"], table["noise"]))
+    width = prediction.half(apart, reach, noise, spread=spread, distance=distance)
     return table.assign(value=value, low=value * np.exp(-width), high=value * np.exp(width))
 
 

@@ -145,7 +145,11 @@ def test_runs_on_one_line_of_n_and_d_are_predicted_by_the_laws_that_they_carry(p
         ),
         (lambda runs: runs, {"tokens": 1e10, "flops": 1e12}, "is what no model of"),
         (lambda runs: runs, {"flops": 1e3}, "buys no token"),
-        (lambda runs: runs.drop(columns=["tokens", "flops", "flops_budget"]), {"params": 1e7, "tokens": 1e9}, "no column 'tokens'"),
+        (
+            lambda runs: runs.drop(columns=["tokens", "flops", "flops_budget"]),
+            {"params": 1e7, "tokens": 1e9},
+            "no column 'tokens'",
+        ),
         (lambda runs: runs, {"params": 1e7}, "needs 'params' and 'tokens'"),
         (lambda runs: runs, {"params": -1.0, "tokens": 1e9}, "needs positive"),
     ],
