@@ -33,6 +33,7 @@ DELTA = 0.01  # Huber's δ on shares of answers
 DRAWS = 4000  # of which either end of the interval leaves out one or more
 FEW = 12  # runs below which the second stage is doubted: three a parameter
 UNRELATED = 0.001  # p of the rank correlation from which on FEW runs or more do not show a metric to follow the loss
+UNCERTAIN = 0.05  # the same of fewer runs, which say nothing of the metric beyond their losses then
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,22 +116,24 @@ def downstream(
     """The share of right or wrong answers (0 to 1) of new runs at `at`, by way of the loss in column `via`.
 
     `at` is that of `Predictor.predict`, `columns` those of `analysis.predictor` (params, tokens, flops). `law`, of one
-    input, is the second stage instead of both that ship. Without it, a metric that does not follow the loss in FEW runs
-    or more is predicted to stay where it is among the losses of the runs, and to be anything beyond. Raises ValueError
-    where `level` needs more than DRAWS draws, and `Refused` where the metric leaves 0 to 1, where no more runs have
-    both columns than a law has parameters, or where the runs do not carry a prediction of the loss.
+    input, is the second stage instead of both that ship. Without it, a metric that does not follow the loss is
+    predicted to be anything beyond the losses of the runs and, where these are FEW or more, to stay where it is among
+    them. Raises ValueError where `level` needs more than DRAWS draws, and `Refused` where the metric leaves 0 to 1,
+    where no more runs have both columns than a law has parameters, or where the runs do not carry a prediction of the
+    loss.
     """
     _refuse_level(level)
     forms = [laws.get(name) for name in ((ACCURACY, ERROR) if law is None else (law,))]
     losses, both, omitted = _rows(checks.runs(frame), metric, via, forms)
     rank, p = _correlation(both[via].to_numpy(), both[metric].to_numpy())
-    unmoved = law is None and len(both) >= FEW and p >= UNRELATED
+    unrelated = law is None and p >= (UNRELATED if len(both) >= FEW else UNCERTAIN)
+    unmoved = unrelated and len(both) >= FEW
     if unmoved:
         forms = [laws.get(ERROR)]
     stages, left_out = _fitted(forms, both, metric, via, rank > 0, UNMOVED if unmoved else {}, resamples, seed)
     loss = prediction.predictor(losses, loss=via, **columns).predict(at, level)
     low, high, shares = _interval(list(stages.values()), loss, level, np.random.default_rng(seed))
-    if unmoved:
+    if unrelated:
         beyond = (loss.low < both[via].min()) | (loss.high > both[via].max())
         low, high = np.where(beyond, 0.0, low), np.where(beyond, 1.0, high)
     members = pd.DataFrame({name: stage.value(loss.value) for name, stage in stages.items()})
@@ -148,7 +151,7 @@ def downstream(
         shares=shares,
         statements=(*_statements(stages, metric, via), *left_out, *omitted, several, *loss.statements),
         warnings=(
-            *_doubts(both, metric, via, loss.value, rank, p, unmoved),
+            *_doubts(both, metric, via, loss.value, rank, p, unrelated),
             *_warnings(stages, loss.warnings),
             *loss.warnings,
         ),
@@ -287,22 +290,23 @@ def _warnings(stages: Mapping[str, _Stage], said: Sequence[str]) -> Iterator[str
 
 
 def _doubts(
-    both: pd.DataFrame, metric: str, via: str, at: np.ndarray, rank: float, p: float, unmoved: bool
+    both: pd.DataFrame, metric: str, via: str, at: np.ndarray, rank: float, p: float, unrelated: bool
 ) -> Iterator[str]:
     """What to doubt of the second stage; `rank` is the rank correlation of metric and loss, with its `p`."""
     low, high = both[via].min(), both[via].max()
     correlation = f"(rank correlation {rank:.2f}, p = {p:.2g})"
+    anything = "it is predicted to be anything beyond their losses" if unrelated else ""
     if len(both) < FEW:
-        follows = "" if p < UNRELATED else f", and whether {metric} follows {via} is not certain {correlation}"
+        follows = "" if p < UNRELATED else f"; whether {metric} follows {via} is not certain {correlation}"
         yield (
             f"{len(both)} runs have both {metric} and {via}, fewer than {FEW}: the second stage hangs on each of them"
-            f"{follows}"
+            f"{follows}{anything and f': {anything}'}"
         )
     elif p >= UNRELATED:
-        stays = "it is predicted to stay where it is among their losses and to be anything beyond; " if unmoved else ""
+        stays = f"{anything} and to stay where it is among them; " if unrelated else ""
         yield (
-            f"{metric} does not follow {via} in these {len(both)} runs {correlation}: {stays}predict the loss "
-            "alone, or measure on more questions, easier ones where all runs guess, harder ones where all are right"
+            f"{metric} does not follow {via} in these {len(both)} runs {correlation}: {stays}predict the loss alone, "
+            "or measure on more questions, easier ones where all runs guess, harder ones where all are right"
         )
     if (at < low).any() or (at > high).any():
         yield (

@@ -92,7 +92,6 @@ def test_shares_stay_shares_and_what_is_doubtful_comes_first(sweep) -> None:
         if frame is guessing:  # among the measured losses it stays, beyond them nothing is known
             assert predicted.high[0] - predicted.low[0] < 0.05
             assert (predicted.low[1], predicted.high[1]) == (0, 1)
-    assert "27 runs without share count for the loss alone" in predicted.statements
 
 
 def test_what_is_left_out_is_counted_and_text_in_rows_left_out_is_no_harm(sweep, monkeypatch) -> None:
@@ -102,7 +101,7 @@ def test_what_is_left_out_is_counted_and_text_in_rows_left_out_is_no_harm(sweep,
 
     monkeypatch.setattr(fitting, "refuse_unconverged", refuse)
     runs = measured(sweep, sigmoid)
-    runs.loc[0, "share"] = np.nan
+    runs["share"] = runs["share"].where(np.arange(len(runs)) % 4 == 0)
     more = pd.DataFrame({"run_id": [*"abcde"], "status": ["failed"] * 2 + ["finished"] * 3})
     more = more.assign(share=["-", "-", 0.5, 0.5, 0.5], loss=["-", "-", None, None, None])
     whole = pd.concat([runs.astype({"share": object, "loss": object}), more])
@@ -114,7 +113,7 @@ def test_what_is_left_out_is_counted_and_text_in_rows_left_out_is_no_harm(sweep,
         "left out: gadre_error: it stopped early",
         "2 rows where status is failed",
         "3 runs without loss are left out",
-        "1 runs without share count for the loss alone",
+        "27 runs without share count for the loss alone",
         "loss by several laws:",
     )
 
@@ -123,22 +122,34 @@ def test_columns_of_other_names_reach_the_loss_and_a_warning_of_both_stages_is_g
     runs = measured(sweep, sigmoid)
     renamed = runs.rename(columns={"params": "size", "tokens": "seen"})
     renamed["family"] = np.where(np.arange(len(runs)) % 2, "transformer", "mamba")
-    predicted = analysis.downstream(renamed, LARGE, "share", resamples=50, params="size", tokens="seen")
-    assert predicted.value == pytest.approx(analysis.downstream(runs, LARGE, "share", resamples=50).value)
+    predicted = analysis.downstream(
+        renamed, LARGE, "share", law="gadre_error", resamples=50, params="size", tokens="seen"
+    )
+    assert predicted.loss.value == pytest.approx(prediction.predictor(runs, loss="loss").predict(LARGE).value)
     assert sum("runs of 2 kinds of family" in text for text in predicted.warnings) == 1
 
 
-def test_a_metric_is_taken_to_stay_where_it_is_by_many_runs_alone(sweep) -> None:
-    order = sweep["loss"].sort_values().index[:: len(sweep) // 6][:6]
-    swapped = sweep.assign(share=pd.Series(sigmoid(sweep["loss"][order].to_numpy())[[0, 1, 3, 2, 4, 5]], index=order))
-    few = analysis.downstream(swapped, LARGE, "share", resamples=50)
-    assert list(few.members) == ["bhagia_accuracy", "gadre_error"]
-    assert few.warnings[0].endswith("whether share follows loss is not certain (rank correlation -0.94, p = 0.0048)")
-    assert "bhagia_accuracy: 6 runs for 4 parameters: expect wide intervals" in few.warnings
-    right = analysis.downstream(sweep.assign(share=1.0), LARGE, "share", resamples=50)
-    assert list(right.members) == ["gadre_error"]
-    assert right.value == pytest.approx(1)
-    assert f"share does not follow loss in these {len(sweep)} runs (rank correlation 0.00, p = 1)" in right.warnings[0]
+@pytest.mark.parametrize(
+    ("shares", "laws", "text", "certain"),
+    [
+        (
+            [2, 1, 0, 5, 4, 3, 8, 7, 6],
+            2,
+            "whether share follows loss is not certain (rank correlation -0.80, p = ",
+            True,
+        ),
+        ([0] * 9, 2, "(rank correlation 0.00, p = 1): it is predicted to be anything beyond their losses", False),
+        ([0] * 36, 1, "share does not follow loss in these 36 runs (rank correlation 0.00, p = 1)", False),
+    ],
+)
+def test_few_runs_do_not_say_that_a_metric_stays_where_it_is(shares, laws, text, certain, sweep) -> None:
+    order = sweep["loss"].sort_values().index[:: len(sweep) // len(shares)]
+    right = pd.Series(1 - 0.05 * np.array(shares), index=order)
+    predicted = analysis.downstream(sweep.assign(share=right), LARGE, "share", resamples=50)
+    assert len(predicted.members.columns) == laws
+    assert text in predicted.warnings[0]
+    assert ((predicted.low, predicted.high) != (0, 1)) == certain
+    assert ("bhagia_accuracy: 9 runs for 4 parameters: expect wide intervals" in predicted.warnings) == (laws == 2)
 
 
 def test_missing_resamples_widen_the_interval_and_are_warned_about(sweep, monkeypatch) -> None:
