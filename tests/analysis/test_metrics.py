@@ -12,7 +12,6 @@ from analysis import checks, fitting, prediction, uncertainty
 
 PREDICTOR = prediction.predictor
 PREDICTORS: dict[tuple[object, ...], prediction.Predictor] = {}
-BOOTSTRAP = uncertainty.bootstrap
 QUESTIONS = 10_000
 LARGE = {"params": 2e6, "tokens": 3.3e6}  # ten times the FLOPs of the largest planted runs
 
@@ -33,6 +32,11 @@ def measured(runs: pd.DataFrame, share: Callable[[np.ndarray], np.ndarray], seed
     """The runs with the share of QUESTIONS that they answer as planted."""
     rng = np.random.default_rng(seed)
     return runs.assign(share=rng.binomial(QUESTIONS, share(runs["loss"].to_numpy())) / QUESTIONS)
+
+
+def repeated(fit: fitting.Fit, resamples: int, seed: int) -> uncertainty.Bootstrap:
+    """Resamples that all give the fit itself: refitting takes time that tests of other things need not take."""
+    return uncertainty.Bootstrap(fit, pd.DataFrame([fit.params] * resamples), 1.0, seed)
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +104,7 @@ def test_what_is_left_out_is_counted_and_text_in_rows_left_out_is_no_harm(sweep,
             raise analysis.Refused("it stopped early")
 
     monkeypatch.setattr(fitting, "refuse_unconverged", refuse)
+    monkeypatch.setattr(uncertainty, "bootstrap", repeated)
     runs = measured(sweep, sigmoid)
     runs["share"] = runs["share"].where(np.arange(len(runs)) % 4 == 0)
     more = pd.DataFrame({"run_id": [*"abcde"], "status": ["failed"] * 2 + ["finished"] * 3})
@@ -118,7 +123,8 @@ def test_what_is_left_out_is_counted_and_text_in_rows_left_out_is_no_harm(sweep,
     )
 
 
-def test_columns_of_other_names_reach_the_loss_and_a_warning_of_both_stages_is_given_once(sweep) -> None:
+def test_columns_of_other_names_reach_the_loss_and_a_warning_of_both_stages_is_given_once(sweep, monkeypatch) -> None:
+    monkeypatch.setattr(uncertainty, "bootstrap", repeated)
     runs = measured(sweep, sigmoid)
     renamed = runs.rename(columns={"params": "size", "tokens": "seen"})
     renamed["family"] = np.where(np.arange(len(runs)) % 2, "transformer", "mamba")
@@ -132,17 +138,13 @@ def test_columns_of_other_names_reach_the_loss_and_a_warning_of_both_stages_is_g
 @pytest.mark.parametrize(
     ("shares", "laws", "text", "certain"),
     [
-        (
-            [2, 1, 0, 5, 4, 3, 8, 7, 6],
-            2,
-            "whether share follows loss is not certain (rank correlation -0.80, p = ",
-            True,
-        ),
+        ([2, 1, 0, 5, 4, 3, 8, 7, 6], 2, "share follows loss is not certain (rank correlation -0.80, p = ", True),
         ([0] * 9, 2, "(rank correlation 0.00, p = 1): it is predicted to be anything beyond their losses", False),
         ([0] * 36, 1, "share does not follow loss in these 36 runs (rank correlation 0.00, p = 1)", False),
     ],
 )
-def test_few_runs_do_not_say_that_a_metric_stays_where_it_is(shares, laws, text, certain, sweep) -> None:
+def test_few_runs_do_not_say_that_a_metric_stays_where_it_is(shares, laws, text, certain, sweep, monkeypatch) -> None:
+    monkeypatch.setattr(uncertainty, "bootstrap", repeated)
     order = sweep["loss"].sort_values().index[:: len(sweep) // len(shares)]
     right = pd.Series(1 - 0.05 * np.array(shares), index=order)
     predicted = analysis.downstream(sweep.assign(share=right), LARGE, "share", resamples=50)
@@ -157,9 +159,10 @@ def test_missing_resamples_widen_the_interval_and_are_warned_about(sweep, monkey
 
     def missing(fit: fitting.Fit, resamples: int, seed: int) -> uncertainty.Bootstrap:
         seeds.append(seed)
-        return dataclasses.replace(BOOTSTRAP(fit, resamples, seed), converged=0.8)
+        return dataclasses.replace(repeated(fit, resamples, seed), converged=0.8)
 
     runs = measured(sweep, sigmoid)
+    monkeypatch.setattr(uncertainty, "bootstrap", repeated)
     whole = analysis.downstream(runs, LARGE, "share", level=0.5, resamples=50, seed=3)
     monkeypatch.setattr(uncertainty, "bootstrap", missing)
     predicted = analysis.downstream(runs, LARGE, "share", level=0.5, resamples=50, seed=3)
