@@ -96,7 +96,7 @@ class Frontier:
         ValueError unless it is positive and finite; `Refused` where the law has no optimum there, or none in more than
         half of the resamples.
         """
-        _budget(flops)
+        checks.budget(flops)
         samples = self.curve.exponents_at(flops)
         self.missing(samples, flops)
         n, d = samples.T
@@ -110,7 +110,7 @@ class Frontier:
         approaches 1 and 2 refuse it. ValueError unless the budget is positive and finite; `Refused` where the law has
         no optimum there, or none in more than half of the resamples.
         """
-        _budget(flops)
+        checks.budget(flops)
         _served(inference_tokens)
         spent = None
         if inference_tokens or isinstance(self.curve, Surface):
@@ -168,11 +168,6 @@ class Frontier:
                 "training alone should buy, and it needs the loss elsewhere; use frontier(frame, 3)"
             )
         return self.curve
-
-
-def _budget(flops: float) -> None:
-    if not 0 < flops < np.inf:
-        raise ValueError(f"flops = {flops}: must be positive and finite; pass a budget in FLOPs such as 1e21")
 
 
 def _served(tokens: float) -> None:
