@@ -75,15 +75,11 @@ class Frontier:
     def _estimate(self, samples: Float[np.ndarray, " samples"]) -> uncertainty.Estimate:
         if np.isnan(samples[0]):  # the loss where the optima came without
             return uncertainty.Estimate(np.nan, (np.nan, np.nan), self.level)
-        if self.approach != 3:
+        if self.bootstrap is None:
             return uncertainty.estimate(samples[0], samples[1:], self.level)
         there = samples[1:][~np.isnan(samples[1:])]
-        level = self._among(len(there) / (len(samples) - 1))
-        return uncertainty.estimate(samples[0], uncertainty.unbiased(there, samples[0]), self.level, level)
-
-    def _among(self, share: float = 1.0) -> float:
-        """The level among the resamples that are there: some reached no minimum, of the rest a share has an optimum."""
-        return uncertainty.among(self.level, share * (self.bootstrap.converged if self.bootstrap else 1.0))
+        moved, share = uncertainty.unbiased(there, samples[0]), len(there) / (len(samples) - 1)
+        return self.bootstrap.estimate(samples[0], moved, self.level, share)
 
     @property
     def exponent_params(self) -> uncertainty.Estimate:
@@ -95,9 +91,15 @@ class Frontier:
         return self._estimate(self.curve.exponents[:, 1])
 
     def exponents_at(self, flops: float) -> tuple[uncertainty.Estimate, uncertainty.Estimate]:
-        """d log N*/d log C and d log D*/d log C at a budget."""
-        _budget(flops)
-        n, d = self.curve.exponents_at(flops).T
+        """d log N*/d log C and d log D*/d log C at a budget.
+
+        ValueError unless it is positive and finite; `Refused` where the law has no optimum there, or none in more than
+        half of the resamples.
+        """
+        checks.budget(flops)
+        samples = self.curve.exponents_at(flops)
+        self.missing(samples, flops)
+        n, d = samples.T
         return self._estimate(n), self._estimate(d)
 
     def allocate(self, flops: float, inference_tokens: float = 0.0) -> Allocation:
@@ -105,9 +107,10 @@ class Frontier:
 
         The budget pays for training and, a forward pass a token, for `inference_tokens` of inference (6ND + 2NT;
         Sardana et al. 2024, arXiv 2401.00448): models get smaller and see more data. That needs the law itself:
-        approaches 1 and 2 refuse it. ValueError unless the budget is positive and finite.
+        approaches 1 and 2 refuse it. ValueError unless the budget is positive and finite; `Refused` where the law has
+        no optimum there, or none in more than half of the resamples.
         """
-        _budget(flops)
+        checks.budget(flops)
         _served(inference_tokens)
         spent = None
         if inference_tokens or isinstance(self.curve, Surface):
@@ -116,34 +119,40 @@ class Frontier:
             spent = surface.rule.flops(*samples.T[:2]) if inference_tokens else None
         else:
             samples = self.curve.at(flops)
-        warnings = self._missing(samples, flops)
+        warnings = self.missing(samples, flops)
         spent = np.full(len(samples), float(flops)) if spent is None else spent
         n, d, loss, training = (self._estimate(v) for v in (*samples.T, spent))
         return Allocation(float(flops), n, d, loss, training, float(inference_tokens), warnings)
 
-    def _missing(self, samples: Float[np.ndarray, "samples 3"], flops: float) -> tuple[str, ...]:
-        """What to say of resamples of a law that have no optimum at a budget; `Refused` where they are too many."""
+    def missing(self, samples: Float[np.ndarray, "samples any"], flops: float | None = None) -> tuple[str, ...]:
+        """What to say of resamples of a law that have no optimum at a budget, by default the largest run's.
+
+        Raises `Refused` where these are more than half.
+        """
         missing = float(np.isnan(samples[1:, 0]).mean())
-        if self.approach != 3 or not missing:
+        if self.bootstrap is None or not missing:
             return ()
-        said = f"{missing:.1%} of resamples have no optimum at {flops:.3g} FLOPs"
+        budget = "the largest run's FLOPs" if flops is None else f"{flops:.3g} FLOPs"
+        said = f"{missing:.1%} of resamples have no optimum at {budget}"
         if missing > 1 - uncertainty.FEWEST:
             raise errors.Refused(f"{said}: the runs do not carry one there; pass a budget nearer to them, or add runs")
-        whole = self._among(1 - missing) > 1 - 1e-6
+        whole = self.bootstrap.level(self.level, 1 - missing) > 1 - 1e-6
         end = ", so that they are the whole range of these" if whole else ""
         return (f"{said}: intervals count half of them below and half above all others{end}",)
 
     def reach(self, loss: float, inference_tokens: float = 0.0) -> Target:
         """The least FLOPs that reach a loss (nats per token), inference included, with N* and D*; approach 3 only.
 
-        `Refused` where the fitted law never reaches it.
+        ValueError unless the loss is finite; `Refused` where the fitted law never reaches it.
         """
+        if not np.isfinite(loss):
+            raise ValueError(f"loss = {loss}: must be finite; pass a loss in nats per token such as 2.5")
         _served(inference_tokens)
         curve = self._surface("the cost of reaching a loss")
         samples = curve.reach(loss, inference_tokens)
         if not np.isfinite(samples[0]).all():
             raise errors.Refused(f"loss = {loss}: {curve.unreached(loss)}")
-        tail = (1 - self._among()) / 2
+        tail = (1 - (self.bootstrap.level(self.level) if self.bootstrap else self.level)) / 2
         ends = np.quantile(samples[1:], [tail, 1 - tail], axis=0, method="inverted_cdf")  # takes infinite ones
         flops, n, d = (
             uncertainty.Estimate(float(samples[0, i]), (float(ends[0, i]), float(ends[1, i])), self.level)
@@ -159,11 +168,6 @@ class Frontier:
                 "training alone should buy, and it needs the loss elsewhere; use frontier(frame, 3)"
             )
         return self.curve
-
-
-def _budget(flops: float) -> None:
-    if not 0 < flops < np.inf:
-        raise ValueError(f"flops = {flops}: must be positive and finite; pass a budget in FLOPs such as 1e21")
 
 
 def _served(tokens: float) -> None:

@@ -321,6 +321,12 @@ def falling(
     )
 
 
+def budget(flops: float) -> None:
+    """ValueError unless a budget is a positive number of FLOPs."""
+    if not 0 < flops < np.inf:
+        raise ValueError(f"flops = {flops}: must be positive and finite; pass a budget in FLOPs such as 1e21")
+
+
 def conventions(frame: pd.DataFrame, names: Sequence[str]) -> tuple[str, ...]:
     """One line for each input: the column it is, and the convention that the frame states for it."""
     meaning = {

@@ -29,10 +29,11 @@ def _exponent(approach: int, estimate: uncertainty.Estimate) -> str:
 
 
 def uncovered(backtest: backtests.Backtest) -> Iterator[str]:
-    """A line if too few held-out runs lie inside the intervals of one law, over all its origins."""
+    """A line if too few predictions by one law hold their run in the interval: a run is predicted from each origin."""
     rows = backtest.rows
     if (share := float(np.mean(rows["inside"]))) < COVERED:
         yield (
-            f"intervals of {backtest.law.name} by itself hold {share:.0%} of {len(rows)} larger runs in back-tests, "
-            f"not {backtest.level:.0%}: they are too narrow beyond the runs; take the prediction by several laws"
+            f"{share:.0%} of {len(rows)} predictions of larger runs, in back-tests of {backtest.law.name} by itself, "
+            f"hold the run in their interval, not {backtest.level:.0%}: intervals are too narrow beyond the runs; take "
+            "the prediction by several laws"
         )

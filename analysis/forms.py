@@ -33,6 +33,7 @@ if typing.TYPE_CHECKING:
 Starts = Callable[[Mapping[str, np.ndarray], np.ndarray], dict[str, np.ndarray]]
 Scale = Literal["log", "log1p", "linear"]
 UNVALIDATED = "not validated on measurements"
+OF_LOSS = "nats per token"  # the unit of a law of the loss
 EXPONENTS = tuple(np.geomspace(0.02, 1.6, 24).tolist())
 
 
@@ -86,7 +87,7 @@ class Law:
     scale: Scale = "log"
     real: tuple[str, ...] = ()
     varies: tuple[str, ...] = ()
-    unit: str = "nats per token"
+    unit: str = OF_LOSS
     validated: str = UNVALIDATED
     powers: Callable[[Mapping[str, Any]], Powers] | None = None
 
@@ -107,8 +108,8 @@ class Law:
 
     @property
     def allocates(self) -> bool:
-        """Whether N and D are all that it takes, so that a budget can be shared out between them."""
-        return set(self.inputs) == {"params", "tokens"}
+        """Whether it is a law of the loss that takes N and D alone, so that a budget can be shared out between them."""
+        return set(self.inputs) == {"params", "tokens"} and self.unit == OF_LOSS
 
     def optimum(
         self, params: Mapping[str, Any], flops: float, rule: "surfaces.FlopRule", inference_tokens: float = 0.0
@@ -116,11 +117,12 @@ class Law:
         """N*, D* and the loss there for a budget under a rule for the FLOPs: a row a sample of the parameters.
 
         By `powers` in closed form, otherwise by a search in log N (`analysis.optima`); NaN in rows without an optimum.
-        Raises `Refused` (a ValueError) where the law takes more than N and D, or the first sample has no optimum.
+        Raises `Refused` (a ValueError) where it is no law of the loss that takes N and D alone, or the first sample has
+        no optimum.
         """
         from analysis import surfaces
 
-        surfaces.refuse_other_inputs(self)
+        surfaces.refuse_other_laws(self)
         samples = {name: np.atleast_1d(np.asarray(params[name], dtype=np.float64)) for name in self.names}
         return surfaces.Surface(self, samples, rule, flops).optimum(flops, inference_tokens)
 
@@ -137,7 +139,7 @@ def law(
     scale: Scale = "log",
     real: Sequence[str] = (),
     varies: Sequence[str] = (),
-    unit: str = "nats per token",
+    unit: str = OF_LOSS,
     validated: str = UNVALIDATED,
     powers: Callable[[Mapping[str, Any]], Powers] | None = None,
 ) -> Law:

@@ -142,9 +142,10 @@ def _parametric(
 def of_fit(fit: fitting.Fit, *, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> Frontier:
     """Approach 3 from a fit that is there already, of any law of N and D, under the FLOP rule of its own runs.
 
-    Raises `Refused` where the law takes other inputs, the fit has not converged, or the law has no optimum.
+    Raises `Refused` where the law takes other inputs or gives no loss, the fit has not converged, or the law has no
+    optimum, or none in more than half of the resamples.
     """
-    surfaces.refuse_other_inputs(fit.law)
+    surfaces.refuse_other_laws(fit.law)
     runs, statements = definitions.complete(fit.runs, ("params", "tokens", "flops"))
     facts = tuple(fact for fact in fit.facts if fact.startswith("definition of"))
     names = {name: name for name in ("params", "tokens", "flops")}
@@ -159,7 +160,7 @@ def _surface(
     rule = flop_rule(frame, **names)
     largest = float(checks.column(frame, names["flops"], "the frontier").max())
     if fit.law.powers:
-        surfaces.refuse_without_optimum(fit.params, "approach 3")
+        surfaces.refuse_without_optimum(fit.law, fit.params, "approach 3")
         how: tuple[str, ...] = (f"approach 3: closed form of {fit.law.equation} under {rule}",)
     else:
         fit.law.optimum(fit.params, largest, rule)
@@ -167,8 +168,9 @@ def _surface(
     boot = fit.bootstrap(resamples, seed)
     samples = {name: np.concatenate([[fit.params[name]], boot.samples[name]]) for name in fit.law.names}
     curve = Surface(fit.law, samples, rule, largest)
-    warnings = (*fit.warnings, *boot.warnings, *rule.warnings)
-    return Frontier(3, level, curve, allocation.EMPTY, (*how, *statements), (), warnings, (), fit, boot)
+    frontier = Frontier(3, level, curve, allocation.EMPTY, (*how, *statements), (), (), (), fit, boot)
+    warnings = (*fit.warnings, *boot.warnings, *rule.warnings, *frontier.missing(curve.exponents))
+    return dataclasses.replace(frontier, warnings=warnings)
 
 
 def _local(fit: fitting.Fit, flops: float) -> str:

@@ -155,7 +155,7 @@ def _law(frame: pd.DataFrame, names: dict[str, str], loss: str) -> fitting.Fit |
     try:
         fit = fitting.fit("hoffmann", frame, loss=loss, params=names["params"], tokens=names["tokens"])
         fitting.refuse_unconverged(fit)
-        surfaces.refuse_without_optimum(fit.params, "the bias of approach 2")
+        surfaces.refuse_without_optimum(fit.law, fit.params, "the bias of approach 2")
     except errors.Refused as reason:
         return reason
     return fit

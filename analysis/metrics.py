@@ -16,6 +16,7 @@ on planted metrics, a sigmoid and a form of neither law, each 60 of 60 new runs 
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,9 +30,10 @@ from analysis import checks, errors, fitting, laws, prediction, solver, uncertai
 ACCURACY, ERROR = "bhagia_accuracy", "gadre_error"  # each fitted to the metric, or to 1 less the metric
 UNMOVED = {"k": 0.0, "gamma": 1.0}  # parameters of ERROR with which it is the same at every loss
 DELTA = 0.01  # Huber's δ on shares of answers
-DRAWS = 4000
+DRAWS = 4000  # of which either end of the interval leaves out one or more
 FEW = 12  # runs below which the second stage is doubted: three a parameter
-CHANCE = 0.001  # p of the rank correlation of metric and loss above which the metric is taken to be at chance
+UNRELATED = 0.001  # p of the rank correlation from which on FEW runs or more do not show a metric to follow the loss
+UNCERTAIN = 0.05  # the same of fewer runs, which say nothing of the metric beyond their losses then
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,8 +64,8 @@ class Downstream:
             each = ", ".join(f"{name} {row:.4f}" for name, row in self.members.iloc[i].items())
             shares = self.shares.iloc[i]
             lines.append(
-                f"{self.metric} {value:.4f} ({self.level:.0%} of new runs: {self.low[i]:.4f} to {self.high[i]:.4f}), "
-                f"at {self.loss.factor[i]:.3g} times the FLOPs of the largest run, by {self.via} "
+                f"{self.metric} {value:.4f} ({100 * self.level:g}% of new runs: {self.low[i]:.4f} to "
+                f"{self.high[i]:.4f}), at {self.loss.factor[i]:.3g} times the FLOPs of the largest run, by {self.via} "
                 f"{self.loss.value[i]:.4f} ({self.loss.low[i]:.4f} to {self.loss.high[i]:.4f}); by law: {each}; of the "
                 f"squared width {shares['loss']:.0%} is the loss, {shares['metric']:.0%} the metric at a loss"
             )
@@ -114,24 +116,28 @@ def downstream(
     """The share of right or wrong answers (0 to 1) of new runs at `at`, by way of the loss in column `via`.
 
     `at` is that of `Predictor.predict`, `columns` those of `analysis.predictor` (params, tokens, flops). `law`, of one
-    input, is the second stage instead of both that ship. A metric that does not follow the loss is predicted to stay
-    where it is among the losses of the runs, and to be anything beyond. Raises `Refused` where the metric leaves 0 to
-    1, where no more runs have both columns than a law has parameters, or where the runs do not carry a prediction of
-    the loss.
+    input, is the second stage instead of both that ship. Without it, a metric that does not follow the loss is
+    predicted to be anything beyond the losses of the runs and, where these are FEW or more, to stay where it is among
+    them. Raises ValueError where `level` needs more than DRAWS draws, and `Refused` where the metric leaves 0 to 1,
+    where no more runs have both columns than a law has parameters, or where the runs do not carry a prediction of the
+    loss.
     """
+    _refuse_level(level)
     forms = [laws.get(name) for name in ((ACCURACY, ERROR) if law is None else (law,))]
-    losses, both = _rows(checks.runs(frame).frame, metric, via, forms)
-    follows = scipy.stats.spearmanr(both[via], both[metric])
-    unmoved = law is None and not follows.pvalue < CHANCE
+    losses, both, omitted = _rows(checks.runs(frame), metric, via, forms)
+    rank, p = _correlation(both[via].to_numpy(), both[metric].to_numpy())
+    unrelated = law is None and p >= (UNRELATED if len(both) >= FEW else UNCERTAIN)
+    unmoved = unrelated and len(both) >= FEW
     if unmoved:
         forms = [laws.get(ERROR)]
-    stages, left_out = _fitted(forms, both, metric, via, follows.statistic > 0, UNMOVED if unmoved else {}, resamples)
+    stages, left_out = _fitted(forms, both, metric, via, rank > 0, UNMOVED if unmoved else {}, resamples, seed)
     loss = prediction.predictor(losses, loss=via, **columns).predict(at, level)
     low, high, shares = _interval(list(stages.values()), loss, level, np.random.default_rng(seed))
-    if unmoved:
+    if unrelated:
         beyond = (loss.low < both[via].min()) | (loss.high > both[via].max())
         low, high = np.where(beyond, 0.0, low), np.where(beyond, 1.0, high)
     members = pd.DataFrame({name: stage.value(loss.value) for name, stage in stages.items()})
+    several = f"{via} by several laws:"
     return Downstream(
         metric=metric,
         via=via,
@@ -143,23 +149,44 @@ def downstream(
         fits={name: stage.fit for name, stage in stages.items()},
         members=members,
         shares=shares,
-        statements=(*_statements(stages, len(losses) - len(both), metric, via), *left_out, *loss.statements),
-        warnings=(*_doubts(both, metric, via, loss.value, follows), *loss.warnings),
+        statements=(*_statements(stages, metric, via), *left_out, *omitted, several, *loss.statements),
+        warnings=(
+            *_doubts(both, metric, via, loss.value, rank, p, unrelated),
+            *_warnings(stages, loss.warnings),
+            *loss.warnings,
+        ),
     )
 
 
-def _rows(runs: pd.DataFrame, metric: str, via: str, forms: Sequence[laws.Law]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The runs that have the loss, and those of them that have the metric too; `Refused` where these cannot be used."""
+def _refuse_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level = {level}: must lie between 0 and 1; 0.95 is usual")
+    if level > (most := 1 - 2 / DRAWS):
+        raise ValueError(
+            f"level = {level}: above {most:g} an end of the interval leaves out less than one of its {DRAWS} draws; "
+            f"pass {most:g} or less, 0.95 is usual"
+        )
+
+
+def _rows(
+    chosen: checks.Selection, metric: str, via: str, forms: Sequence[laws.Law]
+) -> tuple[pd.DataFrame, pd.DataFrame, tuple[str, ...]]:
+    """The runs that have the loss, those of them that have the metric too, both as numbers, and what is left out.
+
+    `Refused` where these cannot be used.
+    """
     for form in forms:
         if len(form.inputs) != 1:
             raise errors.Refused(
                 f"{form.name!r} takes {', '.join(form.inputs)}: the second stage has one input, the loss; pass a law "
                 f"such as {ACCURACY!r}"
             )
+    runs = chosen.frame
     for name, purpose in ((metric, "the metric"), (via, "the loss that it follows from")):
         checks.there(runs, name, purpose)
-    losses = runs[~np.isnan(checks.numbers(runs, via))]
-    both = losses[~np.isnan(checks.numbers(losses, metric))]
+    losses = runs.assign(**{via: checks.numbers(runs, via)}).dropna(subset=[via])
+    losses = losses.assign(**{metric: checks.numbers(losses, metric)})
+    both = losses.dropna(subset=[metric])
     if len(both) <= (needed := max(len(form.names) for form in forms)):
         raise errors.Refused(
             f"{len(both)} runs have both {metric!r} and {via!r}: the second stage needs more than {needed}, the "
@@ -171,7 +198,20 @@ def _rows(runs: pd.DataFrame, metric: str, via: str, forms: Sequence[laws.Law]) 
             f"column {metric!r} lies in {values.min():g} to {values.max():g}: a share of answers lies in 0 to 1; "
             f"divide percent by 100, frame.assign({metric}=frame[{metric!r}] / 100)"
         )
-    return losses, both
+    omitted = [*checks.left_out(chosen)]
+    if lacking := len(runs) - len(losses):
+        omitted.append(f"{lacking} runs without {via} are left out")
+    if lacking := len(losses) - len(both):
+        omitted.append(f"{lacking} runs without {metric} count for the loss alone")
+    return losses, both, tuple(omitted)
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Spearman's rank correlation and its p; 0 and 1 where all values of one are the same."""
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0, 1.0
+    result = scipy.stats.spearmanr(x, y)
+    return float(result.statistic), float(result.pvalue)
 
 
 def _fitted(
@@ -182,6 +222,7 @@ def _fitted(
     falls: bool,
     fixed: Mapping[str, float],
     resamples: int,
+    seed: int,
 ) -> tuple[dict[str, _Stage], tuple[str, ...]]:
     """The second stage by each law that the runs carry, and why others are left out; `falls`: with the loss."""
     stages, refused = dict[str, _Stage](), dict[str, str]()
@@ -192,7 +233,7 @@ def _fitted(
         try:
             fit = fitting.fit(form, table, loss=metric, delta=DELTA, fixed=fixed, **columns)
             fitting.refuse_unconverged(fit)
-            stages[form.name] = _Stage(fit, fit.bootstrap(resamples), turned)
+            stages[form.name] = _Stage(fit, fit.bootstrap(resamples, seed), turned)
         except errors.Refused as reason:
             refused[form.name] = str(reason)
     if not stages:
@@ -203,7 +244,11 @@ def _fitted(
 def _interval(
     stages: Sequence[_Stage], loss: prediction.Prediction, level: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
-    """Low and high of the metric of a new run, and what each stage brings of the squared width."""
+    """Low and high of the metric of a new run, and what each stage brings of the squared width.
+
+    Draws whose resample of a law reached no minimum are missing: half of them count below and half above the others.
+    """
+    within = uncertainty.among(level, math.prod(stage.boot.converged for stage in stages))
     even = (np.arange(DRAWS) + 0.5) / DRAWS  # every quantile as often as any other, in random orders
     student = np.array([np.sign(u - 0.5) * prediction.quantile(abs(2 * u - 1)) for u in even])
     t, form, *place = (rng.permutation(values)[:, None] for values in (student, student, even, even))
@@ -215,14 +260,17 @@ def _interval(
         apart = np.std([stage.value(losses) for stage in stages], axis=0, ddof=1) if len(stages) > 1 else 0.0
         return np.asarray(np.clip(each + form * apart, 0.0, 1.0))
 
-    low, high = uncertainty.percentiles(metrics(drawn), level)
-    parts = np.mean([stage.value(drawn) for stage in stages], axis=0), metrics(np.broadcast_to(loss.value, drawn.shape))
-    squares = np.stack([np.subtract(*uncertainty.percentiles(part, level)) ** 2 for part in parts], axis=1)
+    low, high = uncertainty.percentiles(metrics(drawn), within)
+    parts = (
+        uncertainty.percentiles(np.mean([stage.value(drawn) for stage in stages], axis=0), level),
+        uncertainty.percentiles(metrics(np.broadcast_to(loss.value, drawn.shape)), within),
+    )
+    squares = np.stack([np.subtract(*part) ** 2 for part in parts], axis=1)
     shares = squares / np.maximum(squares.sum(axis=1, keepdims=True), 1e-300)
     return low, high, pd.DataFrame(shares, columns=["loss", "metric"])
 
 
-def _statements(stages: Mapping[str, _Stage], lacking: int, metric: str, via: str) -> Iterator[str]:
+def _statements(stages: Mapping[str, _Stage], metric: str, via: str) -> Iterator[str]:
     for name, stage in stages.items():
         what = f"1 - {metric}" if stage.turned else metric
         held = "".join(f", {key} held at {value:g}" for key, value in stage.fit.fixed.items())
@@ -230,21 +278,36 @@ def _statements(stages: Mapping[str, _Stage], lacking: int, metric: str, via: st
             f"{what} from {via} by {name}, {stage.fit.law.equation}{held}, fitted to {len(stage.fit.runs)} runs; rms "
             f"residual {np.sqrt(np.mean(stage.fit.residuals**2)):.4f}"
         )
-    if lacking:
-        yield f"{lacking} runs without {metric} count for the loss alone"
-    yield f"{via} by several laws:"
 
 
-def _doubts(both: pd.DataFrame, metric: str, via: str, at: np.ndarray, follows: Any) -> Iterator[str]:
-    """What to doubt of the second stage."""
+def _warnings(stages: Mapping[str, _Stage], said: Sequence[str]) -> Iterator[str]:
+    """What the fits and resamples of the second stage warn of, each once with its laws, without what is `said`."""
+    names: dict[str, list[str]] = {}
+    for name, stage in stages.items():
+        for text in dict.fromkeys((*stage.fit.warnings, *stage.boot.warnings)):
+            names.setdefault(text, []).append(name)
+    return (f"{', '.join(of)}: {text}" for text, of in names.items() if text not in said)
+
+
+def _doubts(
+    both: pd.DataFrame, metric: str, via: str, at: np.ndarray, rank: float, p: float, unrelated: bool
+) -> Iterator[str]:
+    """What to doubt of the second stage; `rank` is the rank correlation of metric and loss, with its `p`."""
     low, high = both[via].min(), both[via].max()
-    if not follows.pvalue < CHANCE:
-        yield (
-            f"{metric} does not follow {via} in these runs (rank correlation {follows.statistic:.2f}): it is at the "
-            "chance level all along, and no run says where it leaves it; predict the loss alone, or ask more questions"
-        )
+    correlation = f"(rank correlation {rank:.2f}, p = {p:.2g})"
+    anything = "it is predicted to be anything beyond their losses" if unrelated else ""
     if len(both) < FEW:
-        yield f"{len(both)} runs have both {metric} and {via}, fewer than {FEW}: the second stage hangs on each of them"
+        follows = "" if p < UNRELATED else f"; whether {metric} follows {via} is not certain {correlation}"
+        yield (
+            f"{len(both)} runs have both {metric} and {via}, fewer than {FEW}: the second stage hangs on each of them"
+            f"{follows}{anything and f': {anything}'}"
+        )
+    elif p >= UNRELATED:
+        stays = f"{anything} and to stay where it is among them; " if unrelated else ""
+        yield (
+            f"{metric} does not follow {via} in these {len(both)} runs {correlation}: {stays}predict the loss alone, "
+            "or measure on more questions, easier ones where all runs guess, harder ones where all are right"
+        )
     if (at < low).any() or (at > high).any():
         yield (
             f"{via} {at.min() if (at < low).any() else at.max():.4f} lies outside the {low:.4f} to {high:.4f} of the "

@@ -4,14 +4,14 @@ One law's interval knows the scatter of the runs and takes its own form for the 
 the form. Here several forms are fitted to the same runs, their mean is the prediction, and the interval grows with what
 they disagree about, which is more the further the target lies beyond the runs:
 
-    log L = mean of log f_m,    half = T · sqrt((SPREAD · s)² + (DISTANCE · log factor)² + σ²)
+    log L = mean of log f_m,    half = T · sqrt((SPREAD · s)² + (DISTANCE · log factor)² + σ² (1 + |ℓ|²))
 
 s is the standard deviation of the members' log f_m, `factor` the target's FLOPs over the largest fitted run's (1 where
-it lies among the runs), σ the scatter of single runs about the member that is nearest to them, T a quantile of
-Student's t with five degrees of freedom. Runs weigh by how much they say about the target:
-w = (C / C_max)^COMPUTE / (1 + (e / EXCESS)²), e the log of a run's loss over the least loss that was reached with as
-much compute: what was trained far from the optimum obeys no sum of two powers. `docs/predictions.md` says how the
-constants were chosen (`python -m benchmarks.prediction --choose`) and where the intervals fail.
+it lies among the runs), σ the scatter of single runs about the member that is nearest to them, ℓ by how much each
+run's own scatter moves the mean, T a quantile of Student's t with five degrees of freedom. `analysis.members` has the
+laws, what each run counts for, σ and ℓ.
+`docs/predictions.md` says how the constants were chosen (`python -m benchmarks.prediction --choose`) and where the
+intervals fail.
 """
 
 import dataclasses
@@ -24,38 +24,28 @@ import pandas as pd
 import scipy.special
 from jaxtyping import Float
 
-from analysis import checkpoints, checks, definitions, errors, fitting, surfaces, uncertainty
+from analysis import checks, errors, fitting, members, surfaces
 
-COMPUTE = 0.5
-EXCESS = 0.1
 SPREAD = 0.5
 DISTANCE = 0.004
-FAR = 100.0  # times the largest fitted run's FLOPs: no public table reaches so far, so nothing was tested there
+FAR = 50.0  # times the largest fitted run's FLOPs: no public table reaches further, so nothing was tested there
 APART = 0.1  # of the loss, by which the laws may differ before that is warned about
-FEWEST = 3  # members that a mean and its spread need
+ON_LINE = 0.05  # of log D, by which a target may leave the line of runs whose tokens follow from parameters
 FORMAT = "scaling-prediction-1"
-WINDOW = 0.6  # log FLOPs of a group of runs whose least loss is a point of the envelope
-SIZES, GRID = (1e3, 1e15), 4801  # parameters among which the best are sought, 0.6% apart
-MEMBERS: dict[str, tuple[str, dict[str, float]]] = {
-    "hoffmann": ("hoffmann", {}),
-    "hoffmann, α = β": ("hoffmann_shared", {}),
-    "hoffmann, E = 0": ("hoffmann", {"E": 0.0}),
-    "hoffmann, α = β = 0.15": ("hoffmann", {"alpha": 0.15, "beta": 0.15}),
-    "hoffmann, α = β = 0.25": ("hoffmann", {"alpha": 0.25, "beta": 0.25}),
-    "hoffmann, α = β = 0.35": ("hoffmann", {"alpha": 0.35, "beta": 0.35}),
-    "kaplan": ("kaplan", {}),
-    "kaplan_offset": ("kaplan_offset", {}),
-}
+LEAST_SIZE, MOST_SIZE, GRID = 1e3, 1e15, 4801  # parameters among which the best are sought, 0.6% apart
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prediction:
     """Losses of new runs: an entry a row of what was asked for, in `value`, `low` and `high` (interval at `level`).
 
-    `factor` is how many times the FLOPs of the largest fitted run each takes; `members` has a column a law, the values
-    of which `value` is the mean; `statements` say what was weighted and left out, `warnings` what to doubt.
+    `params` and `tokens` are those of the runs; `factor` is how many times the FLOPs of the largest fitted run each
+    takes; `members` has a column a law, whose geometric mean is `value`; `statements` say what was weighted and left
+    out, `warnings` what to doubt.
     """
 
+    params: np.ndarray
+    tokens: np.ndarray
     value: np.ndarray
     low: np.ndarray
     high: np.ndarray
@@ -71,32 +61,40 @@ class Prediction:
         for i, value in enumerate(self.value):
             each = ", ".join(f"{name} {row:.4f}" for name, row in self.members.iloc[i].items())
             lines.append(
-                f"loss {value:.4f} ({self.level:.0%} of new runs: {self.low[i]:.4f} to {self.high[i]:.4f}), at "
-                f"{self.factor[i]:.3g} times the FLOPs of the largest run; by law: {each}"
+                f"params {self.params[i]:.4g}, tokens {self.tokens[i]:.4g}: loss {value:.4f} ({100 * self.level:g}% of "
+                f"new runs: {self.low[i]:.4f} to {self.high[i]:.4f}), at {self.factor[i]:.3g} times the FLOPs of the "
+                f"largest run; by law: {each}"
             )
         return "\n".join([*lines, *self.statements])
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What a budget should buy: N*, D* of the mean of the laws, with the range over the laws, and the loss of it.
+    """What a budget should buy: N* and D* of the mean of the laws, and the loss of it.
 
-    `valley` is the loss above the best where N is twice and half of it: what being wrong about N costs.
+    `params_by_law` and `tokens_by_law` are the least and the greatest over the laws that have an optimum of their own;
+    `valley` is by what share of the loss half and twice N* are worse: what being wrong about N costs.
     """
 
     flops: float
-    params: uncertainty.Estimate
-    tokens: uncertainty.Estimate
+    params: float
+    tokens: float
+    params_by_law: tuple[float, float]
+    tokens_by_law: tuple[float, float]
     loss: Prediction
     valley: tuple[float, float]
 
     def summary(self) -> str:
-        """Two lines, after those of the loss."""
-        n, d = (
-            f"{x.value:.3g} ({x.interval[0]:.3g} to {x.interval[1]:.3g} by law)" for x in (self.params, self.tokens)
+        """The lines of the loss, then one of the sizes."""
+        sizes = ", ".join(
+            f"{name} {value:.3g} ({least:.3g} to {most:.3g} by law)"
+            for name, value, (least, most) in (
+                ("params", self.params, self.params_by_law),
+                ("tokens", self.tokens, self.tokens_by_law),
+            )
         )
         return (
-            f"{self.loss.summary()}\nat {self.flops:.3g} FLOPs: params {n}, tokens {d}; half of these parameters cost "
+            f"{self.loss.summary()}\nat {self.flops:.3g} FLOPs: {sizes}; half of these parameters cost "
             f"{self.valley[0]:.2%} of the loss, twice as many {self.valley[1]:.2%}"
         )
 
@@ -105,183 +103,222 @@ class Budget:
 class Predictor:
     """Laws of N and D fitted to the same runs, which predict new ones together.
 
-    `refused` says of each law that the runs do not carry why; `rule` is what a run costs; `scatter` the standard
-    deviation of single runs' log losses about the law that is nearest to them.
+    `refused` says why each of the other laws could not be fitted; `columns` under which names the runs have params,
+    tokens and flops; `rule` is what a run costs; `largest` the FLOPs of the largest; `scatter` the standard deviation
+    of single runs' log losses about the law that is nearest to them. Where tokens follow from parameters in all runs
+    `line` is (κ, c) of log D = κ log N + c, and `off_line` why nothing is known elsewhere.
     """
 
     fits: dict[str, fitting.Fit]
     refused: dict[str, str]
+    columns: dict[str, str]
     rule: surfaces.FlopRule
     largest: float
     scatter: float
+    line: tuple[float, float] | None
+    off_line: str
     statements: tuple[str, ...]
     warnings: tuple[str, ...]
 
     def predict(self, at: pd.DataFrame | Mapping[str, Any], level: float = 0.95) -> Prediction:
-        """The loss of new runs of `params` and `tokens`, of one of them and `flops`, or of `flops` at their best sizes.
+        """The loss of new runs of params and tokens, of one of them and flops, or of flops at their best sizes.
 
-        `flops` follow from the runs' own rule where they are not given. Raises ValueError where an input is missing or
-        no positive number.
+        They have the names that they have in the runs, or these. FLOPs follow from the runs' own rule where they are
+        not given. Raises ValueError where an input is missing or no positive number, `Refused` where the runs say
+        nothing of such a run.
         """
-        if not 0 < level < 1:
-            raise ValueError(f"level = {level}: must lie between 0 and 1; 0.95 is usual")
-        n, d, c = self._places(at)
+        given = asked(at, level, self.columns)
+        n, d, c = self._places(given)
+        self._refuse_off_line(n, d)
         factor = c / self.largest
-        members = self._members(n, d)
-        logs = np.log(members.to_numpy())
-        value, half = np.exp(logs.mean(axis=1)), self._half(logs, factor, level)
+        by_law = self._members(n, d)
+        logs = np.log(by_law.to_numpy())
+        noise = self.scatter * np.sqrt(1 + members.carried(self.fits, n, d))
+        value, width = np.exp(logs.mean(axis=1)), half(logs.std(axis=1, ddof=1), factor, noise, level)
         return Prediction(
-            value, value * np.exp(-half), value * np.exp(half), level, factor, members, self.statements,
-            (*_doubts(members, factor), *self.warnings),
+            n, d, value, value * np.exp(-width), value * np.exp(width), level, factor, by_law, self.statements,
+            (*_doubts(by_law, factor), *self.warnings),
         )  # fmt: skip
 
-    def _places(self, at: pd.DataFrame | Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _places(self, given: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Parameters, tokens and FLOPs of new runs, an entry a run."""
-        given = {name: _positive(at[name], name) for name in ("params", "tokens", "flops") if name in at}
-        if not set(given) & {"tokens", "flops"} or not set(given) & {"params", "flops"}:
+        n, d, c = (given.get(name) for name in members.NAMES)
+        if n is None and d is None:
+            assert c is not None
+            best = [self._best(float(flops)) for flops in c]
+            return np.array([n for n, _ in best]), np.array([d for _, d in best]), c
+        if n is None:
+            assert c is not None
+            assert d is not None
+            n = self._size(c / d)
+        if d is None:
+            assert c is not None
+            d = c / self.rule.per_token(n)
+        return n, d, self.rule.flops(n, d) if c is None else c
+
+    def _size(self, per_token: np.ndarray) -> np.ndarray:
+        """The parameters of which a token costs so much."""
+        sizes = np.geomspace(LEAST_SIZE, MOST_SIZE, GRID)
+        each = np.log(self.rule.per_token(sizes))
+        wanted = np.log(per_token)
+        if (outside := (wanted < each[0]) | (wanted > each[-1])).any():
             raise ValueError(
-                f"a prediction at {', '.join(map(str, at)) or 'nothing'} needs 'params' and 'tokens', one of them and "
-                "'flops', or 'flops' alone, for its best sizes; add what is missing"
+                f"flops / tokens = {per_token[outside][0]:g} is what no model of {LEAST_SIZE:g} to {MOST_SIZE:g} "
+                "parameters costs by the FLOP rule of the runs; correct one of the two"
             )
-        if "params" not in given and "tokens" not in given:
-            best = [self._best(float(flops)) for flops in given["flops"]]
-            return np.array([n for n, _ in best]), np.array([d for _, d in best]), given["flops"]
-        if "tokens" not in given:
-            given["tokens"] = given["flops"] / self.rule.flops(given["params"], np.ones_like(given["params"]))
-        if "params" not in given:
-            sizes = self._sizes()
-            each = np.log(self.rule.flops(sizes, np.ones_like(sizes)))
-            wanted = np.log(given["flops"] / given["tokens"])
-            given["params"] = np.exp(np.interp(wanted, each, np.log(sizes)))
-        return given["params"], given["tokens"], given.get("flops", self.rule.flops(given["params"], given["tokens"]))
+        return np.asarray(np.exp(np.interp(wanted, each, np.log(sizes))))
+
+    def _refuse_off_line(self, n: np.ndarray, d: np.ndarray) -> None:
+        if self.line is None:
+            return
+        there = np.exp(np.polyval(self.line, np.log(n)))
+        if (off := np.abs(np.log(d / there)) > ON_LINE).any():
+            raise errors.Refused(
+                f"params = {n[off][0]:.4g} with tokens = {d[off][0]:.4g}: {self.off_line}; on their line it would be "
+                f"tokens = {there[off][0]:.4g}"
+            )
 
     def _members(self, n: np.ndarray, d: np.ndarray) -> pd.DataFrame:
         at = {"params": n, "tokens": d}
         return pd.DataFrame({name: fit.predict(at) for name, fit in self.fits.items()})
 
-    def _half(self, logs: Float[np.ndarray, "rows members"], factor: np.ndarray, level: float) -> np.ndarray:
-        spread = logs.std(axis=1, ddof=1)
-        beyond = np.log(np.maximum(factor, 1.0))
-        return quantile(level) * np.sqrt((SPREAD * spread) ** 2 + (DISTANCE * beyond) ** 2 + self.scatter**2)
-
-    @staticmethod
-    def _sizes() -> np.ndarray:
-        return np.geomspace(*SIZES, GRID)
-
     def _along(self, flops: float) -> tuple[np.ndarray, np.ndarray, Float[np.ndarray, "sizes members"]]:
         """Sizes and tokens that cost a budget, of a token or more, and the log losses of the members there."""
-        n = self._sizes()
-        d = flops / self.rule.flops(n, np.ones_like(n))
-        n, d = n[d >= 1], d[d >= 1]
-        return n, d, np.log(self._members(n, d).to_numpy())
+        if self.line is not None:
+            raise errors.Refused(f"the best sizes at {flops:.3g} FLOPs: {self.off_line}; give params and tokens")
+        n = np.geomspace(LEAST_SIZE, MOST_SIZE, GRID)
+        d = flops / self.rule.per_token(n)
+        if not (there := d >= 1).any():
+            raise ValueError(f"flops = {flops:g} buys no token at {LEAST_SIZE:g} parameters; pass more")
+        return n[there], d[there], np.log(self._members(n[there], d[there]).to_numpy())
 
     def _best(self, flops: float) -> tuple[float, float]:
         n, d, logs = self._along(flops)
         best = int(logs.mean(axis=1).argmin())
+        if best in (0, len(n) - 1):
+            raise errors.Refused(
+                f"at {flops:.3g} FLOPs the mean of the laws is least at {n[best]:.3g} parameters, the end of what was "
+                "searched: these runs have no best size; give params and tokens, or add runs"
+            )
         return float(n[best]), float(d[best])
 
     def allocate(self, flops: float, level: float = 0.95) -> Budget:
-        """The sizes of the least loss at a budget, by the FLOP rule of the runs; ValueError unless it is positive."""
-        if not 0 < flops < np.inf:
-            raise ValueError(f"flops = {flops}: must be positive and finite; pass a budget in FLOPs such as 1e21")
+        """The sizes of the least loss at a budget, by the FLOP rule of the runs.
+
+        Raises ValueError unless the budget is positive, `Refused` where the runs know no best sizes.
+        """
+        checks.budget(flops)
+        best = self._best(flops)
         n, d, logs = self._along(flops)
-        mean = logs.mean(axis=1)
-        best, each = int(mean.argmin()), logs.argmin(axis=0)
-        half, twice = (
-            float(np.expm1(np.interp(np.log(n[best] * factor), np.log(n), mean) - mean[best])) for factor in (0.5, 2.0)
-        )
-        n_star, d_star = (
-            uncertainty.Estimate(float(x[best]), (float(x[each].min()), float(x[each].max())), level) for x in (n, d)
-        )
-        loss = self.predict({"params": n[[best]], "tokens": d[[best]], "flops": [flops]}, level)
-        return Budget(float(flops), n_star, d_star, loss, (half, twice))
+        each = logs.argmin(axis=0)
+        inside = (each > 0) & (each < len(n) - 1)
+        by_law = [(float(x[each[inside]].min()), float(x[each[inside]].max())) for x in (n, d)]
+        mean = np.interp(np.log(best[0]) + np.log([0.5, 1.0, 2.0]), np.log(n), logs.mean(axis=1))
+        loss = self.predict({"params": best[0], "tokens": best[1], "flops": flops}, level)
+        if not inside.all():
+            names = ", ".join(np.array(list(self.fits))[~inside])
+            loss = dataclasses.replace(
+                loss, warnings=(*loss.warnings, f"no best size at {flops:.3g} FLOPs, left out of the range: {names}")
+            )
+        valley = np.expm1(mean - mean[1])
+        return Budget(flops, *best, by_law[0], by_law[1], loss, (float(valley[0]), float(valley[2])))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything as JSON, the fits with their runs."""
-        record = {
-            "format": FORMAT, "fits": {name: fit.record() for name, fit in self.fits.items()}, "refused": self.refused,
-            "rule": dataclasses.asdict(self.rule), "largest": self.largest, "scatter": self.scatter,
-            "statements": self.statements, "warnings": self.warnings,
-        }  # fmt: skip
+        record = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        record |= {
+            "format": FORMAT,
+            "fits": {name: fit.record() for name, fit in self.fits.items()},
+            "rule": dataclasses.asdict(self.rule),
+        }
         fitting.write(path, record)
 
 
 def load(path: str | os.PathLike[str]) -> Predictor:
     """A saved predictor; ValueError where the file is none."""
     record = fitting.read(path, FORMAT, "a saved prediction", "Predictor.save")
+    if missing := [field.name for field in dataclasses.fields(Predictor) if field.name not in record]:
+        raise ValueError(f"{path} is not a whole saved prediction: it lacks {', '.join(missing)}; save it again")
     fits = {name: fitting.of_record(each, path) for name, each in record["fits"].items()}
-    rule, texts = surfaces.FlopRule(**record["rule"]), (tuple(record[name]) for name in ("statements", "warnings"))
-    return Predictor(fits, record["refused"], rule, record["largest"], record["scatter"], *texts)
+    rule = dict(record["rule"])
+    bend = surfaces.Bend(**rule.pop("bend")) if rule["bend"] else None
+    return Predictor(
+        fits=fits,
+        refused=record["refused"],
+        columns=record["columns"],
+        rule=surfaces.FlopRule(**{**rule, "bend": bend}),
+        largest=record["largest"],
+        scatter=record["scatter"],
+        line=tuple(record["line"]) if record["line"] else None,
+        off_line=record["off_line"],
+        statements=tuple(record["statements"]),
+        warnings=tuple(record["warnings"]),
+    )
 
 
 def predictor(
-    frame: pd.DataFrame, *, loss: str = "loss", params: str = "params", tokens: str = "tokens", flops: str = "flops"
-) -> Predictor:
+    frame: pd.DataFrame, *, loss: str = "loss", params: str = "params", tokens: str = "tokens", flops: str = "flops",
+    cluster: str | None = None,
+) -> Predictor:  # fmt: skip
     """The members fitted to the finished runs of `frame`, each run by its weight.
 
-    Raises `Refused` (a ValueError) where fewer than three of the laws can be fitted to the runs.
+    Where rows are checkpoints, `cluster` names the column that says of which run: the last row of each counts. Raises
+    `Refused` (a ValueError) where the runs cannot share a law, are fewer than 8 or of fewer than three sizes, or carry
+    fewer than three of the laws.
     """
-    columns = {"params": params, "tokens": tokens, "flops": flops}
-    whole, derived = definitions.complete(frame, tuple(columns), columns)
-    chosen = checks.runs(whole)
-    n, d, c, y = (checks.column(chosen.frame, name, "a prediction") for name in (*columns.values(), loss))
-    checks.falling({"params": n, "tokens": d}, y, loss)
-    weight = weights(c, y)
-    runs = pd.DataFrame({"params": n, "tokens": d, "flops": c, "loss": y, "se": y / np.sqrt(weight)})
-    fits, refused = {}, {}
-    for name, (law, fixed) in MEMBERS.items():
-        try:
-            fits[name] = fitting.fit(law, runs, weights="se", fixed=fixed or None)
-        except errors.Refused as reason:
-            refused[name] = str(reason)
-    if len(fits) < FEWEST:
-        raise errors.Refused(
-            f"{len(fits)} of {len(MEMBERS)} laws can be fitted to these runs: {next(iter(refused.values()))}"
-        )
-    scatter = min(_scatter(np.log(y / fit.predict(runs)), weight) for fit in fits.values())
-    rule = surfaces.flop_rule(runs, "params", "tokens", "flops")
-    statements = [
+    columns = dict(zip(members.NAMES, (params, tokens, flops), strict=True))
+    chosen, runs = members.usable(frame, loss, columns, cluster)
+    weight = members.weights(runs["flops"].to_numpy(), runs["loss"].to_numpy())
+    runs["se"] = runs["loss"] / np.sqrt(weight)
+    fits, refused = members.fitted(runs)
+    line, off_line = members.line(runs)
+    rule = surfaces.flop_rule(runs, *members.NAMES)
+    scatter = min(members.scatter(fit, runs, weight) for fit in fits.values())
+    light = int((weight / weight.max() < 0.1).sum())
+    statements = (
         f"the mean of {len(fits)} laws: {', '.join(fits)}",
-        f"runs weigh (C/C_max)^{COMPUTE:g} / (1 + (e/{EXCESS:g})²), e the log of loss over the least at as much "
-        f"compute: {int((weight / weight.max() < 0.1).sum())} of {len(weight)} weigh less than a tenth of the heaviest",
-        *derived,
+        f"runs weigh (C/C_max)^{members.COMPUTE:g} / (1 + (e/{members.EXCESS:g})²), e the log of loss over the least "
+        f"at as much compute: {light} of {len(weight)} weigh less than a tenth of the heaviest",
+        *chosen.notes,
         *(f"left out: {name}: {reason}" for name, reason in refused.items()),
+        *members.at_bounds(fits),
         *checks.left_out(chosen),
-    ]
-    mixed, _ = checks.mixture(chosen.frame, columns.values())
-    pooled = (*chosen.warnings, *checkpoints.warn(chosen.frame, None, params, tokens), *mixed)
-    return Predictor(fits, refused, rule, float(c.max()), scatter, tuple(statements), pooled)
+    )
+    return Predictor(
+        fits, refused, columns, rule, float(runs["flops"].max()), scatter, line, off_line, statements,
+        (*chosen.warnings, *rule.warnings),
+    )  # fmt: skip
 
 
 def predict(
     frame: pd.DataFrame, at: pd.DataFrame | Mapping[str, Any], level: float = 0.95, **columns: str
 ) -> Prediction:
     """The loss of new runs at `at`, with an interval that holds single runs: `predictor(frame).predict(at)`."""
+    asked(at, level, columns)
     return predictor(frame, **columns).predict(at, level)
 
 
-def weights(flops: np.ndarray, loss: np.ndarray) -> np.ndarray:
-    """What each run counts for a prediction above them (the head of this module has the equation)."""
-    excess = np.maximum(np.log(loss) - envelope(flops, loss), 0.0)
-    return np.asarray((flops / flops.max()) ** COMPUTE / (1 + (excess / EXCESS) ** 2))
+def asked(at: pd.DataFrame | Mapping[str, Any], level: float, columns: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """What is given of new runs, by name; ValueError where it does not say what is to be predicted."""
+    if not 0 < level < 1:
+        raise ValueError(f"level = {level}: must lie between 0 and 1; 0.95 is usual")
+    held = {name: next((key for key in (columns.get(name, name), name) if key in at), None) for name in members.NAMES}
+    given = {name: _positive(at[key], key) for name, key in held.items() if key is not None}
+    if not set(given) & {"tokens", "flops"} or not set(given) & {"params", "flops"}:
+        raise ValueError(
+            f"a prediction at {', '.join(map(str, at)) or 'nothing'} needs 'params' and 'tokens', one of them and "
+            "'flops', or 'flops' alone, for its best sizes; add what is missing"
+        )
+    return dict(zip(given, np.broadcast_arrays(*given.values()), strict=True))
 
 
-def envelope(flops: np.ndarray, loss: np.ndarray) -> np.ndarray:
-    """log of the least loss that as many FLOPs or fewer reached, straight in log C between groups of runs."""
-    order = np.argsort(flops, kind="stable")
-    c, least = np.log(flops[order]), np.log(np.minimum.accumulate(loss[order]))
-    group = np.round(c / WINDOW)
-    at = np.unique(group)
-    return np.interp(
-        np.log(flops), [c[group == g].mean() for g in at], [least[group == g].min() for g in at]
-    )  # fmt: skip
-
-
-def _scatter(residuals: np.ndarray, weight: np.ndarray) -> float:
-    """The standard deviation of the weighted residuals, by their median magnitude: outliers do not count."""
-    order = np.argsort(np.abs(residuals))
-    share = np.cumsum(weight[order]) / weight.sum()
-    return float(1.4826 * np.abs(residuals)[order][np.searchsorted(share, 0.5)])
+def half(
+    apart: np.ndarray, factor: np.ndarray, noise: np.ndarray, level: float = 0.95, *,
+    spread: float = SPREAD, distance: float = DISTANCE,
+) -> np.ndarray:  # fmt: skip
+    """Half of the interval of log L where the members stand `apart` and `noise` is σ √(1 + |ℓ|²) (see the module)."""
+    wide = (spread * apart) ** 2 + (distance * np.log(np.maximum(factor, 1.0))) ** 2
+    return np.asarray(quantile(level) * np.sqrt(wide + noise**2))
 
 
 def quantile(level: float) -> float:

@@ -28,7 +28,7 @@ from analysis import (
 )
 
 T = TypeVar("T")
-FACTORS = (1.0, 10.0, 100.0)  # of the largest budget, at which the report predicts
+FACTORS = (1.0, 10.0, prediction.FAR)  # of the largest budget, at which the report predicts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,9 +101,16 @@ class _Draft:
         self.frontiers = [result for result in self.tried.values() if isinstance(result, frontiers.Frontier)]
         self.backtest = _try(self._backtest)
         self.predictor = _try(functools.partial(prediction.predictor, frame, loss=loss, params=params))
+        self.budgets = _try(self._budgets)
 
     def _backtest(self) -> backtests.Backtest:
         return backtests.backtest("hoffmann", self.frame, loss=self.loss, resamples=self.resamples, params=self.params)
+
+    def _budgets(self) -> list[prediction.Budget]:
+        """What FACTORS times the largest run's FLOPs should buy; none where there is no prediction."""
+        if isinstance(self.predictor, errors.Refused):
+            return []
+        return [self.predictor.allocate(factor * self.predictor.largest) for factor in FACTORS]
 
     def _frontier(self, approach: int, params: str | None = None) -> frontiers.Frontier:
         counted = params or self.params
@@ -126,8 +133,8 @@ class _Draft:
         warned = [*doubts.disagreement(self.frontiers)]
         if isinstance(self.backtest, backtests.Backtest):
             warned += doubts.uncovered(self.backtest)
-        if isinstance(self.predictor, prediction.Predictor):
-            warned += self.predictor.warnings
+        if not isinstance(self.budgets, errors.Refused):
+            warned += [line for budget in self.budgets for line in budget.loss.warnings]
         warned += [line for frontier in self.frontiers for line in frontier.warnings]
         if warned:
             self.page.heading("Warnings")
@@ -138,8 +145,9 @@ class _Draft:
         """Losses at and beyond the largest budget by several laws, each with an interval for a new run."""
         self.page.heading("What larger runs will reach")
         predictor = self.predictor
-        if isinstance(predictor, errors.Refused):
-            self.say(f"prediction by several laws: refused: {predictor}")
+        if isinstance(predictor, errors.Refused) or isinstance(self.budgets, errors.Refused):
+            reason = predictor if isinstance(predictor, errors.Refused) else self.budgets
+            self.say(f"prediction by several laws: refused: {reason}")
             return
         self.page.text(
             f"The best sizes for a budget and the loss of a new run there, by the mean of {len(predictor.fits)} laws. "
@@ -147,10 +155,15 @@ class _Draft:
             "docs/predictions.md."
         )
         rows = []
-        for factor in FACTORS:
-            budget = predictor.allocate(factor * predictor.largest)
+        for factor, budget in zip(FACTORS, self.budgets, strict=True):
             loss, laws = budget.loss, budget.loss.members.iloc[0]
-            n, d = _counted(budget.params), _counted(budget.tokens)
+            n, d = (
+                f"{axes.human(value)} ({axes.human(least)} to {axes.human(most)})"
+                for value, (least, most) in (
+                    (budget.params, budget.params_by_law),
+                    (budget.tokens, budget.tokens_by_law),
+                )
+            )
             interval = f"{loss.value[0]:.4f} ({loss.low[0]:.4f} to {loss.high[0]:.4f})"
             rows.append((f"{budget.flops:.3g}", f"{factor:g}", n, d, interval, f"{laws.min():.4f} to {laws.max():.4f}"))
             self.lines.append(

@@ -3,10 +3,11 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from analysis import checks, errors, forms, optima, solver
 
@@ -117,20 +118,45 @@ def _bend(n: np.ndarray, per_token: np.ndarray) -> tuple[Bend, float] | None:
     return best
 
 
-def refuse_other_inputs(law: forms.Law) -> None:
-    """Refused where a law takes anything but N and D."""
+def refuse_other_laws(law: forms.Law) -> None:
+    """Refused where a law takes anything but N and D, or gives anything but the loss."""
     if not law.allocates:
+        gives = "" if law.unit == forms.OF_LOSS else f" and gives no loss ({law.unit})"
         raise errors.Refused(
-            f"a budget is shared out between params and tokens, and {law.name!r} takes {', '.join(law.inputs)}; use a "
-            "law of these two, such as hoffmann, kaplan_offset or farseer"
+            f"a budget is shared out between params and tokens by a law of the loss, and {law.name!r} takes "
+            f"{', '.join(law.inputs)}{gives}; use a law of these two, such as hoffmann, kaplan_offset or farseer"
         )
 
 
-def refuse_without_optimum(params: Mapping[str, float], what: str) -> None:
+def powers(law: forms.Law, params: Mapping[str, Any]) -> forms.Powers | None:
+    """A law that is a sum of powers as such, an entry a sample of its parameters."""
+    if law.powers is None:
+        return None
+    samples = {name: np.atleast_1d(np.asarray(values, dtype=np.float64)) for name, values in params.items()}
+    with np.errstate(all="ignore"):  # of a sample in which a term vanished
+        return forms.Powers(*np.broadcast_arrays(*law.powers(samples)))
+
+
+def _vanished(powers: forms.Powers) -> Bool[np.ndarray, " samples"]:
+    """Where A, B or an exponent is no positive number, so that no N is best."""
+    amplitudes = np.isfinite(powers.log_a) & np.isfinite(powers.log_b)
+    exponents = (np.isfinite(each) & (each > 0) for each in (powers.alpha, powers.beta, powers.gamma))
+    return np.asarray(~np.all([amplitudes, *exponents], axis=0))
+
+
+def refuse_without_optimum(law: forms.Law, params: Mapping[str, float], what: str) -> None:
     """Refused where a term of a law that is a sum of powers has vanished, so that no N is best."""
-    for name, value in params.items():
-        if value <= 0 and name != "E":
-            raise errors.Refused(f"{what}: the fitted {name} is {value:g}, so the law has no optimum in N; add runs")
+    form = powers(law, params)
+    if form is None or not _vanished(form)[0]:
+        return
+    _, log_a, log_b, *exponents = (each[0] for each in form)
+    wrong = [(name, np.exp(log)) for name, log in (("A", log_a), ("B", log_b)) if not np.isfinite(log)]
+    wrong += [(name, value) for name, value in zip("αβγ", exponents, strict=True) if not 0 < value < np.inf]
+    vanished, fitted = (", ".join(f"{name} = {value:g}" for name, value in of) for of in (wrong, params.items()))
+    raise errors.Refused(
+        f"{what}: {law.name!r} as fitted ({fitted}) has {vanished} in E + (A/N^α + B/D^β)^γ, so it has no optimum in "
+        "N; add runs"
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -150,8 +176,7 @@ class Surface:
 
     @functools.cached_property
     def powers(self) -> forms.Powers | None:
-        with np.errstate(divide="ignore", invalid="ignore"):  # of a resample in which a term vanished
-            return self.law.powers(self.params) if self.law.powers else None
+        return powers(self.law, self.params)
 
     def at(self, flops: float, inference_tokens: float = 0.0) -> Float[np.ndarray, "samples 3"]:
         """N*, D* and L* for a budget that pays for training and for `inference_tokens` T of inference.
@@ -162,15 +187,15 @@ class Surface:
         falls everywhere, by a slope between −(β+1) and −(β+α/κ), so the root is bracketed from the optimum at T = 0.
         """
         served = inference_tokens * FORWARD
-        if (powers := self.powers) is None:
+        if (form := self.powers) is None:
             return optima.minima(self.law, self.params, flops, self.rule, served)
-        return self._settled(lambda k, kappa: _at(powers, np.log(flops / k), kappa, served), 0)
+        solution = self._settled(lambda k, kappa: _at(form, np.log(flops / k), kappa, served), 0)
+        return np.where(_vanished(form)[:, None], np.nan, solution)
 
     def optimum(self, flops: float, inference_tokens: float = 0.0) -> Float[np.ndarray, "samples 3"]:
         """`at`; `Refused` where the estimate has no optimum."""
-        if self.powers is not None:
-            estimate = {name: float(values[0]) for name, values in self.params.items()}
-            refuse_without_optimum(estimate, f"the optimum of {self.law.name!r}")
+        estimate = {name: float(values[0]) for name, values in self.params.items()}
+        refuse_without_optimum(self.law, estimate, f"the optimum at {flops:.3g} FLOPs")
         samples = self.at(flops, inference_tokens)
         if np.isnan(samples[0, :2]).any():
             raise errors.Refused(self._without(flops, inference_tokens * FORWARD))
@@ -192,16 +217,14 @@ class Surface:
 
     def _settled(self, solve: Callable[..., np.ndarray], column: int) -> np.ndarray:
         """What `solve` finds under k and κ of the rule near the N in its `column`."""
-        solution = solve(self.rule.k, self.rule.kappa)
-        if self.rule.bend is None:
-            return solution
-        for _ in range(STEPS):
-            with np.errstate(all="ignore"):  # of a resample without a minimum
+        with np.errstate(all="ignore"):  # of a sample without an optimum
+            solution = solve(self.rule.k, self.rule.kappa)
+            for _ in range(STEPS if self.rule.bend else 0):
                 again = solve(*self.rule.tangent(solution[:, column]))
                 moved = np.abs(np.log(again[:, column] / solution[:, column]))
-            solution = again
-            if not (moved > SETTLED).any():
-                break
+                solution = again
+                if not (moved > SETTLED).any():
+                    break
         return solution
 
     def reach(self, loss: float, inference_tokens: float = 0.0) -> Float[np.ndarray, "samples 3"]:
@@ -209,12 +232,13 @@ class Surface:
 
         In closed form, with R = (L − E)^(1/γ), A/N^α = wR and B/D^β = (1 − w)R, the least of k N^κ (D + T/3) has
         log w/(1 − w) = log(κβ/α) + log(1 + T/(3D)), whose right side falls with w (Sardana et al. 2024, arXiv
-        2401.00448, minimise 6ND + 2NT at a loss). Infinite where a sample does not reach the loss.
+        2401.00448, minimise 6ND + 2NT at a loss). Infinite where a sample does not reach the loss, or has no optimum.
         """
         served = inference_tokens * FORWARD
-        if (powers := self.powers) is None:
+        if (form := self.powers) is None:
             return optima.reach(self.law, self.params, loss, self.rule, served, self.largest)
-        return self._settled(lambda k, kappa: _reach(powers, k, kappa, loss, served), 1)
+        solution = self._settled(lambda k, kappa: _reach(form, k, kappa, loss, served), 1)
+        return np.where(_vanished(form)[:, None], np.inf, solution)
 
     def unreached(self, loss: float) -> str:
         """Why a loss is not reached."""
@@ -222,55 +246,54 @@ class Surface:
             return f"the fitted law reaches no loss at or below E = {self.powers.E[0]:.4g}; pass a higher one"
         return f"the optima of {self.law.name!r} as fitted do not come to it; pass one nearer to the runs' losses"
 
-    @property
+    @functools.cached_property
     def exponents(self) -> Float[np.ndarray, "samples 2"]:
         """Of N* and D* as powers of C; of a law that has none, the local ones at the largest run's budget."""
         if self.powers is None:
             return self.exponents_at(self.largest)
         alpha, beta = self.powers.alpha, self.powers.beta
-        return np.stack([beta, alpha], axis=-1) / (alpha + self.rule.kappa * beta)[:, None]
+        with np.errstate(all="ignore"):  # of a resample without an optimum
+            exponents = np.stack([beta, alpha], axis=-1) / (alpha + self.rule.kappa * beta)[:, None]
+        return np.where(_vanished(self.powers)[:, None], np.nan, exponents)
 
     def exponents_at(self, flops: float) -> Float[np.ndarray, "samples 2"]:
-        """d log N*/d log C and d log D*/d log C at a budget."""
-        with np.errstate(all="ignore"):  # of a resample without an optimum
-            low, high = (np.log(self.at(flops * np.exp(side))[:, :2]) for side in (-NEAR, NEAR))
-            return np.asarray((high - low) / (2 * NEAR))
+        """d log N*/d log C and d log D*/d log C at a budget; `Refused` where the estimate has no optimum."""
+        low, high = (np.log(self.optimum(flops * np.exp(side))[:, :2]) for side in (-NEAR, NEAR))
+        return np.asarray((high - low) / (2 * NEAR))
 
 
 def _at(powers: forms.Powers, cost: np.ndarray, kappa: np.ndarray, served: float) -> np.ndarray:
     E, log_a, log_b, alpha, beta, power = powers
-    with np.errstate(divide="ignore", invalid="ignore"):  # of a resample in which a term vanished
-        log_n = (np.log(alpha / (kappa * beta)) + log_a - log_b + beta * cost) / (alpha + kappa * beta)
-        log_d = cost - kappa * log_n
-        if served:
+    log_n = (np.log(alpha / (kappa * beta)) + log_a - log_b + beta * cost) / (alpha + kappa * beta)
+    log_d = cost - kappa * log_n
+    if served:
 
-            def excess(log_d: np.ndarray) -> np.ndarray:
-                tokens = np.logaddexp(log_d, np.log(served))
-                gain = np.log(alpha) + log_a - alpha * (cost - tokens) / kappa
-                return np.asarray(np.log(kappa * beta) + log_b + tokens - (beta + 1) * log_d - gain)
+        def excess(log_d: np.ndarray) -> np.ndarray:
+            tokens = np.logaddexp(log_d, np.log(served))
+            gain = np.log(alpha) + log_a - alpha * (cost - tokens) / kappa
+            return np.asarray(np.log(kappa * beta) + log_b + tokens - (beta + 1) * log_d - gain)
 
-            start, slopes = excess(log_d), np.stack([beta + 1, beta + alpha / kappa])
-            log_d = optima.root(excess, *np.sort(log_d + start / slopes, axis=0))
-            log_n = (cost - np.logaddexp(log_d, np.log(served))) / kappa
-        loss = E + np.exp(power * np.logaddexp(log_a - alpha * log_n, log_b - beta * log_d))
+        start, slopes = excess(log_d), np.stack([beta + 1, beta + alpha / kappa])
+        log_d = optima.root(excess, *np.sort(log_d + start / slopes, axis=0))
+        log_n = (cost - np.logaddexp(log_d, np.log(served))) / kappa
+    loss = E + np.exp(power * np.logaddexp(log_a - alpha * log_n, log_b - beta * log_d))
     return np.stack([np.exp(log_n), np.exp(log_d), loss], axis=-1)
 
 
 def _reach(powers: forms.Powers, k: np.ndarray, kappa: np.ndarray, loss: float, served: float) -> np.ndarray:
     E, log_a, log_b, alpha, beta, power = powers
-    with np.errstate(divide="ignore", invalid="ignore"):
-        room = np.log(np.where(loss > E, loss - E, np.nan)) / power
+    room = np.log(np.where(loss > E, loss - E, np.nan)) / power
 
-        def log_tokens(v: np.ndarray) -> np.ndarray:
-            return np.asarray((log_b - room + np.logaddexp(0.0, v)) / beta)
+    def log_tokens(v: np.ndarray) -> np.ndarray:
+        return np.asarray((log_b - room + np.logaddexp(0.0, v)) / beta)
 
-        def excess(v: np.ndarray) -> np.ndarray:
-            return np.asarray(np.log(kappa * beta / alpha) + np.log1p(served * np.exp(-log_tokens(v))) - v)
+    def excess(v: np.ndarray) -> np.ndarray:
+        return np.asarray(np.log(kappa * beta / alpha) + np.log1p(served * np.exp(-log_tokens(v))) - v)
 
-        low = np.log(kappa * beta / alpha)
-        v = optima.root(excess, low, low + np.log1p(served * np.exp(-log_tokens(low)))) if served else low
-        log_n = (log_a - room + np.logaddexp(0.0, -v)) / alpha
-        log_d = log_tokens(v)
+    low = np.log(kappa * beta / alpha)
+    v = optima.root(excess, low, low + np.log1p(served * np.exp(-log_tokens(low)))) if served else low
+    log_n = (log_a - room + np.logaddexp(0.0, -v)) / alpha
+    log_d = log_tokens(v)
     flops = np.log(k) + kappa * log_n + (np.logaddexp(log_d, np.log(served)) if served else log_d)
     solution = np.exp(np.stack([flops, log_n, log_d], axis=-1))
     return np.where(np.isnan(room)[:, None], np.inf, solution)

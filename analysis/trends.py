@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from analysis import errors, fitting
-from analysis.uncertainty import Estimate, estimate
+from analysis.uncertainty import Bootstrap, Estimate
 
 Rates = Mapping[str, Callable[[Mapping[str, Any]], Any]]
 
@@ -61,14 +61,11 @@ def doubling_time(fit: fitting.Fit, level: float = 0.95, resamples: int = 1000, 
         raise errors.Refused(f"{fit.law.name!r} has no doubling time; fit one of {', '.join(_RATES)}")
     boot = fit.bootstrap(resamples, seed)
     samples = {name: boot.samples[name].to_numpy() for name in boot.samples.columns}
-    return tuple(
-        _turned(of, rate(fit.params), rate(samples), level, boot.level(level))
-        for of, rate in _RATES[fit.law.name].items()
-    )
+    return tuple(_turned(of, boot, rate(fit.params), rate(samples), level) for of, rate in _RATES[fit.law.name].items())
 
 
-def _turned(of: str, value: float, samples: np.ndarray, level: float, among: float) -> Doubling:
-    rate = estimate(value, samples, level, among)
+def _turned(of: str, boot: Bootstrap, value: float, samples: np.ndarray, level: float) -> Doubling:
+    rate = boot.estimate(value, samples, level)
     low, high = rate.interval
     settled = low > 0 or high < 0
     first = 1 / high if settled or value > 0 else -np.inf

@@ -84,9 +84,9 @@ def unbiased(
     return moved
 
 
-def estimate(value: float, samples: np.ndarray, level: float, within: float | None = None) -> Estimate:
-    """`value` with the percentile interval of its resamples, at the level `within` those that are there if given."""
-    low, high = percentiles(samples, within or level)
+def estimate(value: float, samples: np.ndarray, level: float) -> Estimate:
+    """`value` with the percentile interval of its resamples."""
+    low, high = percentiles(samples, level)
     return Estimate(float(value), (float(low), float(high)), level)
 
 
@@ -119,9 +119,14 @@ class Bootstrap:
             f"{RESTARTS} other starts either: intervals count half of them below and half above all others",
         )
 
-    def level(self, level: float) -> float:
-        """The level among `samples` of an interval at `level` among all resamples."""
-        return among(level, self.converged)
+    def level(self, level: float, share: float = 1.0) -> float:
+        """The level among a `share` of `samples`, by default all, of an interval at `level` among all resamples."""
+        return among(level, share * self.converged)
+
+    def estimate(self, value: float, samples: np.ndarray, level: float, share: float = 1.0) -> Estimate:
+        """`value` with the percentile interval of what a `share` of the resamples, by default all, makes of it."""
+        low, high = percentiles(samples, self.level(level, share))
+        return Estimate(float(value), (float(low), float(high)), level)
 
     def interval(self, name: str, level: float = 0.95) -> tuple[float, float]:
         """The bias-corrected percentile interval of a parameter."""

@@ -25,18 +25,18 @@ import numpy as np
 import pandas as pd
 import tyro
 
-from analysis import datasets, errors, fitting, frontiers, prediction
+from analysis import datasets, errors, fitting, frontiers, members, prediction
 
 FACTORS = (3.0, 10.0, 30.0)
 BINS = (1.0, 5.0, 15.0, 50.0)  # of the factor, for coverage
 TARGETS, NEAR, FEWEST, SIZES, RANGE = 5, 1.5, 8, 3, 3.0
 WEIGHTS = ((0.0, np.inf), (0.5, np.inf), (0.5, 0.2), (0.5, 0.1), (0.5, 0.05), (1.0, 0.1))  # COMPUTE, EXCESS
 SETS = {
-    "all": tuple(prediction.MEMBERS),
-    "without the free Hoffmann": tuple(name for name in prediction.MEMBERS if name != "hoffmann"),
-    "fixed exponents and Kaplan": tuple(name for name in prediction.MEMBERS if "0." in name or "kaplan" in name),
-    "Hoffmann free": tuple(name for name in prediction.MEMBERS if "0." not in name and "kaplan" not in name),
-    "Kaplan": tuple(name for name in prediction.MEMBERS if "kaplan" in name),
+    "all": tuple(members.MEMBERS),
+    "without the free Hoffmann": tuple(name for name in members.MEMBERS if name != "hoffmann"),
+    "fixed exponents and Kaplan": tuple(name for name in members.MEMBERS if "0." in name or "kaplan" in name),
+    "Hoffmann free": tuple(name for name in members.MEMBERS if "0." not in name and "kaplan" not in name),
+    "Kaplan": tuple(name for name in members.MEMBERS if "kaplan" in name),
 }
 SPREADS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.75)
 DISTANCES = (0.0, 0.002, 0.004, 0.006, 0.008, 0.01)
@@ -139,7 +139,7 @@ def alone(case: Case, law: str, **options: Any) -> pd.DataFrame:
 
 def along(case: Case, law: str) -> pd.DataFrame:
     """A law of compute alone, through the least loss of each group of runs of like compute."""
-    group = np.round(np.log(case.runs["flops"]) / prediction.WINDOW)
+    group = np.round(np.log(case.runs["flops"]) / members.WINDOW)
     points = case.runs.loc[case.runs.groupby(group)["loss"].idxmin()]
     fit = fitting.fit(law, points, x="flops")
     at = {"x": case.at["flops"].to_numpy()}
@@ -194,22 +194,22 @@ def scores(every: Sequence[Case]) -> None:
                 print(f"    ×{low:g} to ×{high:g}: {inside(rows_in).mean():.1%} of {len(rows_in)} inside")
 
 
-def members(case: Case, compute: float, excess: float) -> pd.DataFrame:
-    """The members' log predictions and the scatter of the runs, under these weights."""
-    prediction.COMPUTE, prediction.EXCESS = compute, excess
+def by_member(case: Case, compute: float, excess: float) -> pd.DataFrame:
+    """The members' log predictions and what noise there is about their mean, under these weights."""
+    members.COMPUTE, members.EXCESS = compute, excess
     predictor = prediction.predictor(case.runs)
     logs = np.log(predictor.predict(case.at).members)
-    return pd.concat([described(case), logs.add_prefix("log "), logs.notna().all(axis=1).rename("all")], axis=1).assign(
-        scatter=predictor.scatter
-    )
+    n, d = (case.at[name].to_numpy() for name in ("params", "tokens"))
+    noise = predictor.scatter * np.sqrt(1 + members.carried(predictor.fits, n, d))
+    return pd.concat([described(case), logs.add_prefix("log ")], axis=1).assign(noise=noise)
 
 
 def combined(table: pd.DataFrame, names: Sequence[str], spread: float, distance: float) -> pd.DataFrame:
     logs = table[[f"log {name}" for name in names if f"log {name}" in table]]
     value = np.exp(logs.mean(axis=1))
-    wide = (spread * logs.std(axis=1)) ** 2 + (distance * np.log(table["reach"].clip(lower=1))) ** 2
-    half = prediction.quantile(0.95) * np.sqrt(wide + table["scatter"] ** 2)
-    return table.assign(value=value, low=value * np.exp(-half), high=value * np.exp(half))
+    apart, reach, noise = (part.to_numpy() for part in (logs.std(axis=1), table["reach"], table["noise"]))
+    width = prediction.half(apart, reach, noise, spread=spread, distance=distance)
+    return table.assign(value=value, low=value * np.exp(-width), high=value * np.exp(width))
 
 
 def chosen(found: dict[tuple[float, float], pd.DataFrame], sources: Sequence[str]) -> tuple[Any, float, float]:
@@ -234,7 +234,9 @@ def chosen(found: dict[tuple[float, float], pd.DataFrame], sources: Sequence[str
 
 
 def choose(every: Sequence[Case]) -> None:
-    found = {weights: pd.concat([members(case, *weights) for case in every], ignore_index=True) for weights in WEIGHTS}
+    found = {
+        weights: pd.concat([by_member(case, *weights) for case in every], ignore_index=True) for weights in WEIGHTS
+    }
     print(f"{len(WEIGHTS)} weights, then {len(SPREADS) * len(DISTANCES)} intervals; {len(SETS)} sets of members shown")
     rows = [
         {"weights": weights, "members": names, **each, "mean": each.mean()}

@@ -159,7 +159,7 @@ def fit(
 
     Args:
         resamples: Bootstrap resamples for the intervals.
-        save: Write the fit here as JSON, for `scaling predict` and `scaling plot`.
+        save: Write the fit to this .json file, for `scaling predict` and `scaling plot`.
     """
     from scaling.commands import analysing
 
@@ -175,6 +175,7 @@ def predict(
     inference_tokens: float | None = None,
     law: arguments.OwnLaw = None,
     metric: str | None = None,
+    cluster: arguments.Cluster = None,
 ) -> None:
     """Predict the loss of a new run at given parameters and tokens, or, of FLOPs alone, the best way to spend them.
 
@@ -194,15 +195,17 @@ def predict(
     given = {name: value for name, value in named.items() if value is not None}
     given |= analysing.numbers(at, "--at")
     if str(table.data).endswith(".json"):
-        if metric is not None or dataclasses.replace(table, data="") != Table(""):
-            raise ValueError("--metric, --loss, --column, --where and --sweep choose of runs; a saved fit has its own")
+        if (metric, cluster) != (None, None) or dataclasses.replace(table, data="") != Table(""):
+            raise ValueError(
+                "--metric, --cluster, --loss, --column, --where and --sweep choose of runs; a saved fit has its own"
+            )
         analysing.predict(table.file, given, inference_tokens, law)
     elif inference_tokens is not None or law is not None:
         raise ValueError("--inference-tokens and --law belong to a saved fit; fit the runs first: scaling fit … --save")
     elif metric is not None:
-        analysing.downstream(table, given, metric)
+        analysing.downstream(table, given, metric, cluster)
     else:
-        analysing.of_runs(table, given)
+        analysing.of_runs(table, given, cluster)
 
 
 def compare(

@@ -84,9 +84,17 @@ def test_an_isoflop_table_without_tokens_is_fitted(tmp_path: Path, capsys: pytes
     assert "tokens = compute_budget / (6 · parameters) (Kaplan" in told
 
 
-def test_a_folder_that_is_not_there_is_refused_before_fitting(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nowhere is no folder"):
-        analysing.fit(Table(tmp_path / "unread.csv"), "hoffmann", Objective(), 100, tmp_path / "nowhere" / "fit.json")
+@pytest.mark.parametrize(
+    ("save", "message"),
+    [
+        ("nowhere/fit.json", "nowhere is no folder"),
+        ("fit", "told from a CSV by its suffix; name it fit.json"),
+        ("fit.csv", "told from a CSV by its suffix; name it fit.json"),
+    ],
+)
+def test_where_a_fit_cannot_be_saved_is_refused_before_fitting(save: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        analysing.fit(Table(tmp_path / "unread.csv"), "hoffmann", Objective(), 100, tmp_path / save)
 
 
 def test_a_failed_row_that_fit_accepts_is_reported_too(tmp_path: Path) -> None:
@@ -139,6 +147,83 @@ def test_an_accuracy_is_predicted_by_way_of_a_loss(tmp_path: Path, capsys: pytes
     ):
         with pytest.raises(ValueError, match=message):
             cli.predict(of, flops=1e15, law="own.py", metric="right")
+
+
+@pytest.mark.parametrize(
+    ("table", "asked", "message"),
+    [
+        (
+            Table("runs.csv", columns=("parms=n",)),
+            {"flops": 1e15},
+            "--column parms=n: .* params, tokens, flops, and no",
+        ),
+        (Table("runs.csv", columns=("task_loss=x",)), {"flops": 1e15, "metric": "right"}, "--column task_loss=x: "),
+        (Table("runs.csv", columns=("loss=x",)), {"flops": 1e15, "metric": "right"}, "--column loss=x: "),
+        (Table("runs.csv", columns=("law=power",)), {"flops": 1e15, "metric": "right"}, "--column law=power: "),
+        (
+            Table("runs.csv"),
+            {"params": 1e6, "tokens": 1e8, "at": ("epochs=4",)},
+            "--at epochs=4.0: .* leave it out, or",
+        ),
+        (Table("runs.csv"), {"flops": 1e21, "at": ("x=1",)}, "--at x=1.0: a prediction from runs takes params, tokens"),
+        (Table("runs.csv"), {"flops": 1e21, "cluster": "run", "metric": "right"}, "--cluster run: --metric takes runs"),
+        (Table("fit.json"), {"flops": 1e21, "cluster": "run"}, "--cluster, .* choose of runs; a saved fit has its own"),
+    ],
+)
+def test_what_a_prediction_does_not_take_is_refused(
+    table: Table, asked: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # nothing is there: it is refused before anything is read
+    with pytest.raises(ValueError, match=message):
+        cli.predict(table, **asked)
+
+
+def predicted(text: str) -> str:
+    """The line of the prediction by several laws."""
+    (line,) = [line for line in text.splitlines() if "% of new runs" in line]
+    return line
+
+
+@pytest.mark.parametrize("of", ["fit.json", "runs.csv"])
+def test_checkpoints_of_one_run_are_one_run_to_a_prediction(
+    of: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    last = table(name=[f"run {i}" for i in range(30)])
+    before = [last.assign(tokens=part * last["tokens"], loss=last["loss"] * 1.2 / part**0.1) for part in (0.25, 0.5)]
+    last.to_csv("last.csv", index=False)
+    pd.concat([*before, last]).to_csv("runs.csv", index=False)
+    cli.predict(Table("last.csv"), flops=1e15)
+    want = predicted(capsys.readouterr().out)
+    if of == "fit.json":
+        analysing.fit(Table("runs.csv"), "hoffmann", Objective(cluster="name"), 20, Path(of))
+        capsys.readouterr()
+        cli.predict(Table(of), flops=1e15)
+    else:
+        cli.predict(Table(of), flops=1e15, cluster="name")
+    assert predicted(capsys.readouterr().out) == want
+
+
+def test_runs_of_a_fit_that_differ_in_their_seeds_alone_are_each_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = pd.concat([table(seed=seed) for seed in (0, 1)])
+    frame.to_csv(tmp_path / "runs.csv", index=False)
+    analysis.fit("hoffmann", frame).save(tmp_path / "fit.json")
+    analysing.of_runs(Table(tmp_path / "runs.csv"), {"flops": 1e15})
+    want = capsys.readouterr().out
+    analysing.predict(tmp_path / "fit.json", {"flops": 1e15}, None)
+    assert capsys.readouterr().out.startswith(want)
+
+
+def test_a_law_of_a_learning_rate_is_no_law_of_the_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = table()
+    frame["rate"] = 1.79 * frame["params"] ** -0.713 * frame["tokens"] ** 0.307
+    analysis.fit("best_rate", frame, loss="rate").save(tmp_path / "fit.json")
+    analysing.predict(tmp_path / "fit.json", {"params": 1e6, "tokens": 1e9}, None)
+    assert capsys.readouterr().out.startswith("if best_rate is right, at params 1e+06, tokens 1e+09: ")
+    with pytest.raises(ValueError, match="the law best_rate needs --params, --tokens"):
+        analysing.predict(tmp_path / "fit.json", {"flops": 1e15}, None)
 
 
 def test_a_parameter_at_its_bound_has_no_interval_and_no_parameter_two(

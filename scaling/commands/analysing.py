@@ -14,6 +14,8 @@ from scaling.commands.arguments import Objective, RunTable, Table
 from scaling.config import loading
 from scaling.launch import environments
 
+PREDICTED = ("params", "tokens", "flops")  # what a prediction by several laws takes
+
 
 def read(table: RunTable, required: Sequence[str], also: Sequence[str] = ()) -> tuple[pd.DataFrame, str]:
     """The runs of a table and the name they go by.
@@ -147,6 +149,21 @@ def saved_fit(path: Path, law: str | None) -> analysis.Fit:
     return analysis.load(path, None if law is None else law_named(law))
 
 
+def predicted(table: Table, at: dict[str, float]) -> dict[str, Any]:
+    """The columns that a prediction by several laws reads its inputs from, where they have other names.
+
+    Raises ValueError where a column or a value is given for what is no input of it.
+    """
+    columns = renamed(table)
+    for option, given in (("--column", columns), ("--at", at)):
+        if unknown := [name for name in given if name not in PREDICTED]:
+            raise ValueError(
+                f"{option} {unknown[0]}={given[unknown[0]]}: a prediction from runs takes {', '.join(PREDICTED)}, and "
+                f"no {unknown[0]!r}; leave it out, or fit a law that takes it: scaling fit … --law … --save fit.json"
+            )
+    return columns
+
+
 def saved(path: Path | None, what: str) -> None:
     """ValueError where `path` is no place for a file."""
     if path is not None and (path.is_dir() or not path.parent.is_dir()):
@@ -159,6 +176,8 @@ def saved(path: Path | None, what: str) -> None:
 def fit(table: Table, law: str, objective: Objective, resamples: int, save: Path | None) -> None:
     """Fit a law, print its parameters with intervals and its checklist."""
     saved(save, "fit")
+    if save is not None and save.suffix != ".json":
+        raise ValueError(f"--save {save}: a saved fit is told from a CSV by its suffix; name it {save.stem}.json")
     given, form = options(table, objective), law_named(law)
     frame, name = read(table, [table.loss])
     fitted = analysis.fit(form, frame, loss=table.loss, **given)
@@ -209,27 +228,32 @@ def predict(path: Path, at: dict[str, float], inference_tokens: float | None, la
         print(f"warning: {warning}")
 
 
-def downstream(table: Table, at: dict[str, float], metric: str) -> None:
+def downstream(table: Table, at: dict[str, float], metric: str, cluster: str | None = None) -> None:
     """Print the accuracy or error of a new run, predicted from its size by way of the loss."""
+    columns = predicted(table, at)
+    if cluster is not None:
+        raise ValueError(
+            f"--cluster {cluster}: --metric takes runs alone; keep the last row of each run, and leave it out"
+        )
     frame, _ = read(table, [table.loss, metric])
-    print(analysis.downstream(frame, at, metric, table.loss, **renamed(table)).summary())
+    print(analysis.downstream(frame, at, metric, table.loss, **columns).summary())
 
 
 def calibrated(fitted: "analysis.Fit", at: dict[str, float]) -> None:
     """Print the prediction whose interval counts that the law may be wrong, or why the runs do not carry one."""
+    runs = fitted.runs.assign(row=range(len(fitted.runs)))  # two seeds of one loss repeat each other in all else
     try:
-        predictor = analysis.predictor(fitted.runs)
+        printed = together(analysis.predictor(runs, cluster="cluster" if fitted.clusters else None), at)
     except analysis.Refused as reason:
-        print(f"no prediction by several laws: {reason}")
-    else:
-        print(together(predictor, at))
+        printed = f"no prediction by several laws: {reason}"
+    print(printed)
 
 
-def of_runs(table: Table, at: dict[str, float]) -> None:
+def of_runs(table: Table, at: dict[str, float], cluster: str | None = None) -> None:
     """Print what several laws fitted to the runs of a table predict together."""
+    columns = predicted(table, at)
     frame, _ = read(table, [table.loss])
-    columns = {name: value for name, value in renamed(table).items() if name in ("params", "tokens", "flops")}
-    print(together(analysis.predictor(frame, loss=table.loss, **columns), at))
+    print(together(analysis.predictor(frame, loss=table.loss, cluster=cluster, **columns), at))
 
 
 def together(predictor: prediction.Predictor, at: dict[str, float]) -> str:

@@ -61,6 +61,13 @@ At: TypeAlias = Annotated[
         help="An input of the law, for example --at params=1e9 --at tokens=2e10; repeat for more.",
     ),
 ]
+Cluster: TypeAlias = Annotated[
+    str | None,
+    tyro.conf.arg(
+        help="Column that says which run a row is a checkpoint of: a fit resamples the rows of a run together, a "
+        "prediction by several laws takes the last of each."
+    ),
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +112,6 @@ class Objective:
     """Where huber and log_cosh turn from square to straight."""
     weights: str | None = None
     """Column of standard errors of the loss; a run weighs 1/se²."""
-    cluster: str | None = None
-    """Column that says which run a row is a checkpoint of; such rows are resampled together."""
+    cluster: Cluster = None
     fix: Annotated[tuple[str, ...], Repeated, tyro.conf.arg(metavar="PARAMETER=VALUE")] = ()
     """Hold a parameter at a value, for example --fix alpha=0.34."""

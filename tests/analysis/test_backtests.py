@@ -1,12 +1,14 @@
 """Back-tests predict what they have not seen, from several origins; laws are ranked by what they predict."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import integrate
 
 import analysis
-from analysis import comparison, criteria
+from analysis import comparison, criteria, doubts
 
 
 def test_the_largest_budget_is_held_out_and_predicted(sweep) -> None:
@@ -36,6 +38,18 @@ def test_the_origin_rolls_down_and_never_sees_what_it_predicts(sweep) -> None:
     same = same[same["flops"] < budgets[-1] / 1.01]
     np.testing.assert_allclose(same["predicted"], again.rows["predicted"], rtol=1e-9)
     assert "up to 1.89e+12" in found.summary() or f"up to {budgets[-2]:.3g}" in found.summary()
+
+
+@pytest.mark.parametrize(
+    ("outside", "said"), [(7, []), (8, ["78% of 36 predictions of larger runs, in back-tests of h"])]
+)
+def test_predictions_outside_their_intervals_are_counted_over_all_origins(outside, said, sweep) -> None:
+    """Of 18 runs: one is predicted from every origin below it."""
+    found = analysis.backtest("hoffmann", sweep, resamples=20)
+    assert len(found.rows.drop_duplicates(["params", "tokens"])) == 18
+    inside = np.arange(len(found.rows)) >= outside
+    lines = [*doubts.uncovered(dataclasses.replace(found, rows=found.rows.assign(inside=inside)))]
+    assert [line[: len(start)] for line, start in zip(lines, said, strict=True)] == said
 
 
 def test_an_origin_that_leaves_too_little_is_listed_with_its_reason(planted) -> None:

@@ -1,5 +1,6 @@
 """Accuracies and errors by way of a loss: where they land, what they say; and metrics that rise refused as losses."""
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -7,10 +8,10 @@ import pandas as pd
 import pytest
 
 import analysis
-from analysis import checks, prediction
+from analysis import checks, fitting, prediction, uncertainty
 
 PREDICTOR = prediction.predictor
-PREDICTORS: dict[tuple[float, ...], prediction.Predictor] = {}
+PREDICTORS: dict[tuple[object, ...], prediction.Predictor] = {}
 QUESTIONS = 10_000
 LARGE = {"params": 2e6, "tokens": 3.3e6}  # ten times the FLOPs of the largest planted runs
 
@@ -33,14 +34,19 @@ def measured(runs: pd.DataFrame, share: Callable[[np.ndarray], np.ndarray], seed
     return runs.assign(share=rng.binomial(QUESTIONS, share(runs["loss"].to_numpy())) / QUESTIONS)
 
 
+def repeated(fit: fitting.Fit, resamples: int, seed: int) -> uncertainty.Bootstrap:
+    """Resamples that all give the fit itself: refitting takes time that tests of other things need not take."""
+    return uncertainty.Bootstrap(fit, pd.DataFrame([fit.params] * resamples), 1.0, seed)
+
+
 @pytest.fixture(autouse=True)
 def _losses_are_fitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal losses of different metrics share their predictor: its fits take most of the time."""
 
-    def predictor(frame: pd.DataFrame, *, loss: str) -> prediction.Predictor:
-        key = tuple(frame[loss])
+    def predictor(frame: pd.DataFrame, *, loss: str, **columns: str) -> prediction.Predictor:
+        key = (*frame[loss], *columns.items())
         if key not in PREDICTORS:
-            PREDICTORS[key] = PREDICTOR(frame, loss=loss)
+            PREDICTORS[key] = PREDICTOR(frame, loss=loss, **columns)
         return PREDICTORS[key]
 
     monkeypatch.setattr(prediction, "predictor", predictor)
@@ -52,24 +58,25 @@ def test_the_interval_holds_a_run_ten_times_above(share, planted, law_params) ->
     exact = law["E"] + law["A"] / LARGE["params"] ** law["alpha"] + law["B"] / LARGE["tokens"] ** law["beta"]
     for seed in (0, 1):
         runs = measured(planted(noise=0.003, seed=seed, two_seeds=False), share, seed)
-        found = analysis.downstream(runs, LARGE, "share", resamples=50)
-        assert found.low < measured(pd.DataFrame({"loss": [exact]}), share, seed)["share"].item() < found.high
-        assert found.high - found.low < 0.35
+        predicted = analysis.downstream(runs, LARGE, "share", resamples=50)
+        assert predicted.low < measured(pd.DataFrame({"loss": [exact]}), share, seed)["share"].item() < predicted.high
+        assert predicted.high - predicted.low < 0.35
 
 
 def test_both_stages_widen_the_interval_and_an_error_is_an_accuracy_turned(sweep) -> None:
     runs = measured(sweep, sigmoid)
-    found = analysis.downstream(runs, LARGE, "share", resamples=50)
-    assert found.loss.value == prediction.predictor(runs, loss="loss").predict(LARGE).value
-    assert found.shares.sum(axis=1).item() == pytest.approx(1)
-    assert found.shares.min(axis=None) > 0
-    assert list(found.members) == ["bhagia_accuracy", "gadre_error"]
-    assert found.value == pytest.approx(found.members.mean(axis=1))
+    predicted = analysis.downstream(runs, LARGE, "share", resamples=50)
+    assert predicted.loss.value == prediction.predictor(runs, loss="loss").predict(LARGE).value
+    assert predicted.shares.sum(axis=1).item() == pytest.approx(1)
+    assert predicted.shares.min(axis=None) > 0
+    assert list(predicted.members) == ["bhagia_accuracy", "gadre_error"]
+    assert predicted.value == pytest.approx(predicted.members.mean(axis=1))
     turned = analysis.downstream(runs.assign(error=1 - runs["share"]), LARGE, "error", resamples=50)
-    assert turned.value == pytest.approx(1 - found.value, abs=1e-6)
-    assert turned.low == pytest.approx(1 - found.high, abs=0.02)
+    assert turned.value == pytest.approx(1 - predicted.value, abs=1e-6)
+    assert turned.low == pytest.approx(1 - predicted.high, abs=0.02)
     narrow = analysis.downstream(runs, LARGE, "share", level=0.5, resamples=50)
-    assert found.low < narrow.low < narrow.high < found.high
+    assert predicted.low < narrow.low < narrow.high < predicted.high
+    assert "(99.9% of new runs: " in dataclasses.replace(predicted, level=0.999).summary()
 
 
 def test_shares_stay_shares_and_what_is_doubtful_comes_first(sweep) -> None:
@@ -79,16 +86,103 @@ def test_shares_stay_shares_and_what_is_doubtful_comes_first(sweep) -> None:
     few = runs.assign(share=runs["share"].where(np.arange(len(runs)) % 4 == 0))
     for frame, at, text in (
         (runs, both, "the second stage extrapolates"),
-        (guessing, both, "at the chance level all along"),
+        (guessing, both, f"share does not follow loss in these {len(runs)} runs (rank correlation "),
         (few, LARGE, "9 runs have both share and loss, fewer than 12"),
     ):
-        found = analysis.downstream(frame, at, "share", resamples=50)
-        assert text in found.summary().splitlines()[0]
-        assert ((found.low >= 0) & (found.low <= found.value) & (found.value <= found.high) & (found.high <= 1)).all()
+        predicted = analysis.downstream(frame, at, "share", resamples=50)
+        assert text in predicted.summary().splitlines()[0]
+        zero = np.zeros_like(predicted.value)
+        assert (np.diff([zero, predicted.low, predicted.value, predicted.high, zero + 1], axis=0) >= 0).all()
         if frame is guessing:  # among the measured losses it stays, beyond them nothing is known
-            assert found.high[0] - found.low[0] < 0.05
-            assert (found.low[1], found.high[1]) == (0, 1)
-    assert "27 runs without share count for the loss alone" in found.statements
+            assert predicted.high[0] - predicted.low[0] < 0.05
+            assert (predicted.low[1], predicted.high[1]) == (0, 1)
+
+
+def test_what_is_left_out_is_counted_and_text_in_rows_left_out_is_no_harm(sweep, monkeypatch) -> None:
+    def refuse(fit: fitting.Fit) -> None:
+        if fit.law.name == "gadre_error":
+            raise analysis.Refused("it stopped early")
+
+    monkeypatch.setattr(fitting, "refuse_unconverged", refuse)
+    monkeypatch.setattr(uncertainty, "bootstrap", repeated)
+    runs = measured(sweep, sigmoid)
+    runs["share"] = runs["share"].where(np.arange(len(runs)) % 4 == 0)
+    more = pd.DataFrame({"run_id": [*"abcde"], "status": ["failed"] * 2 + ["finished"] * 3})
+    more = more.assign(share=["-", "-", 0.5, 0.5, 0.5], loss=["-", "-", None, None, None])
+    whole = pd.concat([runs.astype({"share": object, "loss": object}), more])
+    whole["share"] = whole["share"].map(str, na_action="ignore")  # as a CSV has it
+    predicted, alone = (analysis.downstream(frame, LARGE, "share", resamples=50) for frame in (whole, runs))
+    assert (predicted.value, predicted.low, predicted.high) == (alone.value, alone.low, alone.high)
+    assert predicted.statements[0].startswith("share from loss by bhagia_accuracy")
+    assert predicted.statements[1:6] == (
+        "left out: gadre_error: it stopped early",
+        "2 rows where status is failed",
+        "3 runs without loss are left out",
+        "27 runs without share count for the loss alone",
+        "loss by several laws:",
+    )
+
+
+def test_columns_of_other_names_reach_the_loss_and_a_warning_of_both_stages_is_given_once(sweep, monkeypatch) -> None:
+    monkeypatch.setattr(uncertainty, "bootstrap", repeated)
+    runs = measured(sweep, sigmoid)
+    renamed = runs.rename(columns={"params": "size", "tokens": "seen"})
+    renamed["family"] = np.where(np.arange(len(runs)) % 2, "transformer", "mamba")
+    predicted = analysis.downstream(
+        renamed, LARGE, "share", law="gadre_error", resamples=50, params="size", tokens="seen"
+    )
+    assert predicted.loss.value == pytest.approx(prediction.predictor(runs, loss="loss").predict(LARGE).value)
+    assert sum("runs of 2 kinds of family" in text for text in predicted.warnings) == 1
+
+
+@pytest.mark.parametrize(
+    ("shares", "laws", "text", "certain"),
+    [
+        ([2, 1, 0, 5, 4, 3, 8, 7, 6], 2, "share follows loss is not certain (rank correlation -0.80, p = ", True),
+        ([0] * 9, 2, "(rank correlation 0.00, p = 1): it is predicted to be anything beyond their losses", False),
+        ([0] * 36, 1, "share does not follow loss in these 36 runs (rank correlation 0.00, p = 1)", False),
+    ],
+)
+def test_few_runs_do_not_say_that_a_metric_stays_where_it_is(shares, laws, text, certain, sweep, monkeypatch) -> None:
+    monkeypatch.setattr(uncertainty, "bootstrap", repeated)
+    order = sweep["loss"].sort_values().index[:: len(sweep) // len(shares)]
+    right = pd.Series(1 - 0.05 * np.array(shares), index=order)
+    predicted = analysis.downstream(sweep.assign(share=right), LARGE, "share", resamples=50)
+    assert len(predicted.members.columns) == laws
+    assert text in predicted.warnings[0]
+    assert ((predicted.low, predicted.high) != (0, 1)) == certain
+    assert ("bhagia_accuracy: 9 runs for 4 parameters: expect wide intervals" in predicted.warnings) == (laws == 2)
+
+
+def test_missing_resamples_widen_the_interval_and_are_warned_about(sweep, monkeypatch) -> None:
+    seeds = []
+
+    def missing(fit: fitting.Fit, resamples: int, seed: int) -> uncertainty.Bootstrap:
+        seeds.append(seed)
+        return dataclasses.replace(repeated(fit, resamples, seed), converged=0.8)
+
+    runs = measured(sweep, sigmoid)
+    monkeypatch.setattr(uncertainty, "bootstrap", repeated)
+    whole = analysis.downstream(runs, LARGE, "share", level=0.5, resamples=50, seed=3)
+    monkeypatch.setattr(uncertainty, "bootstrap", missing)
+    predicted = analysis.downstream(runs, LARGE, "share", level=0.5, resamples=50, seed=3)
+    assert seeds == [3, 3]
+    assert predicted.low < whole.low < whole.high < predicted.high
+    texts = [text for text in predicted.warnings if "resamples reached no minimum" in text]
+    assert len(texts) == 1
+    assert texts[0].startswith("bhagia_accuracy, gadre_error: 20.0% of ")
+
+
+@pytest.mark.parametrize(
+    ("level", "message"),
+    [
+        (95, "level = 95: must lie between 0 and 1"),
+        (0.9999, "level = 0.9999: above 0.9995 .* less than one of its 4000 draws; pass 0.9995 or less"),
+    ],
+)
+def test_levels_beyond_the_draws_are_refused_before_the_runs_are_looked_at(level: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        analysis.downstream(pd.DataFrame(), LARGE, level=level)
 
 
 @pytest.mark.parametrize(

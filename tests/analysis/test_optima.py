@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import analysis
-from analysis import frontiers, laws, solver, surfaces, uncertainty
+from analysis import forms, frontiers, laws, solver, surfaces, uncertainty
 
 BEND = surfaces.Bend(6.0, 0.8, 0.6, 1e6)
 SIX = surfaces.FlopRule(6.0, 1.0, "test")
@@ -98,6 +98,41 @@ def test_kaplans_constants_give_their_exponent_and_optimum() -> None:
     assert loss == pytest.approx(dense.min(), rel=1e-8)
 
 
+@pytest.mark.parametrize("vanished", ["A", "B", "alpha", "beta"])
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("served", [0.0, 1e11])
+def test_a_closed_form_without_an_optimum_is_missing_and_others_are_not_touched(vanished, rule, served) -> None:
+    law, params = laws.get("hoffmann"), CLOSED["hoffmann"]
+    lacking, whole = (
+        surfaces.Surface(law, {name: np.full(3, value) for name, value in params.items()}, rule, 1e20) for _ in range(2)
+    )
+    lacking.params[vanished][1] = 0.0
+    for got, want, missing in (
+        (lacking.at(1e21, served), whole.at(1e21, served), np.isnan),
+        (lacking.exponents, whole.exponents, np.isnan),
+        (lacking.reach(2.0, served), whole.reach(2.0, served), np.isposinf),
+    ):
+        assert missing(got[1]).all()
+        np.testing.assert_array_equal(got[::2], want[::2])
+
+
+def floored(params, tokens, *, L_inf, A, B, alpha, beta):
+    return L_inf + A / params**alpha + B / tokens**beta
+
+
+def test_the_floor_of_a_law_may_have_any_name_and_be_zero() -> None:
+    bound = {name: analysis.Parameter(0.0, start=(0.3,)) for name in ("L_inf", "A", "B", "alpha", "beta")}
+    own = analysis.law(
+        floored, equation="", source="", parameters=bound,
+        powers=lambda p: forms.Powers(p["L_inf"], np.log(p["A"]), np.log(p["B"]), p["alpha"], p["beta"], 1.0),
+    )  # fmt: skip
+    params = CLOSED["hoffmann"] | {"E": 0.0}
+    want = laws.get("hoffmann").optimum(params, 1e21, SIX)
+    np.testing.assert_array_equal(own.optimum({"L_inf": 0.0, **params}, 1e21, SIX), want)
+    with pytest.raises(analysis.Refused, match="has B = 0 in"):
+        own.optimum({"L_inf": 0.0, **params, "B": 0.0}, 1e21, SIX)
+
+
 def test_samples_without_an_optimum_are_missing_and_others_are_not_touched() -> None:
     law, params = searching("hoffmann"), CLOSED["hoffmann"]
     samples = {name: np.full(5, value) for name, value in params.items()}
@@ -114,9 +149,12 @@ def test_samples_without_an_optimum_are_missing_and_others_are_not_touched() -> 
     [
         ("hoffmann_interaction", SEARCHED["hoffmann_interaction"] | {"A": 0.0, "H": 0.0},
          r"no optimum in N at 1e\+21 FLOPs under C = 6 · N · D .* goes from 1\.\d+ at N = 1.29e\+06 to .* fit a law"),
-        ("hoffmann", CLOSED["hoffmann"] | {"alpha": 0.0}, "the fitted alpha is 0, so the law has no optimum in N"),
-        ("kaplan", KAPLAN | {"alpha_N": 0.0}, "the fitted alpha_N is 0"),
-        ("best_rate", {"a": 1.79, "b": -0.713, "c": 0.307}, "'best_rate' as fitted has no optimum in N"),
+        ("hoffmann", CLOSED["hoffmann"] | {"alpha": 0.0}, r"\(.*alpha = 0, .*\) has α = 0 in .* no optimum in N"),
+        ("hoffmann", CLOSED["hoffmann"] | {"A": 0.0}, r"at 1e\+21 FLOPs: 'hoffmann' as fitted .* has A = 0 in E \+"),
+        ("kaplan", KAPLAN | {"alpha_N": 0.0}, r"alpha_N = 0, .*\) has α = 0 in"),
+        ("kaplan", KAPLAN | {"alpha_D": 0.0}, r"alpha_D = 0\) has A = inf, α = inf, γ = 0 in"),
+        ("best_rate", {"a": 1.79, "b": -0.713, "c": 0.307}, 
+         r"'best_rate' takes params, tokens and gives no loss \(learning rate\); use a law of these two"),
         ("kaplan_n", {"N_c": 8.8e13, "alpha_N": 0.076}, "'kaplan_n' takes params; use a law of these two"),
         ("kumar_weights", CLOSED["hoffmann"] | {"gamma_w": 2.0}, "takes params, tokens, weight_bits"),
     ],
@@ -167,27 +205,46 @@ def test_a_saved_fit_of_any_law_allocates(name, runs, fits, tmp_path: pathlib.Pa
     assert said == (laws.get(name).powers is None)
 
 
-def test_resamples_without_an_optimum_are_said_and_widen_the_interval(fits, monkeypatch) -> None:
-    whole = fits["hoffmann_interaction"]
+@pytest.mark.parametrize(("name", "zero"), [("hoffmann_interaction", ["A", "H"]), ("kaplan", ["alpha_N"])])
+def test_resamples_without_an_optimum_are_said_and_widen_the_interval(name, zero, fits, monkeypatch) -> None:
+    whole = fits[name]
     boot = whole.bootstrap(200)
 
     def lacking(share: float) -> frontiers.Frontier:
         samples = boot.samples.copy()
-        samples.loc[: int(200 * share) - 1, ["A", "H"]] = 0.0
+        samples.loc[: int(200 * share) - 1, zero] = 0.0
         other = dataclasses.replace(boot, samples=samples)
         monkeypatch.setattr(uncertainty, "bootstrap", lambda *_: other)
         return frontiers.of_fit(whole)
 
-    full, some = lacking(0.0).allocate(1e13), lacking(0.04).allocate(1e13)
+    frontier, fewer = lacking(0.0), lacking(0.04)
+    full, some = frontier.allocate(1e13), fewer.allocate(1e13)
     assert not full.warnings
+    assert not any("have no optimum" in said for said in frontier.warnings)
     (said,) = some.warnings
     assert said.startswith("4.0% of resamples have no optimum at 1e+13 FLOPs: intervals count half of them below")
-    assert some.params.interval[0] < full.params.interval[0] < full.params.interval[1] < some.params.interval[1]
+    assert fewer.warnings[-1].startswith("4.0% of resamples have no optimum at the largest run's FLOPs: intervals")
+    slopes = [(each.exponent_params, each.exponents_at(1e13)[0]) for each in (frontier, fewer)]
+    for narrow, wide in ((full.params, some.params), *zip(*slopes, strict=True)):
+        assert wide.interval[0] < narrow.interval[0] < narrow.interval[1] < wide.interval[1]
     assert (
         lacking(0.1).allocate(1e13).warnings[0].endswith("above all others, so that they are the whole range of these")
     )
-    with pytest.raises(analysis.Refused, match=r"60.0% of resamples have no optimum .* nearer to them, or add runs"):
-        lacking(0.6).allocate(1e13)
+    many = r"{}% of resamples have no optimum at {} FLOPs: .* nearer to them, or add runs"
+    for share, vanished, refusal in (
+        (0.6, slice(1, 121), many.format(r"60\.0", r"1e\+13")),
+        (1.0, slice(1, 201), many.format(r"100\.0", r"1e\+13")),
+        (1.0, slice(0, 1), f"'{name}' as fitted .*has no optimum in N"),
+    ):
+        with pytest.raises(analysis.Refused, match=many.format(f"{100 * share:.1f}", "the largest run's")):
+            lacking(share)
+        params = {key: values.copy() for key, values in frontier.curve.params.items()}
+        for key in zero:
+            params[key][vanished] = 0.0
+        there = dataclasses.replace(frontier, curve=dataclasses.replace(frontier.curve, params=params))
+        for ask in (there.allocate, there.exponents_at):
+            with pytest.raises(analysis.Refused, match=refusal):
+                ask(1e13)
 
 
 def test_a_loss_that_no_optimum_has_is_refused(fits) -> None:

@@ -77,7 +77,7 @@ def test_the_report_carries_the_numbers(tmp_path, sweep, curves) -> None:
 
 def test_the_report_gives_reasons_for_what_cannot_be_made(tmp_path, table) -> None:
     summary = analysis.report.write(table("narayan_jax_chinchilla_small.csv"), tmp_path, "One ratio", resamples=20)
-    assert str(summary).count("one ratio of tokens to parameters") == 4
+    assert str(summary).count("one ratio of tokens to parameters") == 5
     assert "one ratio of tokens to parameters" in summary.html.read_text()
     with pytest.raises(analysis.Refused, match="nothing to report"):
         analysis.report.write(pd.DataFrame({"status": ["failed"], "loss": [np.nan]}), tmp_path, "None")

@@ -85,6 +85,9 @@ def test_a_loss_near_the_floor_has_no_upper_bound(planted) -> None:
     assert near.flops.interval[0] < near.flops.value < np.inf
     with pytest.raises(analysis.Refused, match="reaches no loss at or below E"):
         found.reach(floor)
+    for loss in (np.inf, -np.inf, np.nan):
+        with pytest.raises(ValueError, match=f"loss = {loss}: must be finite; pass a loss"):
+            found.reach(loss)
 
 
 @pytest.mark.parametrize("approach", [1, 2])
