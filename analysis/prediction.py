@@ -25,7 +25,7 @@ from jaxtyping import Float
 
 from analysis import checks, errors, fitting, members, surfaces
 
-SPREAD = 0.5
+SPREAD = 0.4
 DISTANCE = 0.004
 FAR = 50.0  # times the largest fitted run's FLOPs: no public table reaches further, so nothing was tested there
 APART = 0.1  # of the loss, by which the laws may differ before that is warned about
