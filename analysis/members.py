@@ -18,7 +18,7 @@ from jaxtyping import Float
 from analysis import checks, definitions, diagnostics, errors, fitting, laws, measuring, solver
 
 COMPUTE = 0.5
-EXCESS = 0.1
+EXCESS = 0.05
 WINDOW = 0.6  # log FLOPs of a group of runs whose least loss is a point of the envelope
 FEWEST = 3  # members that a mean and its spread need
 UNKNOWN = 1e-6  # relative singular value below which runs say nothing of a direction of a law's parameters

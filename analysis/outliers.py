@@ -80,7 +80,8 @@ def of_budgets(
         return
     off = np.full(len(frame), np.nan)
     for cut, keep in zip(cuts, left, strict=True):
-        off[cut.rows] = cut.loss / np.exp(_parabola(cut, keep)) - 1
+        if not keep.all():  # others may have too few sizes for a parabola
+            off[cut.rows] = cut.loss / np.exp(_parabola(cut, keep)) - 1
     table = pd.DataFrame({key: pd.to_numeric(frame[name]).to_numpy() for key, name in {**names, "loss": loss}.items()})
     keep = np.ones(len(frame), bool)
     keep[rows] = False

@@ -9,9 +9,8 @@ they disagree about, which is more the further the target lies beyond the runs:
 s is the standard deviation of the members' log f_m, `factor` the target's FLOPs over the largest fitted run's (1 where
 it lies among the runs), σ the scatter of single runs about the member that is nearest to them, ℓ by how much each
 run's own scatter moves the mean, T a quantile of Student's t with five degrees of freedom. `analysis.members` has the
-laws, what each run counts for, σ and ℓ.
-`docs/predictions.md` says how the constants were chosen (`python -m benchmarks.prediction --choose`) and where the
-intervals fail.
+laws, what each run counts for, σ and ℓ. `docs/predictions.md` says how the constants were chosen (`python -m
+benchmarks.prediction --choose`) and where the intervals fail.
 """
 
 import dataclasses
@@ -26,7 +25,7 @@ from jaxtyping import Float
 
 from analysis import checks, errors, fitting, members, surfaces
 
-SPREAD = 0.5
+SPREAD = 0.4
 DISTANCE = 0.004
 FAR = 50.0  # times the largest fitted run's FLOPs: no public table reaches further, so nothing was tested there
 APART = 0.1  # of the loss, by which the laws may differ before that is warned about
@@ -212,6 +211,8 @@ class Predictor:
         n, d, logs = self._along(flops)
         each = logs.argmin(axis=0)
         inside = (each > 0) & (each < len(n) - 1)
+        if not inside.any():
+            raise errors.Refused(f"none of the laws has a best size at {flops:.3g} FLOPs; add runs of other D/N")
         by_law = [(float(x[each[inside]].min()), float(x[each[inside]].max())) for x in (n, d)]
         mean = np.interp(np.log(best[0]) + np.log([0.5, 1.0, 2.0]), np.log(n), logs.mean(axis=1))
         loss = self.predict({"params": best[0], "tokens": best[1], "flops": flops}, level)

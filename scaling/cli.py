@@ -193,7 +193,10 @@ def predict(
 
     named = {"params": params, "tokens": tokens, "flops": flops}
     given = {name: value for name, value in named.items() if value is not None}
-    given |= analysing.numbers(at, "--at")
+    more = analysing.numbers(at, "--at")
+    if twice := sorted(set(given) & set(more)):
+        raise ValueError(f"--{twice[0]} {given[twice[0]]} and --at {twice[0]}={more[twice[0]]}: give one of the two")
+    given |= more
     if str(table.data).endswith(".json"):
         if (metric, cluster) != (None, None) or dataclasses.replace(table, data="") != Table(""):
             raise ValueError(

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 from packaging.version import Version
 
@@ -19,6 +20,9 @@ FUSION_EMITTERS = Version(importlib.metadata.version("jax")) < Version("0.11")  
 if FUSION_EMITTERS:
     FAST_COMPILE += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", FAST_COMPILE)
+
+hypothesis.settings.register_profile("tests", deadline=None)  # how long an example takes depends on what else runs here
+hypothesis.settings.load_profile("tests")
 
 
 def pytest_configure(config: pytest.Config) -> None:

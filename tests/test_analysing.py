@@ -165,6 +165,11 @@ def test_an_accuracy_is_predicted_by_way_of_a_loss(tmp_path: Path, capsys: pytes
             {"params": 1e6, "tokens": 1e8, "at": ("epochs=4",)},
             "--at epochs=4.0: .* leave it out, or",
         ),
+        (
+            Table("runs.csv"),
+            {"params": 1e6, "at": ("params=2e6",)},
+            "--params 1000000.0 and --at params=2000000.0: give one",
+        ),
         (Table("runs.csv"), {"flops": 1e21, "at": ("x=1",)}, "--at x=1.0: a prediction from runs takes params, tokens"),
         (Table("runs.csv"), {"flops": 1e21, "cluster": "run", "metric": "right"}, "--cluster run: --metric takes runs"),
         (Table("fit.json"), {"flops": 1e21, "cluster": "run"}, "--cluster, .* choose of runs; a saved fit has its own"),

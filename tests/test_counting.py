@@ -171,7 +171,7 @@ def test_flops_of_weights_that_a_quarter_of_the_tokens_use() -> None:
     biases=st.booleans(), qk_norm=st.booleans(), tied=st.booleans(), vocabulary=st.integers(1, 9),
     context=st.integers(1, 9),
 )  # fmt: skip
-@hypothesis.settings(max_examples=15, deadline=None)
+@hypothesis.settings(max_examples=15)
 def test_counts_are_those_of_the_real_model(
     heads: int, groups: int, size: int, vocabulary: int, context: int, **fields: Any
 ) -> None:

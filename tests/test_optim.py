@@ -217,7 +217,7 @@ def test_a_schedule_rises_to_its_peak_and_never_above(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", sorted(schedules.Schedule.group))
 @hypothesis.given(steps=st.integers(1, 40), warmup=st.integers(0, 39))
-@hypothesis.settings(max_examples=12, deadline=None)
+@hypothesis.settings(max_examples=12)
 def test_a_schedule_of_any_length_is_finite_and_positive(kind: str, steps: int, warmup: int) -> None:
     if warmup >= steps:
         with pytest.raises(ValueError, match=f"warm-up of {warmup} steps does not end within a run of {steps} steps"):

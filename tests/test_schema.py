@@ -94,7 +94,7 @@ def instances(kind: type[schema.Config]) -> st.SearchStrategy[schema.Config]:
 
 @pytest.mark.parametrize(("group", "kind"), KINDS, ids=lambda value: value if isinstance(value, str) else "")
 @hypothesis.given(data=st.data())
-@hypothesis.settings(max_examples=15, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.settings(max_examples=15, suppress_health_check=list(hypothesis.HealthCheck))
 def test_every_variant_survives_json_by_its_own_class_and_by_its_group(
     group: type[schema.Variant], kind: str, data: st.DataObject
 ) -> None:

@@ -27,7 +27,7 @@ def prediction(
     band(panel, at, np.stack([best.low, best.high], axis=-1))
     panel.plot([], [], color=axes.ACCENT, lw=6, alpha=0.18, label=f"{100 * best.level:g}% of new runs")
     panel.scatter(c, y, color="0.25", s=14, lw=0.4, edgecolor="white", zorder=4, label="runs, final loss")
-    panel.axvline(predictor.largest, color="0.5", lw=0.8, ls=":", zorder=0)
+    panel.axvline(predictor.largest, color="0.5", lw=0.8, ls=":", zorder=0, label="largest run")
     axes.logarithmic(panel, "x", np.concatenate([c, at[-1:]]), flops=True)
     axes.log_loss(panel, np.concatenate([y, best.low[-1:]]))
     panel.set(xlabel="training compute (FLOPs)", ylabel=LOSS)

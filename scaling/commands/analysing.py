@@ -210,7 +210,8 @@ def predict(path: Path, at: dict[str, float], inference_tokens: float | None, la
     if inference_tokens is not None:
         raise ValueError("--inference-tokens belongs to --flops alone: it is what a budget is shared with")
     if missing := [name for name in fitted.law.inputs if name not in at]:
-        raise ValueError(f"the law {fitted.law.name} needs {', '.join('--' + name for name in missing)}; give them")
+        options = ", ".join(f"--{name}" if name in PREDICTED else f"--at {name}=VALUE" for name in missing)
+        raise ValueError(f"the law {fitted.law.name} needs {options}; give them")
     if unused := [name for name in at if name not in fitted.law.inputs]:
         raise ValueError(
             f"the law {fitted.law.name} takes {', '.join(fitted.law.inputs)}, not {', '.join(unused)}; leave those out"

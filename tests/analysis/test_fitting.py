@@ -41,7 +41,7 @@ def test_a_planted_law_is_recovered(name: str) -> None:
     np.testing.assert_allclose(fit.predict(frame), frame["loss"], rtol=1e-8)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     E=st.floats(0.0, 3.0),
     alpha=st.floats(0.15, 0.8),

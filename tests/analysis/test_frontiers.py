@@ -31,7 +31,7 @@ def test_approach_3_finds_the_planted_optimum(planted, law_params) -> None:
             assert got.value == pytest.approx(want, rel=1e-3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(alpha=st.floats(0.2, 0.8), beta=st.floats(0.2, 0.8), kappa=st.floats(0.7, 1.3), flops=st.floats(1e10, 1e22))
 def test_the_closed_form_is_the_minimum_under_any_flop_rule(alpha, beta, kappa, flops) -> None:
     law = {"E": 1.7, "A": 400.0, "B": 900.0, "alpha": alpha, "beta": beta}

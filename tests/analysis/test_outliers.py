@@ -37,6 +37,14 @@ def test_rows_that_were_spoilt_are_named_with_what_they_move(rows, planted) -> N
     assert f"a = {without:.4g} ({two.exponent_params.value:.4g} with them)" in told
 
 
+def test_a_budget_of_one_size_does_not_stop_the_naming_of_rows_in_others(planted) -> None:
+    frame = planted(noise=0.003, seed=3, sizes=9).drop(columns="run_id")
+    spoilt = frame.assign(loss=frame["loss"] * np.where(frame.index == 9, 1.3, 1.0))
+    twice = frame.tail(1).assign(flops_budget=3e13, flops=3e13, tokens=lambda run: 3e13 / 6 / run["params"])
+    seeds = pd.concat([spoilt, twice, twice.assign(seed=7, loss=twice["loss"] + 0.01)], ignore_index=True)
+    assert named(analysis.frontier(seeds, 2, resamples=10).warnings) == ["9"]
+
+
 def test_many_rows_that_are_off_are_no_stray_ones(planted) -> None:
     frame = planted(noise=0.0005, sizes=9)
     part = frame.index % 6 == 0

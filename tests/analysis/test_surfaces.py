@@ -23,7 +23,7 @@ def loss(alpha: float, beta: float, params: np.ndarray, tokens: np.ndarray) -> n
     return 1.7 + 400 / params**alpha + 900 / tokens**beta
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(EXPONENT, EXPONENT, st.floats(0.7, 1.3), st.floats(14, 26), st.floats(6, 16))
 def test_a_budget_with_inference_buys_the_least_loss(alpha, beta, kappa, power, served) -> None:
     flops, inference = 10.0**power, 10.0**served
@@ -38,7 +38,7 @@ def test_a_budget_with_inference_buys_the_least_loss(alpha, beta, kappa, power, 
     assert least <= found.min() * (1 + 1e-10)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(EXPONENT, EXPONENT, st.floats(0.7, 1.3), st.floats(0.05, 1.0), st.floats(0, 16))
 def test_a_loss_is_reached_at_the_least_cost(alpha, beta, kappa, room, served) -> None:
     inference = 10.0**served

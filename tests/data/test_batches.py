@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scaling.data import batches, examples, text
@@ -30,7 +30,6 @@ def shapes(draw):
 
 
 @given(shapes(), st.integers(0, 2**40))
-@settings(deadline=None)
 def test_every_window_once_an_epoch(shape, seed):
     tokens, context, batch_size = shape
     made = batches.Batches(examples.Windows(numbered(tokens), context), batch_size, seed)
@@ -45,7 +44,6 @@ def test_every_window_once_an_epoch(shape, seed):
 
 
 @given(shapes(), st.integers(0, 1000), st.integers(0, 20), st.integers(1, 4), st.data())
-@settings(deadline=None)
 def test_rows_and_chunks_are_parts_of_the_whole(shape, seed, start, steps, data):
     tokens, context, batch_size = shape
     made = batches.Batches(examples.Windows(numbered(tokens), context), batch_size, seed)

@@ -24,7 +24,7 @@ def synthetic(**changes) -> sources.Synthetic:
 
 class TestSynthetic:
     @given(st.integers(2, 255), st.floats(0, 3), st.integers(0, 2**31))
-    @settings(max_examples=12, deadline=None)
+    @settings(max_examples=12)
     def test_rate_is_the_entropy_of_every_row(self, alphabet, exponent, seed):
         source = synthetic(alphabet=alphabet, exponent=exponent, seed=seed)
         matrix, stationary = chain.transition_matrix(source), chain.stationary(source)

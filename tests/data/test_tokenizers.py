@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from scaling.config import tokenizers
@@ -47,7 +47,6 @@ class TestBytes:
 
 class TestBpe:
     @given(documents_of_text)
-    @settings(deadline=None)
     def test_round_trip_and_sum_of_bytes_of_any_text(self, documents):
         encoder = trained_encoder()
         tokens = encoder.encode(documents)

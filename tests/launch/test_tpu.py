@@ -190,7 +190,6 @@ def expanded(word: str) -> str:
     return re.sub(r"\$\$|\$\(\w+\)", lambda found: "$" if found[0] == "$$" else "a variable", word)
 
 
-@hypothesis.settings(deadline=None)
 @hypothesis.given(
     st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=30), st.text(max_size=80)
 )
@@ -238,7 +237,6 @@ def test_a_folder_is_copied_whole_and_once(tmp_path: Path, monkeypatch: pytest.M
 NAMES = st.from_regex(layout.SWEEP_NAME, fullmatch=True)
 
 
-@hypothesis.settings(deadline=None)
 @hypothesis.given(NAMES, st.sampled_from(slices.SLICES), st.integers(1, tpu.MOST_WORKERS))
 @hypothesis.example("Chinchilla.approach_2--" + "x" * 200 + ".", slices.SLICES[-1], 1000)
 @hypothesis.example("0", slices.SLICES[0], 1)

@@ -40,9 +40,7 @@ def exact(run: config.Run) -> float:
 
 
 @hypothesis.given(a=AXES, b=AXES, c=AXES)
-@hypothesis.settings(
-    max_examples=40, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
-)
+@hypothesis.settings(max_examples=40, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 def test_product_and_chain_obey_their_algebra(make_run: Make, a: grids.Axis, b: grids.Axis, c: grids.Axis) -> None:
     run = make_run()
     product, chain = (lambda *p: grids.Product(parts=p)), (lambda *p: grids.Chain(parts=p))
@@ -110,9 +108,7 @@ def test_a_ladder_resizes_the_model_and_nothing_else(make_run: Make) -> None:
     budgets=st.lists(st.floats(3e7, 1e13), min_size=1, max_size=3),
     widths=st.lists(st.sampled_from([8, 16, 24, 32, 64]), min_size=1, max_size=4, unique=True),
 )
-@hypothesis.settings(
-    max_examples=30, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
-)
+@hypothesis.settings(max_examples=30, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 def test_a_budget_is_reached_to_half_a_batch_by_exact_count(
     make_run: Make, budgets: list[float], widths: list[int]
 ) -> None:

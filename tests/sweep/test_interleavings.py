@@ -411,6 +411,6 @@ class InABucket(Interleavings):
 
 
 for machine in (OnAFolder, InABucket):
-    machine.TestCase.settings = settings(max_examples=80, stateful_step_count=60, deadline=None)
+    machine.TestCase.settings = settings(max_examples=80, stateful_step_count=60)
 TestOnAFolder = OnAFolder.TestCase
 TestInABucket = InABucket.TestCase

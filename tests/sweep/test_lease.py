@@ -129,7 +129,7 @@ class AnyOrder(stateful.RuleBasedStateMachine):
         assert strays == []
 
 
-AnyOrder.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+AnyOrder.TestCase.settings = settings(max_examples=60, stateful_step_count=25)
 TestAnyOrder = AnyOrder.TestCase
 
 

@@ -22,7 +22,6 @@ def parabola(best: float, curvature: float = 0.3) -> list[float]:
 
 
 @hypothesis.given(st.floats(1.5e-3, 2.2e-2), st.floats(0.01, 3.0))
-@hypothesis.settings(deadline=None)
 def test_a_planted_minimum_is_found(best: float, curvature: float) -> None:
     assert rates.optimum(GRID, parabola(best, curvature)) == pytest.approx(best, rel=1e-6)
 
