@@ -138,12 +138,12 @@ def alone(case: Case, law: str, **options: Any) -> pd.DataFrame:
 
 
 def along(case: Case, law: str) -> pd.DataFrame:
-    """A law of compute alone, through the least loss of each group of runs of like compute."""
+    """A law of compute alone, through the least loss of each group of runs of like compute; M4 and breaks are slow."""
     group = np.round(np.log(case.runs["flops"]) / members.WINDOW)
     points = case.runs.loc[case.runs.groupby(group)["loss"].idxmin()]
     fit = fitting.fit(law, points, x="flops")
     at = {"x": case.at["flops"].to_numpy()}
-    low, high = fit.bootstrap(300).predict_interval(at)
+    low, high = fit.bootstrap(50).predict_interval(at)
     return described(case).assign(value=fit.predict(at), low=low, high=high)
 
 
