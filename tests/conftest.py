@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    if config.cache is not None:  # the processes of pytest-xdist inherit what is set here
+    if getattr(config, "cache", None) is not None:  # the processes of pytest-xdist inherit what is set here
         for name, value in environments.compiled_programs(config.cache.mkdir("compiled")).items():
             os.environ.setdefault(name, value)
 
