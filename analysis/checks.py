@@ -327,6 +327,12 @@ def budget(flops: float) -> None:
         raise ValueError(f"flops = {flops}: must be positive and finite; pass a budget in FLOPs such as 1e21")
 
 
+def level(level: float) -> None:
+    """ValueError unless the level of an interval is a share."""
+    if not 0 < level < 1:
+        raise ValueError(f"level = {level}: must lie between 0 and 1; 0.95 is usual")
+
+
 def conventions(frame: pd.DataFrame, names: Sequence[str]) -> tuple[str, ...]:
     """One line for each input: the column it is, and the convention that the frame states for it."""
     meaning = {

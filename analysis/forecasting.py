@@ -77,8 +77,7 @@ class Forecast:
         laws missed within their reach; beyond it none of the laws need hold, and the longer the predicted way, the
         more.
         """
-        if not 0 < level < 1:
-            raise ValueError(f"level = {level}: must lie between 0 and 1; 0.95 is usual")
+        checks.level(level)
         at_x = self._at(at)
         end, (centre, spread) = self.tracks.ends[:1], self._centre(at_x.ravel())
         ahead = np.maximum(np.log(at_x.ravel() / end), 0.0)

@@ -42,6 +42,7 @@ def usable(
     """The runs that a prediction may use, with columns params, tokens, flops and loss, or why there are none."""
     whole, derived = definitions.complete(frame, NAMES, columns)
     inputs = {name: columns[name] for name in ("params", "tokens")}
+    # with exponents held, as some members have them, runs on one line of N and D are no reason to refuse
     chosen, _, _ = measuring.measurements(
         laws.get("hoffmann"), whole, loss, inputs, "log", {"alpha": 0.25, "beta": 0.25}, cluster
     )
@@ -102,11 +103,16 @@ def weights(flops: np.ndarray, loss: np.ndarray) -> np.ndarray:
     return np.asarray((flops / flops.max()) ** COMPUTE / (1 + (excess / EXCESS) ** 2))
 
 
+def groups(flops: np.ndarray) -> np.ndarray:
+    """The number of each run's group of like FLOPs."""
+    return np.asarray(np.round(np.log(flops) / WINDOW))
+
+
 def envelope(flops: np.ndarray, loss: np.ndarray) -> np.ndarray:
     """log of the least loss of each group of runs of like FLOPs, or of fewer, straight in log C between the groups."""
     order = np.argsort(flops, kind="stable")
     c, least = np.log(flops[order]), np.log(np.minimum.accumulate(loss[order]))
-    group = np.round(c / WINDOW)
+    group = groups(flops[order])
     at = np.unique(group)
     means, lowest = ([part(values[group == g]) for g in at] for part, values in ((np.mean, c), (np.min, least)))
     return np.interp(np.log(flops), means, lowest)

@@ -159,8 +159,7 @@ def downstream(
 
 
 def _refuse_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level = {level}: must lie between 0 and 1; 0.95 is usual")
+    checks.level(level)
     if level > (most := 1 - 2 / DRAWS):
         raise ValueError(
             f"level = {level}: above {most:g} an end of the interval leaves out less than one of its {DRAWS} draws; "

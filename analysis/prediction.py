@@ -31,7 +31,7 @@ FAR = 50.0  # times the largest fitted run's FLOPs: no public table reaches furt
 APART = 0.1  # of the loss, by which the laws may differ before that is warned about
 ON_LINE = 0.05  # of log D, by which a target may leave the line of runs whose tokens follow from parameters
 FORMAT = "scaling-prediction-1"
-LEAST_SIZE, MOST_SIZE, GRID = 1e3, 1e15, 4801  # parameters among which the best are sought, 0.6% apart
+SIZES = np.geomspace(1e3, 1e15, 4801)  # parameters among which the best are sought, 0.6% apart
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -132,20 +132,24 @@ class Predictor:
         factor = c / self.largest
         by_law = self._members(n, d)
         logs = np.log(by_law.to_numpy())
-        noise = self.scatter * np.sqrt(1 + members.carried(self.fits, n, d))
-        value, width = np.exp(logs.mean(axis=1)), half(logs.std(axis=1, ddof=1), factor, noise, level)
+        value, width = np.exp(logs.mean(axis=1)), half(logs.std(axis=1, ddof=1), factor, self.noise(n, d), level)
         return Prediction(
             n, d, value, value * np.exp(-width), value * np.exp(width), level, factor, by_law, self.statements,
             (*_doubts(by_law, factor), *self.warnings),
         )  # fmt: skip
+
+    def noise(self, n: np.ndarray, d: np.ndarray) -> np.ndarray:
+        """σ √(1 + |ℓ|²): the scatter of a new run, and what that of the runs does to the mean of the laws there."""
+        return np.asarray(self.scatter * np.sqrt(1 + members.carried(self.fits, n, d)))
 
     def _places(self, given: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Parameters, tokens and FLOPs of new runs, an entry a run."""
         n, d, c = (given.get(name) for name in members.NAMES)
         if n is None and d is None:
             assert c is not None
-            best = [self._best(float(flops)) for flops in c]
-            return np.array([n for n, _ in best]), np.array([d for _, d in best]), c
+            along = [self._along(float(flops)) for flops in c]
+            n, d = np.array([(n[best], d[best]) for n, d, _, best in along]).T
+            return n, d, c
         if n is None:
             assert c is not None
             assert d is not None
@@ -157,15 +161,14 @@ class Predictor:
 
     def _size(self, per_token: np.ndarray) -> np.ndarray:
         """The parameters of which a token costs so much."""
-        sizes = np.geomspace(LEAST_SIZE, MOST_SIZE, GRID)
-        each = np.log(self.rule.per_token(sizes))
+        each = np.log(self.rule.per_token(SIZES))
         wanted = np.log(per_token)
         if (outside := (wanted < each[0]) | (wanted > each[-1])).any():
             raise ValueError(
-                f"flops / tokens = {per_token[outside][0]:g} is what no model of {LEAST_SIZE:g} to {MOST_SIZE:g} "
+                f"flops / tokens = {per_token[outside][0]:g} is what no model of {SIZES[0]:g} to {SIZES[-1]:g} "
                 "parameters costs by the FLOP rule of the runs; correct one of the two"
             )
-        return np.asarray(np.exp(np.interp(wanted, each, np.log(sizes))))
+        return np.asarray(np.exp(np.interp(wanted, each, np.log(SIZES))))
 
     def _refuse_off_line(self, n: np.ndarray, d: np.ndarray) -> None:
         if self.line is None:
@@ -181,25 +184,22 @@ class Predictor:
         at = {"params": n, "tokens": d}
         return pd.DataFrame({name: fit.predict(at) for name, fit in self.fits.items()})
 
-    def _along(self, flops: float) -> tuple[np.ndarray, np.ndarray, Float[np.ndarray, "sizes members"]]:
-        """Sizes and tokens that cost a budget, of a token or more, and the log losses of the members there."""
+    def _along(self, flops: float) -> tuple[np.ndarray, np.ndarray, Float[np.ndarray, "sizes members"], int]:
+        """Sizes and tokens that cost a budget, the log losses of the members there, and which is best by their mean."""
         if self.line is not None:
             raise errors.Refused(f"the best sizes at {flops:.3g} FLOPs: {self.off_line}; give params and tokens")
-        n = np.geomspace(LEAST_SIZE, MOST_SIZE, GRID)
-        d = flops / self.rule.per_token(n)
+        d = flops / self.rule.per_token(SIZES)
         if not (there := d >= 1).any():
-            raise ValueError(f"flops = {flops:g} buys no token at {LEAST_SIZE:g} parameters; pass more")
-        return n[there], d[there], np.log(self._members(n[there], d[there]).to_numpy())
-
-    def _best(self, flops: float) -> tuple[float, float]:
-        n, d, logs = self._along(flops)
+            raise ValueError(f"flops = {flops:g} buys no token at {SIZES[0]:g} parameters; pass more")
+        n, d = SIZES[there], d[there]
+        logs = np.log(self._members(n, d).to_numpy())
         best = int(logs.mean(axis=1).argmin())
         if best in (0, len(n) - 1):
             raise errors.Refused(
                 f"at {flops:.3g} FLOPs the mean of the laws is least at {n[best]:.3g} parameters, the end of what was "
                 "searched: these runs have no best size; give params and tokens, or add runs"
             )
-        return float(n[best]), float(d[best])
+        return n, d, logs, best
 
     def allocate(self, flops: float, level: float = 0.95) -> Budget:
         """The sizes of the least loss at a budget, by the FLOP rule of the runs.
@@ -207,22 +207,22 @@ class Predictor:
         Raises ValueError unless the budget is positive, `Refused` where the runs know no best sizes.
         """
         checks.budget(flops)
-        best = self._best(flops)
-        n, d, logs = self._along(flops)
+        n, d, logs, best = self._along(flops)
+        params, tokens = float(n[best]), float(d[best])
         each = logs.argmin(axis=0)
         inside = (each > 0) & (each < len(n) - 1)
         if not inside.any():
             raise errors.Refused(f"none of the laws has a best size at {flops:.3g} FLOPs; add runs of other D/N")
         by_law = [(float(x[each[inside]].min()), float(x[each[inside]].max())) for x in (n, d)]
-        mean = np.interp(np.log(best[0]) + np.log([0.5, 1.0, 2.0]), np.log(n), logs.mean(axis=1))
-        loss = self.predict({"params": best[0], "tokens": best[1], "flops": flops}, level)
+        mean = np.interp(np.log(params) + np.log([0.5, 1.0, 2.0]), np.log(n), logs.mean(axis=1))
+        loss = self.predict({"params": params, "tokens": tokens, "flops": flops}, level)
         if not inside.all():
             names = ", ".join(np.array(list(self.fits))[~inside])
             loss = dataclasses.replace(
                 loss, warnings=(*loss.warnings, f"no best size at {flops:.3g} FLOPs, left out of the range: {names}")
             )
         valley = np.expm1(mean - mean[1])
-        return Budget(flops, *best, by_law[0], by_law[1], loss, (float(valley[0]), float(valley[2])))
+        return Budget(flops, params, tokens, by_law[0], by_law[1], loss, (float(valley[0]), float(valley[2])))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything as JSON, the fits with their runs."""
@@ -301,8 +301,7 @@ def predict(
 
 def asked(at: pd.DataFrame | Mapping[str, Any], level: float, columns: Mapping[str, str]) -> dict[str, np.ndarray]:
     """What is given of new runs, by name; ValueError where it does not say what is to be predicted."""
-    if not 0 < level < 1:
-        raise ValueError(f"level = {level}: must lie between 0 and 1; 0.95 is usual")
+    checks.level(level)
     held = {name: next((key for key in (columns.get(name, name), name) if key in at), None) for name in members.NAMES}
     given = {name: _positive(at[key], key) for name, key in held.items() if key is not None}
     if not set(given) & {"tokens", "flops"} or not set(given) & {"params", "flops"}:

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float
 
-from analysis import errors, solver
+from analysis import checks, errors, solver
 
 if typing.TYPE_CHECKING:
     from analysis import fitting
@@ -52,8 +52,7 @@ def profile(fit: "fitting.Fit", name: str, level: float) -> Profile:
     """The profile of one parameter and its interval at `level`; Refused where the fit holds it fixed."""
     if name not in fit.params:
         raise ValueError(f"{name!r} is no parameter of {fit.law.name!r}; name one of {', '.join(fit.params)}")
-    if not 0 < level < 1:
-        raise ValueError(f"level = {level}: must lie between 0 and 1; 0.95 is usual")
+    checks.level(level)
     if name in fit.fixed:
         raise errors.Refused(f"{name} is fixed at {fit.fixed[name]:g} in this fit: it has no profile; fit it free")
     index, parameter = fit.law.names.index(name), fit.law.parameter(name)

@@ -100,17 +100,15 @@ class _Draft:
         self.tried = {number: _try(functools.partial(self._frontier, number)) for number in (1, 2, 3)}
         self.frontiers = [result for result in self.tried.values() if isinstance(result, frontiers.Frontier)]
         self.backtest = _try(self._backtest)
-        self.predictor = _try(functools.partial(prediction.predictor, frame, loss=loss, params=params))
-        self.budgets = _try(self._budgets)
+        self.prediction = _try(self._prediction)
 
     def _backtest(self) -> backtests.Backtest:
         return backtests.backtest("hoffmann", self.frame, loss=self.loss, resamples=self.resamples, params=self.params)
 
-    def _budgets(self) -> list[prediction.Budget]:
-        """What FACTORS times the largest run's FLOPs should buy; none where there is no prediction."""
-        if isinstance(self.predictor, errors.Refused):
-            return []
-        return [self.predictor.allocate(factor * self.predictor.largest) for factor in FACTORS]
+    def _prediction(self) -> tuple[prediction.Predictor, list[prediction.Budget]]:
+        """What several laws predict together, and what FACTORS times the largest run's FLOPs should buy by them."""
+        predictor = prediction.predictor(self.frame, loss=self.loss, params=self.params)
+        return predictor, [predictor.allocate(factor * predictor.largest) for factor in FACTORS]
 
     def _frontier(self, approach: int, params: str | None = None) -> frontiers.Frontier:
         counted = params or self.params
@@ -133,8 +131,8 @@ class _Draft:
         warned = [*doubts.disagreement(self.frontiers)]
         if isinstance(self.backtest, backtests.Backtest):
             warned += doubts.uncovered(self.backtest)
-        if not isinstance(self.budgets, errors.Refused):
-            warned += [line for budget in self.budgets for line in budget.loss.warnings]
+        if not isinstance(self.prediction, errors.Refused):
+            warned += [line for budget in self.prediction[1] for line in budget.loss.warnings]
         warned += [line for frontier in self.frontiers for line in frontier.warnings]
         if warned:
             self.page.heading("Warnings")
@@ -144,18 +142,17 @@ class _Draft:
     def predictions(self) -> None:
         """Losses at and beyond the largest budget by several laws, each with an interval for a new run."""
         self.page.heading("What larger runs will reach")
-        predictor = self.predictor
-        if isinstance(predictor, errors.Refused) or isinstance(self.budgets, errors.Refused):
-            reason = predictor if isinstance(predictor, errors.Refused) else self.budgets
-            self.say(f"prediction by several laws: refused: {reason}")
+        if isinstance(self.prediction, errors.Refused):
+            self.say(f"prediction by several laws: refused: {self.prediction}")
             return
+        predictor, budgets = self.prediction
         self.page.text(
             f"The best sizes for a budget and the loss of a new run there, by the mean of {len(predictor.fits)} laws. "
             "The intervals count that every one of them may be wrong; how that is done and where it was tested is in "
             "docs/predictions.md."
         )
         rows = []
-        for factor, budget in zip(FACTORS, self.budgets, strict=True):
+        for factor, budget in zip(FACTORS, budgets, strict=True):
             loss, laws = budget.loss, budget.loss.members.iloc[0]
             n, d = (
                 f"{axes.human(value)} ({axes.human(least)} to {axes.human(most)})"

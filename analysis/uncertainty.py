@@ -17,7 +17,7 @@ import pandas as pd
 import scipy.special
 from jaxtyping import Float
 
-from analysis import errors, solver
+from analysis import checks, errors, solver
 
 if typing.TYPE_CHECKING:
     from analysis import fitting
@@ -44,8 +44,7 @@ def percentiles(samples: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarr
 
     The k-th smallest of B samples is taken as the quantile k / (B + 1), so that few samples do not narrow it.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level = {level}: must lie between 0 and 1; 0.95 is usual")
+    checks.level(level)
     tail = 50 * (1 - level)
     low, high = np.nanpercentile(samples, [tail, 100 - tail], axis=0, method="weibull")
     return low, high

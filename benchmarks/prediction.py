@@ -139,8 +139,7 @@ def alone(case: Case, law: str, **options: Any) -> pd.DataFrame:
 
 def along(case: Case, law: str) -> pd.DataFrame:
     """A law of compute alone, through the least loss of each group of runs of like compute; M4 and breaks are slow."""
-    group = np.round(np.log(case.runs["flops"]) / members.WINDOW)
-    points = case.runs.loc[case.runs.groupby(group)["loss"].idxmin()]
+    points = case.runs.loc[case.runs.groupby(members.groups(case.runs["flops"].to_numpy()))["loss"].idxmin()]
     fit = fitting.fit(law, points, x="flops")
     at = {"x": case.at["flops"].to_numpy()}
     low, high = fit.bootstrap(50).predict_interval(at)
@@ -199,8 +198,7 @@ def by_member(case: Case, compute: float, excess: float) -> pd.DataFrame:
     members.COMPUTE, members.EXCESS = compute, excess
     predictor = prediction.predictor(case.runs)
     logs = np.log(predictor.predict(case.at).members)
-    n, d = (case.at[name].to_numpy() for name in ("params", "tokens"))
-    noise = predictor.scatter * np.sqrt(1 + members.carried(predictor.fits, n, d))
+    noise = predictor.noise(*(case.at[name].to_numpy() for name in ("params", "tokens")))
     return pd.concat([described(case), logs.add_prefix("log ")], axis=1).assign(noise=noise)
 
 

@@ -8,13 +8,11 @@ from typing import Any
 import pandas as pd
 
 import analysis
-from analysis import frontiers, laws, prediction, tables
+from analysis import frontiers, laws, members, prediction, tables
 from scaling import schema, store
 from scaling.commands.arguments import Objective, RunTable, Table
 from scaling.config import loading
 from scaling.launch import environments
-
-PREDICTED = ("params", "tokens", "flops")  # what a prediction by several laws takes
 
 
 def read(table: RunTable, required: Sequence[str], also: Sequence[str] = ()) -> tuple[pd.DataFrame, str]:
@@ -156,10 +154,11 @@ def predicted(table: Table, at: dict[str, float]) -> dict[str, Any]:
     """
     columns = renamed(table)
     for option, given in (("--column", columns), ("--at", at)):
-        if unknown := [name for name in given if name not in PREDICTED]:
+        if unknown := [name for name in given if name not in members.NAMES]:
             raise ValueError(
-                f"{option} {unknown[0]}={given[unknown[0]]}: a prediction from runs takes {', '.join(PREDICTED)}, and "
-                f"no {unknown[0]!r}; leave it out, or fit a law that takes it: scaling fit … --law … --save fit.json"
+                f"{option} {unknown[0]}={given[unknown[0]]}: a prediction from runs takes {', '.join(members.NAMES)}, "
+                f"and no {unknown[0]!r}; leave it out, or fit a law that takes it: scaling fit … --law … "
+                "--save fit.json"
             )
     return columns
 
@@ -210,7 +209,7 @@ def predict(path: Path, at: dict[str, float], inference_tokens: float | None, la
     if inference_tokens is not None:
         raise ValueError("--inference-tokens belongs to --flops alone: it is what a budget is shared with")
     if missing := [name for name in fitted.law.inputs if name not in at]:
-        options = ", ".join(f"--{name}" if name in PREDICTED else f"--at {name}=VALUE" for name in missing)
+        options = ", ".join(f"--{name}" if name in members.NAMES else f"--at {name}=VALUE" for name in missing)
         raise ValueError(f"the law {fitted.law.name} needs {options}; give them")
     if unused := [name for name in at if name not in fitted.law.inputs]:
         raise ValueError(

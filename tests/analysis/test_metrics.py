@@ -202,10 +202,10 @@ def test_what_is_no_share_or_too_little_is_refused(change, options, message: str
 
 
 @pytest.mark.parametrize(
-    ("suite", "low", "measured", "high"),
-    [("olmo", 0.48, 0.570, 0.60), ("mmlu", 0.27, 0.318, 0.31)],  # MMLU leaves chance above the runs: it lies outside
+    ("suite", "low", "measured", "high", "inside"),
+    [("olmo", 0.48, 0.570, 0.60, True), ("mmlu", 0.27, 0.318, 0.31, False)],  # MMLU leaves chance above the runs
 )
-def test_the_held_out_run_of_brandfonbrener(suite: str, low: float, measured: float, high: float, table) -> None:
+def test_the_held_out_run_of_brandfonbrener(suite, low, measured, high, inside: bool, table) -> None:
     runs = table("brandfonbrener2024_two_sets.csv")
     runs = runs[runs["train_set"] == "slimpajama-chunk1"]
     below, above = (runs[runs["split"] == split] for split in ("fit", "extrapolate"))
@@ -214,6 +214,8 @@ def test_the_held_out_run_of_brandfonbrener(suite: str, low: float, measured: fl
     assert above[metric].item() == pytest.approx(measured, abs=0.001)
     assert predicted.low.item() == pytest.approx(low, abs=0.01)
     assert predicted.high.item() == pytest.approx(high, abs=0.01)
+    assert (predicted.low < above[metric].item() < predicted.high) == inside
+    assert predicted.high - predicted.low < 0.2
     assert "the second stage extrapolates" in predicted.warnings[0]
 
 
